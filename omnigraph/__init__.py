@@ -1,0 +1,40 @@
+"""OmniGraph compiles a PyTorch transformer once and runs it, verified and fast, on every chip.
+
+Importing this package imports neither torch nor a vendor's SDK: each name loads on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omnigraph.driver import export
+    from omnigraph.errors import OmniGraphError
+    from omnigraph.program import Dim, Program, TensorSpec
+    from omnigraph.runtimes import load
+    from omnigraph.trace import trace
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "export": "omnigraph.driver",
+    "load": "omnigraph.runtimes",
+    "trace": "omnigraph.trace",
+    "inspect": "omnigraph.inspection",
+    "Program": "omnigraph.program",
+    "TensorSpec": "omnigraph.program",
+    "Dim": "omnigraph.program",
+    "OmniGraphError": "omnigraph.errors",
+}
+__all__ = ["Dim", "OmniGraphError", "Program", "TensorSpec", "export", "load", "trace"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'omnigraph' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
