@@ -1,0 +1,76 @@
+"""An OmniNet as a folder: config.json and model.safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .config import OmniNetConfig
+from .omninet import OmniNet
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A folder that holds no readable OmniNet."""
+
+
+def save(model: OmniNet, folder: Path) -> None:
+    """Write ``model`` into ``folder``, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = model.state_dict()
+    if model.config.tie_embeddings:
+        del tensors["output.weight"]  # the same memory as token_embedding.weight
+    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load(folder: Path) -> OmniNet:
+    """Read ``folder``; the weights stay in the mapped file until they are touched."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder}: expected a file {name}, found none\n"
+                "hint: give the folder that OmniNet.save wrote"
+            )
+    config = _read_config(folder / CONFIG_FILE)
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE}: expected a safetensors file, found one that cannot be read "
+            f"({error})\nhint: it may be cut short; save the model again"
+        ) from error
+    model = OmniNet(config, initialize=False)
+    if config.tie_embeddings and "token_embedding.weight" in tensors:
+        tensors["output.weight"] = tensors["token_embedding.weight"]
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE}: expected the tensors of {CONFIG_FILE}, found others "
+            f"({error})\nhint: the two files are not of one model"
+        ) from error
+    if config.tie_embeddings:
+        model.output.weight = model.token_embedding.weight
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
+def _read_config(path: Path) -> OmniNetConfig:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path}: expected JSON, found text that is not ({error})\nhint: save the model again"
+        ) from error
+    return OmniNetConfig.from_dict(data)
+
+
+__all__ = ["CheckpointError", "load", "save"]

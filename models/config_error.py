@@ -1,0 +1,16 @@
+"""The one error that a wrong configuration raises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A field of a configuration is wrong: says which, what was expected, found, and a hint."""
+
+    def __init__(self, field: str, expected: str, found: Any, hint: str) -> None:
+        self.field = field
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+        super().__init__(f"{field}: expected {expected}, found {found!r}\nhint: {hint}")

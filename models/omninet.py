@@ -1,0 +1,231 @@
+"""OmniNet: an encoder, a decoder, or both, from one configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention, KeyValue
+from .config import OmniNetConfig
+from .feed_forward import FeedForward
+from .linear import Embedding, Linear
+from .stack import Stack
+
+
+class OmniNet(nn.Module):
+    """A transformer of ``config.kind`` (Vaswani et al. 2017, section 3).
+
+    B is the batch, T and S the tokens of the decoder and of the encoder, P those of the past,
+    C the hidden size, H the heads, D the head size, V the vocabulary. Tokens and masks are int64.
+    """
+
+    def __init__(self, config: OmniNetConfig, *, initialize: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
+        self.encoder = Stack(config, "encoder") if config.kind != "decoder" else None
+        self.decoder = Stack(config, "decoder") if config.kind != "encoder" else None
+        self.output = Linear(config.hidden_size, config.vocab_size, bias=config.output_bias)
+        if config.tie_embeddings:
+            self.output.weight = self.token_embedding.weight
+        if initialize:
+            self.initialize()
+
+    @classmethod
+    def from_seed(cls, config: OmniNetConfig, seed: int = 0) -> OmniNet:
+        """A model whose weights depend on ``config`` and ``seed`` alone."""
+        model = cls(config, initialize=False)
+        model.initialize(torch.Generator().manual_seed(seed))
+        return model
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Normal weights of deviation 0.02; what ends a residual branch by 1/sqrt(branches) smaller.
+
+        As GPT-2 does (Radford et al. 2019, section 2.3).
+        """
+        done: set[int] = set()
+        branches = 2 * max(self.config.encoder_layers, self.config.decoder_layers)
+        ends = {id(m.output) for m in self.modules() if isinstance(m, Attention)}
+        ends |= {id(m.down) for m in self.modules() if isinstance(m, FeedForward)}
+        for module in self.modules():
+            if not isinstance(module, nn.Linear | nn.Embedding) or id(module.weight) in done:
+                continue
+            done.add(id(module.weight))
+            deviation = 0.02 / math.sqrt(branches) if id(module) in ends else 0.02
+            module.weight.normal_(0.0, deviation, generator=generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx].zero_()
+        if self.output.bias is not None:
+            self.output.bias.zero_()
+
+    # -- running ---------------------------------------------------------------------------
+
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Run the encoder.
+
+        Args:
+            input_ids: [B, S].
+            attention_mask: [B, S], 1 for a token and 0 for padding.
+
+        Returns:
+            last_hidden_state [B, S, C], and cross_key_values: keys and values [B, H, S, D] of the
+            cross-attention of each decoder layer (none where there is no decoder).
+
+        Raises:
+            ValueError: the model has no encoder, or absolute positions do not reach that far.
+        """
+        encoder = self._side("encoder")
+        hidden, _ = encoder(input_ids, self.token_embedding(input_ids), attention_mask)
+        if self.decoder is None:
+            return hidden, []
+        return hidden, [block.cross_attention.project(hidden) for block in self.decoder.blocks]
+
+    def decode(
+        self,
+        decoder_input_ids: Tensor,
+        decoder_attention_mask: Tensor | None = None,
+        past_key_values: Sequence[KeyValue] | None = None,
+        cross_key_values: Sequence[KeyValue] | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Run the decoder over some more tokens.
+
+        Args:
+            decoder_input_ids: [B, T].
+            decoder_attention_mask: [B, P+T], 1 for a token and 0 for padding, the past first.
+            past_key_values: for each layer keys and values [B, H, P, D] of an earlier call.
+            cross_key_values: what `encode` gave, for kind encoder-decoder.
+            attention_mask: [B, S], the encoder's.
+
+        Returns:
+            logits [B, T, V], and for each layer keys and values [B, H, P+T, D].
+
+        Raises:
+            ValueError: the model has no decoder, cross_key_values lack, or absolute positions do
+                not reach that far.
+        """
+        hidden, presents = self._decode(
+            decoder_input_ids,
+            decoder_attention_mask,
+            past_key_values,
+            cross_key_values,
+            attention_mask,
+        )
+        return self.output(hidden), presents
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The whole model.
+
+        Args:
+            input_ids: [B, S], of the encoder, or of the decoder where it is alone.
+            attention_mask: [B, S], 1 for a token and 0 for padding.
+            decoder_input_ids: [B, T], for kind encoder-decoder.
+            decoder_attention_mask: [B, T], likewise.
+
+        Returns:
+            logits, [B, T, V] ([B, S, V] where there is one side).
+
+        Raises:
+            ValueError: decoder_input_ids lack where there are two sides, or are given where not.
+        """
+        if (decoder_input_ids is not None) != (self.config.kind == "encoder-decoder"):
+            raise ValueError(
+                f"forward of kind={self.config.kind}: expected "
+                f"{'' if decoder_input_ids is None else 'no '}decoder_input_ids\n"
+                "hint: only an encoder-decoder takes tokens for both sides"
+            )
+        device = input_ids.device.type
+        dtype = None if self.config.autocast == "none" else getattr(torch, self.config.autocast)
+        if dtype is not None and not torch.compiler.is_exporting():
+            with torch.autocast(device, dtype):
+                return self._forward(
+                    input_ids, attention_mask, decoder_input_ids, decoder_attention_mask
+                )
+        return self._forward(input_ids, attention_mask, decoder_input_ids, decoder_attention_mask)
+
+    def _forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        decoder_input_ids: Tensor | None,
+        decoder_attention_mask: Tensor | None,
+    ) -> Tensor:
+        if self.encoder is None:
+            return self.decode(input_ids, attention_mask)[0]
+        hidden, cross = self.encode(input_ids, attention_mask)
+        if decoder_input_ids is None:
+            return self.output(hidden)
+        return self.decode(
+            decoder_input_ids,
+            decoder_attention_mask,
+            cross_key_values=cross,
+            attention_mask=attention_mask,
+        )[0]
+
+    def _decode(
+        self,
+        input_ids: Tensor,
+        token_mask: Tensor | None,
+        past_key_values: Sequence[KeyValue] | None,
+        cross_key_values: Sequence[KeyValue] | None,
+        cross_token_mask: Tensor | None,
+    ) -> tuple[Tensor, list[KeyValue]]:
+        decoder = self._side("decoder")
+        if self.encoder is not None and not cross_key_values:
+            raise ValueError(
+                "decode of kind=encoder-decoder: expected cross_key_values, found none\n"
+                "hint: pass the second result of encode"
+            )
+        return decoder(
+            input_ids,
+            self.token_embedding(input_ids),
+            token_mask,
+            past_key_values,
+            cross_key_values,
+            cross_token_mask,
+        )
+
+    def _side(self, side: str) -> Stack:
+        stack = self.encoder if side == "encoder" else self.decoder
+        if stack is None:
+            raise ValueError(
+                f"expected a model with an {side}, found kind={self.config.kind}\n"
+                "hint: set kind=encoder-decoder"
+            )
+        return stack
+
+    # -- keeping ---------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into ``folder``; tied weights are kept once."""
+        from .checkpoint import save
+
+        save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> OmniNet:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: a file lacks, or its tensors are not those of the configuration.
+        """
+        from .checkpoint import load
+
+        return load(Path(folder))
