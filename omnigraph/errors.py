@@ -17,7 +17,12 @@ class OmniGraphError(Exception):
     kind = "error"
 
     def __init__(
-        self, message: str, *, expected: object = None, found: object = None, hint: str | None = None
+        self,
+        message: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
     ) -> None:
         self.message, self.expected, self.found, self.hint = message, expected, found, hint
         text = message.rstrip(".")
@@ -36,7 +41,11 @@ class OmniGraphError(Exception):
             "found": self.found,
             "hint": self.hint,
         }
-        return {k: v if isinstance(v, int | float) else str(v) for k, v in fields.items() if v is not None}
+        return {
+            k: v if isinstance(v, int | float) else str(v)
+            for k, v in fields.items()
+            if v is not None
+        }
 
 
 class UsageError(OmniGraphError):

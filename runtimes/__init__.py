@@ -1,0 +1,87 @@
+"""Running artifacts: one Session API over each vendor's runtime. Imports no torch and no onnx."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING
+
+from omnigraph.artifact import Artifact
+from omnigraph.errors import ContractError, DeviceError
+
+if TYPE_CHECKING:
+    from omnigraph.runtimes.base import Session
+
+__all__ = ["load", "runtime_names"]
+
+_RUNTIMES = {
+    "onnx": "omnigraph.runtimes.onnx:OnnxSession",
+    "openvino": "omnigraph.runtimes.openvino:OpenVinoSession",
+    "tensorrt": "omnigraph.runtimes.tensorrt:TensorRtSession",
+}
+
+
+def runtime_names() -> tuple[str, ...]:
+    """The names of the targets that this installation knows how to run."""
+    return tuple(_RUNTIMES)
+
+
+def session_class(target: str) -> type[Session]:
+    """The Session of a target, built in or registered under ``omnigraph.runtimes``.
+
+    Raises:
+        DeviceError: no runtime of that name is installed.
+    """
+    where = _RUNTIMES.get(target)
+    if where is None:
+        from importlib.metadata import entry_points
+
+        found = {e.name: e for e in entry_points(group="omnigraph.runtimes")}
+        if target in found:
+            return found[target].load()
+        raise DeviceError(
+            f"No runtime is installed for target {target!r}",
+            expected=", ".join((*_RUNTIMES, *found)),
+            hint="install the package that provides this target",
+        )
+    module, name = where.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load(
+    path: str | os.PathLike[str] | Artifact,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    verify: bool = False,
+    check_hashes: bool = True,
+) -> Session:
+    """Open an artifact, ready to run.
+
+    Args:
+        path: the directory or ``.omni`` file that ``omnigraph export`` wrote.
+        device: "auto", or a device of the target's runtime such as "cpu", "cuda", "gpu", "npu".
+        threads: threads of one run; None leaves it to the vendor's runtime.
+        verify: run the golden pair of each program here before returning.
+        check_hashes: compare the sha256 of every file, not only its size.
+
+    Raises:
+        ArtifactError: no artifact, damaged, changed or unsafe.
+        DeviceError: the vendor's runtime or the device is not here.
+        ContractError: with ``verify``, numbers beyond the tolerance on this machine.
+    """
+    artifact = path if isinstance(path, Artifact) else Artifact(path, check_hashes=check_hashes)
+    session = session_class(artifact.target)(artifact, device=device, threads=threads)
+    if verify:
+        try:
+            failed = [check for check in session.verify() if not check.passed]
+        except BaseException:
+            session.close()
+            raise
+        if failed:
+            session.close()
+            raise ContractError(
+                f"{artifact.path} does not keep its contract on this machine: {failed[0]}",
+                hint="`omnigraph verify` lists every output; export again on this machine",
+            )
+    return session

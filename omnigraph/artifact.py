@@ -1,0 +1,396 @@
+"""The artifact: a manifest and vendor files, as a directory or as one uncompressed zip (``.omni``).
+
+Nothing in it is ever unpickled or executed by Python. Same files and manifest, same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+
+from omnigraph.errors import ArtifactError
+from omnigraph.program import TensorSpec
+
+FORMAT = "omnigraph-artifact"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+#: Where a file's data starts in a single-file artifact, so that tensors in it can be mapped.
+ALIGNMENT = 4096
+
+_CHUNK = 1 << 22
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_REBUILD = "the artifact is damaged or was changed: export it again, or copy it again"
+
+
+@dataclass(frozen=True)
+class ProgramEntry:
+    """One program of an artifact: its tensors, its files and how close to the reference it is.
+
+    Args:
+        inputs: the inputs, in the order of the vendor's program.
+        outputs: the outputs, in the order of the vendor's program.
+        files: role to file name, such as ``{"model": "forward.onnx"}``.
+        state: pairs (input, output) where the output is the next call's input.
+        golden: file name of the golden inputs and outputs.
+        tolerance: the bounds that the golden outputs must be met within.
+        details: what the target adds, such as an engine's profiles.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: Mapping[str, str]
+    state: tuple[tuple[str, str], ...] = ()
+    golden: str | None = None
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as JSON-ready fields."""
+        return {
+            "inputs": [spec.to_dict() for spec in self.inputs],
+            "outputs": [spec.to_dict() for spec in self.outputs],
+            "files": dict(self.files),
+            "state": [list(pair) for pair in self.state],
+            "golden": self.golden,
+            "tolerance": dict(self.tolerance),
+            "details": dict(self.details),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ProgramEntry:
+        """The inverse of ``to_dict``."""
+        return cls(
+            tuple(TensorSpec.from_dict(f) for f in fields["inputs"]),
+            tuple(TensorSpec.from_dict(f) for f in fields["outputs"]),
+            dict(fields["files"]),
+            tuple((a, b) for a, b in fields.get("state", ())),
+            fields.get("golden"),
+            fields.get("tolerance", {}),
+            fields.get("details", {}),
+        )
+
+
+class Artifact:
+    """An opened artifact whose manifest has been checked, and each file's size and hash.
+
+    Args:
+        path: a directory, or a single ``.omni`` file.
+        check_hashes: whether to read every file and compare its sha256; sizes are always compared.
+
+    Raises:
+        ArtifactError: not an artifact, of a newer format, damaged, changed, or with a file name
+            that leaves the directory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, check_hashes: bool = True) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise ArtifactError(
+                f"There is no artifact at {self.path}",
+                hint="`omnigraph export MODEL --target T --out PATH` writes one",
+            )
+        self._offsets: dict[str, tuple[int, int]] | None = None
+        self._map: np.ndarray | None = None
+        if self.path.is_file():
+            self._offsets = _zip_offsets(self.path)
+        self.manifest = self._read_manifest()
+        self.programs = {n: ProgramEntry.from_dict(f) for n, f in self.manifest["programs"].items()}
+        self._check_files(check_hashes)
+
+    # What it says of itself ---------------------------------------------------------------------
+
+    @property
+    def target(self) -> str:
+        """The name of the target it was compiled for."""
+        return self.manifest["target"]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files but the manifest."""
+        return sum(f["bytes"] for f in self.manifest["files"].values())
+
+    # Its files ----------------------------------------------------------------------------------
+
+    def read(self, name: str) -> np.ndarray:
+        """The bytes of one file, [N] uint8, read-only and memory-mapped."""
+        if name not in self.manifest["files"]:
+            raise ArtifactError(f"{self.path} has no file {name!r}", hint=_REBUILD)
+        return self._bytes(name)
+
+    def file(self, name: str) -> Path | None:
+        """The path of one file, or None where the artifact is a single file."""
+        return None if self._offsets is not None else self.path / name
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of one ``.npz`` file of the artifact, by name."""
+        import io
+
+        try:
+            with np.load(io.BytesIO(self.read(name).tobytes()), allow_pickle=False) as npz:
+                return {key: npz[key] for key in npz.files}
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise ArtifactError(f"{name} in {self.path} is not readable", hint=_REBUILD) from error
+
+    def _bytes(self, name: str) -> np.ndarray:
+        if self._offsets is None:
+            path = self.path / name
+            return _map_file(path) if path.stat().st_size else np.empty(0, np.uint8)
+        if self._map is None:
+            self._map = _map_file(self.path)
+        offset, length = self._offsets[name]
+        return self._map[offset : offset + length]
+
+    # Checks -------------------------------------------------------------------------------------
+
+    def _read_manifest(self) -> dict[str, Any]:
+        present = MANIFEST in self._offsets if self._offsets else (self.path / MANIFEST).is_file()
+        if not present:
+            raise ArtifactError(
+                f"{self.path} is not an OmniGraph artifact",
+                expected=f"a {MANIFEST} in it",
+                found="none",
+                hint="give the directory or .omni file that `omnigraph export` wrote",
+            )
+        try:
+            manifest = json.loads(self._bytes(MANIFEST).tobytes())
+            if manifest["format"] != FORMAT:
+                raise KeyError("format")
+            version = manifest["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{MANIFEST} of {self.path} is damaged", hint=_REBUILD) from error
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{self.path} is of a newer format",
+                expected=f"format version {FORMAT_VERSION} or earlier",
+                found=str(version),
+                hint="install a newer omnigraph",
+            )
+        if manifest.get("integrity") != _integrity(manifest):
+            raise ArtifactError(
+                f"{MANIFEST} of {self.path} was changed after export", hint=_REBUILD
+            )
+        return manifest
+
+    def _check_files(self, check_hashes: bool) -> None:
+        referenced = {n for p in self.programs.values() for n in (*p.files.values(), p.golden) if n}
+        for name in {*self.manifest["files"], *referenced}:
+            check_name(name, self.path)
+        if missing := referenced - set(self.manifest["files"]):
+            raise ArtifactError(
+                f"{self.path} names a file that it does not list: {min(missing)}", hint=_REBUILD
+            )
+        for name, expected in self.manifest["files"].items():
+            found = self._file_size(name)
+            if found != expected["bytes"]:
+                raise ArtifactError(
+                    f"{name} in {self.path} {'is missing' if found is None else 'has another size'}",
+                    expected=f"{expected['bytes']} bytes",
+                    found="no such file" if found is None else f"{found} bytes",
+                    hint=_REBUILD,
+                )
+            if check_hashes and _sha256(self._bytes(name)) != expected["sha256"]:
+                raise ArtifactError(
+                    f"{name} in {self.path} is not what was exported: its sha256 differs",
+                    hint=_REBUILD,
+                )
+
+    def _file_size(self, name: str) -> int | None:
+        if self._offsets is not None:
+            return self._offsets[name][1] if name in self._offsets else None
+        path = self.path / name
+        try:
+            info = path.lstat()
+        except OSError:
+            return None
+        if not stat.S_ISREG(info.st_mode) or not path.resolve().is_relative_to(self.path.resolve()):
+            raise ArtifactError(
+                f"{name} in {self.path} is a link or not a plain file",
+                hint="an artifact holds plain files only; copy the real file in its place",
+            )
+        return info.st_size
+
+
+def check_name(name: str, where: object) -> None:
+    """Refuse a file name that is not a plain relative path inside the artifact.
+
+    Raises:
+        ArtifactError: an absolute path, a drive, a backslash, or a part that is ``..``.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\0]", name) or str(path) != name:
+        raise ArtifactError(
+            f"A file name in {where} leaves the artifact",
+            expected="a relative path inside it",
+            found=repr(name),
+            hint="do not use this artifact: it was not written by omnigraph",
+        )
+
+
+@contextlib.contextmanager
+def staging(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary directory next to ``out``, gone when the block ends."""
+    parent = Path(out).resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=f".{Path(out).name}.", dir=parent))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def seal(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``manifest`` into a staged directory, with the size and sha256 of each file there."""
+    files = {
+        path.relative_to(directory).as_posix(): path
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    sealed: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest}
+    sealed["files"] = {
+        name: {"bytes": path.stat().st_size, "sha256": _sha256(_map_file(path))}
+        for name, path in files.items()
+    }
+    sealed["integrity"] = _integrity(sealed)
+    text = json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    return sealed
+
+
+def publish(directory: Path, out: str | os.PathLike[str]) -> None:
+    """Move a sealed directory into place whole, as a directory or, for ``*.omni``, as one file.
+
+    What stood at ``out`` is replaced only once the new artifact is complete.
+
+    Raises:
+        ArtifactError: ``out`` exists and is no artifact, so that it is not ours to replace.
+    """
+    out = Path(out)
+    check_replaceable(out)
+    if out.suffix == ".omni":
+        packed = directory.with_name(directory.name + ".zip")
+        try:
+            pack(directory, packed)
+            os.replace(packed, out)
+        finally:
+            packed.unlink(missing_ok=True)
+        return
+    for path in directory.iterdir():
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    directory.chmod(0o755)
+    old = directory.with_name(directory.name + ".old")
+    if out.exists():
+        os.replace(out, old)
+    try:
+        os.replace(directory, out)
+    except OSError:
+        if old.exists():
+            os.replace(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuse an output path at which something other than an artifact stands.
+
+    Raises:
+        ArtifactError: ``out`` is a file that is no ``.omni`` artifact, or a directory of other things.
+    """
+    if out.suffix == ".omni":
+        foreign = out.is_dir() or (
+            out.is_file() and out.stat().st_size and not zipfile.is_zipfile(out)
+        )
+    elif out.is_dir():
+        foreign = any(out.iterdir()) and not (out / MANIFEST).is_file()
+    else:
+        foreign = out.exists()
+    if foreign:
+        raise ArtifactError(
+            f"{out} exists and is not an artifact, so it is not replaced",
+            hint="give another --out, or move what is there",
+        )
+
+
+def pack(directory: Path, out: Path) -> None:
+    """Write a sealed directory as one uncompressed zip whose files' data are page-aligned."""
+    names = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    with open(out, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name in names:
+            info = zipfile.ZipInfo(name, _EPOCH)
+            info.external_attr = 0o644 << 16
+            # Local header: 30 bytes, the name, 20 bytes of zip64 sizes, then our padding field.
+            start = stream.tell() + 30 + len(name.encode()) + 20 + 4
+            info.extra = _padding_field(-start % ALIGNMENT)
+            with archive.open(info, "w", force_zip64=True) as member:
+                member_start = stream.tell()
+                assert member_start % ALIGNMENT == 0, (name, member_start)
+                with open(directory / name, "rb") as source:
+                    shutil.copyfileobj(source, member, _CHUNK)
+
+
+def _padding_field(length: int) -> bytes:
+    return b"OG" + length.to_bytes(2, "little") + bytes(length)
+
+
+def _zip_offsets(path: Path) -> dict[str, tuple[int, int]]:
+    """Name to (offset, length) of each file in an uncompressed zip."""
+    offsets: dict[str, tuple[int, int]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as stream:
+            for info in archive.infolist():
+                check_name(info.filename, path)
+                if info.compress_type != zipfile.ZIP_STORED or info.filename in offsets:
+                    raise zipfile.BadZipFile(info.filename)
+                offsets[info.filename] = (_data_offset(stream, info), info.file_size)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ArtifactError(
+            f"{path} is not an OmniGraph artifact, or is cut short",
+            expected="an uncompressed zip with a manifest",
+            hint=_REBUILD,
+        ) from error
+    end = path.stat().st_size
+    if any(offset + length > end for offset, length in offsets.values()):
+        raise ArtifactError(f"{path} is cut short", hint=_REBUILD)
+    return offsets
+
+
+def _data_offset(stream: IO[bytes], info: zipfile.ZipInfo) -> int:
+    stream.seek(info.header_offset)
+    header = stream.read(30)
+    if header[:4] != b"PK\x03\x04":
+        raise zipfile.BadZipFile(info.filename)
+    name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+    return info.header_offset + 30 + name + extra
+
+
+def _map_file(path: Path) -> np.ndarray:
+    if path.stat().st_size == 0:
+        return np.empty(0, np.uint8)
+    with open(path, "rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, np.uint8)
+
+
+def _sha256(data: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(data), _CHUNK):
+        digest.update(data[start : start + _CHUNK])
+    return digest.hexdigest()
+
+
+def _integrity(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "integrity"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

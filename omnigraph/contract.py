@@ -1,0 +1,112 @@
+"""The numerical contract: how far an output may be from the torch model in fp32, and why so far.
+
+The measure. For each output, over every element of every input set: the root mean square of the
+error, and its largest magnitude, both divided by the root mean square of the reference. A wrong
+element is about 1 in the second measure, however many others are right.
+
+The tolerance. A computation rounds once per operation on its longest path. Roundings are close to
+independent, so their errors add like a random walk: after ``depth`` roundings of unit roundoff
+``u`` the relative error is about ``u * sqrt(depth / 3)`` (Higham, Accuracy and Stability of
+Numerical Algorithms, 2nd ed., sections 2.8 and 3.5: the statistical form of the worst case n*u).
+We allow ``2 * u * sqrt(depth)``: 3.5 times that, for the kernels' approximations of exp, erf and
+tanh, and for the reference's own roundings. The largest of a million such errors is 5 deviations
+out, and rows of an output differ in scale, so 16 times the bound is allowed to a single element.
+
+For fp32, sums are also accumulated in fp32. A dot product of ``K`` terms that is summed in 16
+lanes rounds K/16 times, which makes its relative error ``sqrt(K) / 4`` roundings; the half types
+are accumulated in fp32, so only the rounding of what is stored counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Unit roundoff of what is stored (IEEE 754-2019 table 3.5; bfloat16 has 8 bits of precision).
+UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest root-mean-square and the largest single error, relative to the reference's RMS."""
+
+    rms: float
+    peak: float
+
+    @classmethod
+    def for_precision(cls, precision: str, *, depth: int, contraction: int) -> Tolerance:
+        """The tolerance of a computation, by the reasoning at the top of this module.
+
+        Args:
+            precision: "fp32", "fp16" or "bf16": the coarsest type that anything is rounded to.
+            depth: roundings on the longest path from an input to an output.
+            contraction: terms of the longest dot product.
+        """
+        unit = UNIT_ROUNDOFF[precision]
+        if precision == "fp32":
+            unit *= max(1.0, math.sqrt(contraction) / 4)
+        rms = 2 * unit * math.sqrt(max(1, depth))
+        return cls(rms, 16 * rms)
+
+    def to_dict(self) -> dict[str, float]:
+        """The bounds as JSON-ready fields."""
+        return {"rms": self.rms, "peak": self.peak}
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one output was from its reference; infinite where a shape or a NaN differs."""
+
+    rms: float
+    peak: float
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Whether both measures are within the tolerance (a NaN never is)."""
+        return self.rms <= tolerance.rms and self.peak <= tolerance.peak
+
+    def worst(self, other: Deviation) -> Deviation:
+        """The larger of each measure."""
+        return Deviation(max(self.rms, other.rms), max(self.peak, other.peak))
+
+
+def deviation(found: np.ndarray, reference: np.ndarray) -> Deviation:
+    """The deviation of one output from its reference, both of any one shape, computed in float64.
+
+    Equal infinities agree; a NaN, or an infinity against anything else, is an infinite deviation.
+    """
+    if found.shape != reference.shape:
+        return Deviation(math.inf, math.inf)
+    if reference.size == 0:
+        return Deviation(0.0, 0.0)
+    if reference.dtype.kind in "biu":
+        wrong = float(np.mean(found != reference))
+        return Deviation(wrong, float(wrong > 0))
+    total = scale = peak = 0.0
+    # In slices, so that float64 copies of large outputs are never whole in memory.
+    flat_found, flat_reference = found.reshape(-1), reference.reshape(-1)
+    for start in range(0, flat_reference.size, 1 << 20):
+        ref = flat_reference[start : start + (1 << 20)].astype(np.float64)
+        out = flat_found[start : start + (1 << 20)].astype(np.float64)
+        same = (ref == out) & np.isinf(ref)
+        error = np.subtract(out, ref, where=~same, out=np.zeros_like(ref))
+        if not np.isfinite(error).all():
+            return Deviation(math.inf, math.inf)
+        total += float(error @ error)
+        scale += float(np.square(ref[np.isfinite(ref)]).sum())
+        peak = max(peak, float(np.abs(error).max()))
+    if total == 0.0:
+        return Deviation(0.0, 0.0)
+    rms = math.sqrt(scale / reference.size)
+    if rms == 0.0:
+        return Deviation(math.inf, math.inf)
+    return Deviation(math.sqrt(total / reference.size) / rms, peak / rms)
+
+
+def deviations(
+    found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
+) -> dict[str, Deviation]:
+    """The deviation of each output of a program."""
+    return {name: deviation(found[name], expected) for name, expected in reference.items()}

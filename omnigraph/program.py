@@ -1,0 +1,168 @@
+"""What a model offers for compiling: programs, their tensors and their dimensions. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omnigraph.errors import UsageError
+
+#: A dimension of a tensor: a number, a name, or a sum of names such as ``"past + sequence"``.
+DimLike = int | str
+
+
+def dim_terms(dim: str) -> tuple[str, ...]:
+    """The names that a dimension is the sum of: ``"past + sequence"`` gives both."""
+    return tuple(term.strip() for term in dim.split("+"))
+
+
+def evaluate_dim(dim: DimLike, sizes: Mapping[str, int]) -> int:
+    """The size of ``dim`` where each named dimension has the size given.
+
+    Raises:
+        KeyError: a name has no size.
+    """
+    if isinstance(dim, int):
+        return dim
+    return sum(int(term) if term.isdigit() else sizes[term] for term in dim_terms(dim))
+
+
+@dataclass(frozen=True)
+class Dim:
+    """The sizes a named dimension may take, both ends included; ``max=None`` is no bound."""
+
+    min: int = 1
+    max: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.min < 0 or (self.max is not None and self.max < self.min):
+            raise UsageError(
+                "A dimension's range is empty or negative",
+                expected="0 <= min <= max",
+                found=f"{self.min}:{self.max}",
+            )
+
+    def clamp(self, size: int) -> int:
+        """The allowed size nearest to ``size``."""
+        return max(self.min, size if self.max is None else min(size, self.max))
+
+    def __contains__(self, size: int) -> bool:
+        return self.min <= size and (self.max is None or size <= self.max)
+
+    def __str__(self) -> str:
+        return f"{self.min}:{'' if self.max is None else self.max}"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: name, numpy dtype name, shape of numbers and dimension names.
+
+    Args:
+        default: for an input that may be left out, the value that fills it; a dimension that no
+            given input determines then has its smallest size (an empty past, say).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[DimLike, ...]
+    default: int | float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as JSON-ready fields."""
+        fields: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        if self.default is not None:
+            fields["default"] = self.default
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TensorSpec:
+        """The inverse of ``to_dict``."""
+        return cls(fields["name"], fields["dtype"], tuple(fields["shape"]), fields.get("default"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs for comparing numbers: a name, the sizes of the dimensions, the padding.
+
+    ``padding`` says where rows of an attention mask are padded: "none", "left" or "right".
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+    padding: str = "none"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Program:
+    """One entry point of a model, as it is traced, compiled and run.
+
+    Args:
+        name: "forward", "encode", "decode", …
+        module: a ``torch.nn.Module`` called with the inputs by name; it returns one tensor, or a
+            sequence or mapping of tensors in the order of ``outputs``.
+        inputs: the inputs, in order.
+        outputs: the names of the outputs, in order.
+        dims: the range of each named dimension, and of any sum of names that has a bound.
+        make_inputs: gives a set of example inputs (torch tensors by name) for a case.
+        state: pairs (input, output) where the output is the next call's input.
+    """
+
+    name: str
+    module: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    dims: Mapping[str, Dim]
+    make_inputs: Callable[[Case], dict[str, Any]]
+    state: tuple[tuple[str, str], ...] = ()
+
+    def dim_names(self) -> tuple[str, ...]:
+        """The named dimensions of the inputs, in order of first appearance."""
+        names = (
+            t for s in self.inputs for d in s.shape if isinstance(d, str) for t in dim_terms(d)
+        )
+        return tuple(dict.fromkeys(n for n in names if not n.isdigit()))
+
+    def with_dims(self, dims: Mapping[str, Dim]) -> Program:
+        """The same program with some ranges replaced.
+
+        Raises:
+            UsageError: a range outside what the model can take.
+        """
+        merged = dict(self.dims)
+        for name, dim in dims.items():
+            own = merged.get(name)
+            if own is None:
+                continue
+            if dim.min < own.min or (
+                own.max is not None and (dim.max is None or dim.max > own.max)
+            ):
+                raise UsageError(
+                    f"Program {self.name!r} cannot take dimension {name!r} in the range {dim}",
+                    expected=f"a range within {own}",
+                    found=str(dim),
+                    hint="the model's own limit is the wider one, such as max_positions",
+                )
+            merged[name] = dim
+        return replace(self, dims=merged)
+
+
+def contract_cases(program: Program) -> Sequence[Case]:
+    """The input sets at which a program's numbers are compared: short, long, padded, batched.
+
+    Sizes are coprime and odd, so that two dimensions never agree by chance, and are kept within
+    the program's ranges.
+    """
+    wanted = [
+        ("short", {"batch": 1, "sequence": 1, "past": 0, "decoder_sequence": 1}, "none"),
+        ("long", {"batch": 1, "sequence": 61, "past": 7, "decoder_sequence": 53}, "none"),
+        ("batched", {"batch": 3, "sequence": 7, "past": 0, "decoder_sequence": 11}, "none"),
+        ("padded-right", {"batch": 2, "sequence": 13, "past": 0, "decoder_sequence": 17}, "right"),
+        ("padded-left", {"batch": 3, "sequence": 5, "past": 19, "decoder_sequence": 3}, "left"),
+    ]
+    cases = []
+    for seed, (name, sizes, padding) in enumerate(wanted):
+        fitted = {d: program.dims.get(d, Dim()).clamp(sizes.get(d, 5)) for d in program.dim_names()}
+        cases.append(Case(name, fitted, padding, seed))
+    return cases

@@ -1,0 +1,160 @@
+"""Pass, and how passes compose.
+
+A pass is a frozen dataclass over onnx_ir's pass base: its fields are its options. It lives in the
+file of its name (``fuse_attention.py`` holds ``FuseAttention``, called ``fuse-attention``).
+"""
+
+from __future__ import annotations
+
+import abc
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, final
+
+import onnx_ir as ir
+
+from omnigraph.errors import GraphError, OmniGraphError
+
+#: The intermediate graph is an ``onnx_ir.Model``, always a valid ONNX model at ``OPSET``.
+Graph = ir.Model
+
+#: The one opset of every Graph. 24 has Attention, RotaryEmbedding, RMSNormalization and
+#: TensorScatter, and is the newest that all vendors' parsers read.
+OPSET = 24
+
+#: Node metadata: the module of the model that a node came from, and its source line.
+MODULE_KEY, SOURCE_KEY = "omnigraph.module", "omnigraph.source"
+
+
+@dataclass(frozen=True)
+class Pass(ir.passes.InPlacePass, abc.ABC):
+    """One rewrite of a Graph, in place.
+
+    A pass reports truthfully whether it changed the Graph, and a second run changes nothing more.
+    """
+
+    #: True for a pass that rounds on purpose; all others are exact up to the order of sums.
+    rounds: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The name on the command line: ``FuseAttention`` is ``fuse-attention``."""
+        return pass_name(type(self))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @abc.abstractmethod
+    def apply(self, graph: Graph) -> bool:
+        """Rewrite the Graph in place; whether anything changed."""
+
+    @final
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """What onnx_ir calls."""
+        return ir.passes.PassResult(model, self.apply(model))
+
+
+def pass_name(kind: type[Pass]) -> str:
+    """``FuseAttention`` is ``fuse-attention``; digits stay with their word."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
+
+
+def purpose(kind: type[Pass]) -> str:
+    """The first sentence of a pass's docstring."""
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did: whether it changed anything, how long it took, how many of each op."""
+
+    name: str
+    modified: bool
+    seconds: float
+    before: Counter[str]
+    after: Counter[str]
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """Growth in the number of nodes of each op that changed."""
+        ops = sorted({*self.before, *self.after})
+        return {o: self.after[o] - self.before[o] for o in ops if self.after[o] != self.before[o]}
+
+
+#: Called after every pass with its position, the pass and the Graph that it left.
+Observer = Callable[[int, Pass, Graph], None]
+
+
+def run_passes(
+    graph: Graph, passes: Sequence[Pass], observers: Iterable[Observer] = ()
+) -> list[PassRecord]:
+    """Run passes in order, keep every node's provenance, and let observers look after each.
+
+    Raises:
+        GraphError: a pass failed, named with the error that stopped it; or an observer refused
+            the Graph that it left.
+    """
+    observers = tuple(observers)
+    records = []
+    for position, pass_ in enumerate(passes):
+        before, start = count_ops(graph), time.perf_counter()
+        try:
+            modified = pass_(graph).modified
+        except OmniGraphError:
+            raise
+        except Exception as error:
+            raise GraphError(
+                f"Pass {pass_.name!r} failed on graph {graph.graph.name!r}",
+                found=f"{type(error).__name__}: {error}",
+                hint="this is a fault of the pass; OMNIGRAPH_DUMP=DIR writes the graph before it",
+            ) from error
+        if modified:
+            inherit_provenance(graph)
+        seconds = time.perf_counter() - start
+        records.append(PassRecord(pass_.name, modified, seconds, before, count_ops(graph)))
+        for observe in observers:
+            observe(position, pass_, graph)
+    return records
+
+
+def count_ops(graph: Graph) -> Counter[str]:
+    """How many nodes of each op a Graph has, subgraphs included."""
+    return Counter(
+        node.op_type if node.domain == "" else f"{node.domain}::{node.op_type}"
+        for node in ir.traversal.RecursiveGraphIterator(graph.graph)
+    )
+
+
+def inherit_provenance(graph: Graph) -> None:
+    """Give each node without a module the one of the node that uses it, or that it uses."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(graph.graph))
+    for order in (reversed(nodes), nodes):
+        for node in order:
+            if MODULE_KEY not in node.metadata_props:
+                _inherit(node)
+
+
+def _inherit(node: ir.Node) -> None:
+    users = (user for output in node.outputs for user, _ in output.uses())
+    producers = (value.producer() for value in node.inputs if value is not None)
+    for other in (*users, *producers):
+        if other is not None and MODULE_KEY in other.metadata_props:
+            node.metadata_props[MODULE_KEY] = other.metadata_props[MODULE_KEY]
+            if SOURCE_KEY in other.metadata_props:
+                node.metadata_props[SOURCE_KEY] = other.metadata_props[SOURCE_KEY]
+            return
+
+
+def describe(node: ir.Node) -> str:
+    """A node for a person: op, name, and the module and source line it came from."""
+    text = f"{node.op_type} {node.name!r}"
+    if module := node.metadata_props.get(MODULE_KEY):
+        text += f" of module {module!r}"
+    if source := node.metadata_props.get(SOURCE_KEY):
+        text += f" ({source})"
+    return text

@@ -1,0 +1,80 @@
+"""Runs ``onnx`` artifacts with onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from omnigraph.runtimes.base import Executable, Session
+
+from omnigraph.artifact import ProgramEntry
+from omnigraph.errors import DeviceError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxSession(Session):
+    """A Session over onnxruntime: device "cpu", or "cuda" where its provider is installed."""
+
+    target = "onnx"
+
+    def _open_device(self, device: str) -> str:
+        ort = _onnxruntime()
+        here = [
+            d for d, provider in _PROVIDERS.items() if provider in ort.get_available_providers()
+        ]
+        made_for = self.artifact.manifest["device"]
+        chosen = (made_for if made_for in here else "cpu") if device == "auto" else device
+        if chosen not in here:
+            raise DeviceError(
+                f"onnxruntime cannot run on device {device!r} here",
+                expected=" or ".join(["auto", *here]),
+                hint="onnxruntime-gpu brings the CUDA provider" if chosen == "cuda" else None,
+            )
+        return chosen
+
+    def _compile(self, name: str, entry: ProgramEntry) -> Executable:
+        ort = _onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        providers = [_PROVIDERS[self.device]]
+        path = self.artifact.file(entry.files["model"])
+        if path is not None:
+            session = ort.InferenceSession(str(path), options, providers=providers)
+        else:
+            # From a single file: the graph as bytes, and the weights where they are mapped.
+            if weights := entry.files.get("weights"):
+                data = self.artifact.read(weights)
+                options.add_external_initializers_from_files_in_memory(
+                    [weights], [data], [len(data)]
+                )
+            model = self.artifact.read(entry.files["model"]).tobytes()
+            session = ort.InferenceSession(model, options, providers=providers)
+        return _executable(session, entry)
+
+
+def _executable(session: onnxruntime.InferenceSession, entry: ProgramEntry) -> Executable:
+    names = [spec.name for spec in entry.inputs]
+    outputs = [spec.name for spec in entry.outputs]
+
+    def execute(arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        return session.run(outputs, dict(zip(names, arrays, strict=True)))
+
+    return execute
+
+
+def _onnxruntime():  # type: ignore[no-untyped-def]
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DeviceError(
+            "onnxruntime is not installed, and this artifact runs on it",
+            hint="pip install 'omnigraph[onnx]'",
+        ) from error
+    return onnxruntime
