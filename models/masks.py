@@ -109,6 +109,17 @@ class SelfAttentionMasks:
         return visible
 
 
+def cross_attention_mask(token_mask: Tensor | None, length: int) -> Mask:
+    """The encoder's mask [B, S] for T queries: [B, 1, T, S], where T is written out.
+
+    onnxruntime's Attention broadcasts the batch and the heads of a mask, and not its queries.
+    A row of the batch without any token gives 0, as an attention over no keys.
+    """
+    if token_mask is None:
+        return Mask()
+    return Mask(key_mask(token_mask).expand(-1, -1, length, -1))
+
+
 def key_mask(token_mask: Tensor) -> Tensor:
     """[B, S] of 0 and 1 -> [B, 1, 1, S] bool."""
     return token_mask.to(torch.bool).unsqueeze(1).unsqueeze(1)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import KeyValue
 from .block import Block, make_norm
 from .config import OmniNetConfig
-from .masks import Mask, SelfAttentionMasks, key_mask
+from .masks import SelfAttentionMasks, cross_attention_mask
 from .positions import (
     AbsolutePositions,
     AlibiBias,
@@ -74,7 +74,7 @@ class Stack(nn.Module):
         past = past_key_values[0][0].shape[2] if past_key_values else 0
         hidden, rotary = self._embed(input_ids, embedded, token_mask, past)
         masks = SelfAttentionMasks(hidden, past, token_mask, self.causal, self.bias)
-        cross_mask = Mask(None if cross_token_mask is None else key_mask(cross_token_mask))
+        cross_mask = cross_attention_mask(cross_token_mask, input_ids.shape[1])
         presents: list[KeyValue] = []
         for index, block in enumerate(self.blocks):
             attention = block.self_attention
