@@ -91,7 +91,7 @@ class AttentionPattern:
         type_, _, rest = text.strip().partition(":")
         options: dict[str, Any] = {}
         for item in filter(None, rest.split(",")):
-            name, equals, value = item.partition("=")
+            name, _, value = item.partition("=")
             try:
                 options[name.strip()] = int(value)
             except ValueError:
@@ -102,3 +102,33 @@ class AttentionPattern:
                     "write for instance attention=sliding_window:window=64",
                 ) from None
         return cls.from_dict({"type": type_, **options})
+
+
+def as_tuples(attention: Any) -> Any:
+    """Patterns in lists or tuples, as tuples all the way down."""
+    if isinstance(attention, list | tuple):
+        return tuple(as_tuples(entry) for entry in attention)
+    if isinstance(attention, AttentionPattern):
+        return attention
+    raise ConfigError(
+        "attention",
+        "an AttentionPattern, or a sequence of them",
+        attention,
+        "AttentionPattern.parse reads text such as sliding_window:window=64",
+    )
+
+
+def to_json(attention: Any) -> Any:
+    """A pattern, or nested tuples of them, as JSON values."""
+    if isinstance(attention, AttentionPattern):
+        return attention.to_dict()
+    return [to_json(entry) for entry in attention]
+
+
+def from_json(data: Any) -> Any:
+    """The inverse of `to_json`."""
+    if isinstance(data, Mapping):
+        return AttentionPattern.from_dict(data)
+    if isinstance(data, list | tuple):
+        return tuple(from_json(entry) for entry in data)
+    return data

@@ -1,4 +1,4 @@
-"""One layer of a stack: self-attention, cross-attention in a decoder that has an encoder, feed-forward."""
+"""One layer of a stack: self-attention, cross-attention if there is an encoder, feed-forward."""
 
 from __future__ import annotations
 
@@ -41,19 +41,25 @@ class Block(nn.Module):
         self,
         hidden: Tensor,
         mask: Mask,
+        token_mask: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
         past: KeyValue | None = None,
         cross: KeyValue | None = None,
         cross_mask: Mask | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """[B, T, C] -> [B, T, C], and the keys and values of its self-attention, [B, H, P+T, D]."""
+        """[B, T, C] -> [B, T, C], and the keys and values of its self-attention, [B, H, P+T, D].
+
+        The arguments are those of `Attention.forward` and `Attention.cross`.
+        """
         norm = self.self_attention_norm
-        attended, present = self.self_attention(self._before(norm, hidden), mask, rotary, past)
+        attended, present = self.self_attention(
+            self._before(norm, hidden), mask, token_mask, rotary, past
+        )
         hidden = self._after(norm, hidden, attended)
         if self.cross_attention is not None and cross is not None:
             norm = self.cross_attention_norm
             attended = self.cross_attention.cross(
-                self._before(norm, hidden), cross, cross_mask or Mask()
+                self._before(norm, hidden), cross, cross_mask or Mask(), token_mask
             )
             hidden = self._after(norm, hidden, attended)
         norm = self.feed_forward_norm

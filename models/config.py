@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Union
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
 
 from .activations import ACTIVATIONS
-from .attention_pattern import AttentionPattern
+from .attention_pattern import AttentionPattern, as_tuples, from_json, to_json
 from .config_error import ConfigError
 
 __all__ = ["CONFIGS", "AttentionPattern", "ConfigError", "OmniNetConfig"]
@@ -20,11 +20,16 @@ NORM_ORDERS = ("pre", "post")
 ROTARY_SCALINGS = ("none", "linear", "ntk", "yarn")
 AUTOCASTS = ("none", "bfloat16", "float16")
 
-LayerAttention = Union[AttentionPattern, tuple[AttentionPattern, ...]]
+LayerAttention: TypeAlias = AttentionPattern | tuple[AttentionPattern, ...]
 """One layer: one pattern for all its heads, or one for each head."""
 
-Attention = Union[AttentionPattern, tuple[LayerAttention, ...]]
+Attention: TypeAlias = AttentionPattern | tuple[LayerAttention, ...]
 """All layers the same, or one entry a layer: the encoder's first, then the decoder's."""
+
+PrunedHeads: TypeAlias = Mapping[str, Sequence[int]] | tuple[tuple[str, tuple[int, ...]], ...]
+"""By the name of an attention, heads that were removed; kept as pairs, so that it hashes."""
+
+DENSE = AttentionPattern()
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,12 @@ class OmniNetConfig:
     residual_dropout: float = 0.0
     ffn_dropout: float = 0.0
 
-    attention: Attention = AttentionPattern()
+    attention: Attention = DENSE
     sparse_threshold: int = 1024  # from this many tokens on, sparse patterns run blockwise
     head_pruning: bool = False
     head_pruning_threshold: float = 0.5
     head_pruning_penalty: float = 0.01
-    pruned_heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pruned_heads: PrunedHeads = ()
 
     gradient_checkpointing: bool = False
     autocast: str = "none"
@@ -83,7 +88,7 @@ class OmniNetConfig:
         self._check_choices()
         self._check_numbers()
         self._check_shapes()
-        object.__setattr__(self, "attention", _as_tuples(self.attention))
+        object.__setattr__(self, "attention", as_tuples(self.attention))
         self._check_attention()
         self._check_pruned_heads()
 
@@ -119,16 +124,20 @@ class OmniNetConfig:
         return self.num_decoder_layers
 
     def attention_names(self) -> list[str]:
-        """The name of each attention: ``encoder.0.self``, ``decoder.0.self``, ``decoder.0.cross``."""
+        """Each attention's name: ``encoder.0.self``, ``decoder.0.self``, ``decoder.0.cross``."""
         names = [f"encoder.{i}.self" for i in range(self.encoder_layers)]
         names += [f"decoder.{i}.self" for i in range(self.decoder_layers)]
         if self.kind == "encoder-decoder":
             names += [f"decoder.{i}.cross" for i in range(self.decoder_layers)]
         return names
 
+    def removed_heads(self) -> dict[str, tuple[int, ...]]:
+        """The heads that were removed, by the name of their attention."""
+        return {name: tuple(heads) for name, heads in dict(self.pruned_heads).items()}
+
     def kept_heads(self, name: str) -> tuple[int, ...]:
         """The heads of the attention ``name`` that were not removed, by their first numbering."""
-        gone = self.pruned_heads.get(name, ())
+        gone = self.removed_heads().get(name, ())
         return tuple(head for head in range(self.num_heads) if head not in gone)
 
     def head_patterns(self, name: str) -> tuple[AttentionPattern, ...]:
@@ -160,7 +169,7 @@ class OmniNetConfig:
 
     @classmethod
     def from_overrides(cls, overrides: Mapping[str, str], name: str = "tiny") -> OmniNetConfig:
-        """The named configuration with fields given as text, as ``--set key=value`` gives them."""
+        """The named configuration with fields given as text, as in ``--set key=value``."""
         from .overrides import parse_overrides
 
         return cls.named(name, **parse_overrides(overrides))
@@ -168,8 +177,8 @@ class OmniNetConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values; `from_dict` reads them back."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
-        data["attention"] = _attention_to_json(self.attention)
-        data["pruned_heads"] = {name: list(heads) for name, heads in self.pruned_heads.items()}
+        data["attention"] = to_json(self.attention)
+        data["pruned_heads"] = {k: list(v) for k, v in self.removed_heads().items()}
         return data
 
     @classmethod
@@ -181,7 +190,7 @@ class OmniNetConfig:
                 raise ConfigError(key, f"a field out of {', '.join(known)}", key, "check spelling")
         values = dict(data)
         if "attention" in values:
-            values["attention"] = _attention_from_json(values["attention"])
+            values["attention"] = from_json(values["attention"])
         return cls(**values)
 
     # -- checks ----------------------------------------------------------------------------
@@ -339,10 +348,8 @@ class OmniNetConfig:
                 )
 
     def _check_pruned_heads(self) -> None:
-        pruned = {
-            name: tuple(sorted(set(heads))) for name, heads in self.pruned_heads.items() if heads
-        }
-        object.__setattr__(self, "pruned_heads", pruned)
+        pruned = {k: tuple(sorted(set(v))) for k, v in self.removed_heads().items() if v}
+        object.__setattr__(self, "pruned_heads", tuple(sorted(pruned.items())))
         names = self.attention_names()
         for name, heads in pruned.items():
             if name not in names:
@@ -364,33 +371,6 @@ class OmniNetConfig:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _as_tuples(attention: Any) -> Any:
-    if isinstance(attention, list | tuple):
-        return tuple(_as_tuples(entry) for entry in attention)
-    if isinstance(attention, AttentionPattern):
-        return attention
-    raise ConfigError(
-        "attention",
-        "an AttentionPattern, or a sequence of them",
-        attention,
-        "AttentionPattern.parse reads text such as sliding_window:window=64",
-    )
-
-
-def _attention_to_json(attention: Any) -> Any:
-    if isinstance(attention, AttentionPattern):
-        return attention.to_dict()
-    return [_attention_to_json(entry) for entry in attention]
-
-
-def _attention_from_json(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return AttentionPattern.from_dict(data)
-    if isinstance(data, list | tuple):
-        return tuple(_attention_from_json(entry) for entry in data)
-    return data
 
 
 CONFIGS: dict[str, OmniNetConfig] = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Quantizer = Callable[[str, Tensor], Tensor]
-"""Called with ``<module path>.input`` or ``.weight`` and the tensor; gives one of the same shape."""
+"""Given ``<module path>.input`` or ``.weight`` and the tensor, gives one of the same shape."""
 
 
 class Linear(nn.Linear):
@@ -30,14 +30,14 @@ class Linear(nn.Linear):
         return F.linear(input, self.quantizer(f"{self.path}.weight", self.weight), self.bias)
 
     def keep_outputs(self, rows: Tensor) -> None:
-        """Shrink to the output features ``rows``."""
+        """Shrink to the output features ``rows``, an index [N]."""
         self.weight = nn.Parameter(self.weight.detach().index_select(0, rows))
         if self.bias is not None:
             self.bias = nn.Parameter(self.bias.detach().index_select(0, rows))
         self.out_features = len(rows)
 
     def keep_inputs(self, columns: Tensor) -> None:
-        """Shrink to the input features ``columns``."""
+        """Shrink to the input features ``columns``, an index [N]."""
         self.weight = nn.Parameter(self.weight.detach().index_select(1, columns))
         self.in_features = len(columns)
 
@@ -58,7 +58,7 @@ def set_quantizer(model: nn.Module, quantizer: Quantizer | None) -> None:
 
 
 def fake_quantize(bits: int = 8) -> Quantizer:
-    """A symmetric quantizer: weights per output channel, inputs per tensor, gradients straight through.
+    """A symmetric quantizer: weights by output channel, inputs whole, gradients straight through.
 
     Integer rounding as in Jacob et al. 2018, section 3.1; the estimator is that of Bengio et al.
     2013, section 4.

@@ -2,32 +2,42 @@
 
 Key j is visible to query i if and only if j is a token (not padding), the pattern of the head
 allows it, and, in a causal layer, j <= i; positions count the past. One exception, made here and
-nowhere else: every query sees itself, so that no row is fully masked, even where the query is
-padding. Runtimes disagree about such rows, and the numbers of real tokens are the same.
+in sparse_attention.py: every query sees itself, so that no row is fully masked, even where the
+query is padding. Runtimes disagree about such rows; the numbers of real tokens are the same.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention_pattern import AttentionPattern
+from .positions import AlibiBias, RelativeBias
 
-RANDOM_ROWS = 1024  # query blocks after which the random draws repeat
+RANDOM_ROWS = 1024  # blocks of queries after which the random draws repeat
 RANDOM_STEPS = 1 << 16
+
+HeadBias: TypeAlias = Callable[[Tensor], Tensor]
+"""Key position less query position, [...] int64, to the bias of some heads, [H, ...]."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """What scaled_dot_product_attention is given.
+    """What one attention is told about visibility.
 
     `tensor` is [B or 1, H or 1, T, S]: bool (True: visible), or float to be added to the scores.
+    Where `by_pattern` is given, there is no tensor: the heads of each pattern run by themselves.
     """
 
     tensor: Tensor | None = None
     is_causal: bool = False
+    by_pattern: SelfAttentionMasks | None = None
 
 
 class SelfAttentionMasks:
@@ -39,74 +49,78 @@ class SelfAttentionMasks:
         past: int,
         token_mask: Tensor | None,
         causal: bool,
-        bias: nn.Module | None,
+        bias: RelativeBias | AlibiBias | None,
+        sparse_threshold: int,
     ) -> None:
-        """
+        """Take what all layers share.
+
         Args:
             reference: [B, T, C], for its length, device and dtype.
             past: P, keys before the first query.
             token_mask: [B, P + T] int64, 1 for a token; None: no padding.
             causal: whether later keys are hidden.
-            bias: `RelativeBias`, `AlibiBias` or None.
+            bias: the position bias of all heads, if there is one.
+            sparse_threshold: the length from which sparse patterns run by blocks.
         """
-        self.past, self.causal, self.bias = past, causal, bias
+        self.past, self.causal, self.bias, self.token_mask = past, causal, bias, token_mask
         self.length, self.device, self.dtype = reference.shape[1], reference.device, reference.dtype
-        self.token_mask = token_mask
+        # A trace takes the dense form, whose numbers are the same at every length; a symbolic
+        # length must not be compared with anything.
+        eager = not torch.compiler.is_exporting() and isinstance(self.length + past, int)
+        self.starts_here = eager and past == 0
+        self.blockwise = self.starts_here and self.length >= sparse_threshold
         self._made: dict[tuple[object, ...], Mask] = {}
 
     def of(self, patterns: tuple[AttentionPattern, ...], heads: tuple[int, ...]) -> Mask:
-        """The mask of a layer with these ``heads`` (numbered before any removal)."""
-        if len(set(patterns)) == 1:
-            patterns = patterns[:1]
+        """The mask for these ``heads`` (numbered before any removal) with these ``patterns``."""
         sees = tuple(p if p.is_sparse else AttentionPattern() for p in patterns)
+        if len(set(sees)) == 1:
+            sees = sees[:1]
+        if self.blockwise and any(pattern.is_sparse for pattern in sees):
+            return Mask(by_pattern=self)
         key = (sees, heads if self.bias is not None else None)
         if key not in self._made:
             self._made[key] = self._make(sees, heads)
         return self._made[key]
 
+    def bias_of(self, heads: tuple[int, ...]) -> HeadBias | None:
+        """The position bias of some heads."""
+        if self.bias is None or heads == tuple(range(self.bias.heads)):
+            return self.bias
+        return partial(self.bias, heads=list(heads))
+
     def _make(self, patterns: tuple[AttentionPattern, ...], heads: tuple[int, ...]) -> Mask:
-        sparse = any(pattern.is_sparse for pattern in patterns)
-        if self.bias is None and self.token_mask is None and not sparse:
+        dense = not any(pattern.is_sparse for pattern in patterns)
+        if dense and self.bias is None and self.token_mask is None:
             if not self.causal:
                 return Mask()
-            # A causal flag is read in two ways where queries and keys differ in number.
-            if not torch.compiler.is_exporting() and isinstance(self.past, int) and not self.past:
+            # A causal flag can be read in two ways where queries and keys differ in number.
+            if self.starts_here:
                 return Mask(is_causal=True)
         queries = torch.arange(self.past, self.past + self.length, device=self.device).unsqueeze(1)
-        keys = torch.arange(self.past + self.length, device=self.device).unsqueeze(0)  # [1, S]
-        visible = self._visible(patterns, queries, keys)
-        if self.bias is None:
+        keys = torch.arange(self.past + self.length, device=self.device).unsqueeze(0)
+        visible = self._visible(None if dense else patterns, queries, keys)
+        bias = self.bias_of(heads)
+        if bias is None:
             return Mask(visible)
-        all_heads = heads == tuple(range(len(heads))) and len(heads) == self.bias_heads
-        bias = self.bias(keys - queries, None if all_heads else list(heads)).unsqueeze(0)
-        if visible is not None:
-            bias = bias.masked_fill(~visible, torch.finfo(bias.dtype).min)  # [B, H, T, S]
-        return Mask(bias.to(self.dtype))
-
-    @property
-    def bias_heads(self) -> int:
-        """How many heads the bias was made for."""
-        for tensor in (getattr(self.bias, "slopes", None), getattr(self.bias, "table", None)):
-            if isinstance(tensor, Tensor):
-                return len(tensor)
-            if isinstance(tensor, nn.Embedding):
-                return tensor.embedding_dim
-        return 0
+        return Mask(biased(bias(keys - queries).unsqueeze(0), visible, self.dtype))
 
     def _visible(
-        self, patterns: tuple[AttentionPattern, ...], queries: Tensor, keys: Tensor
+        self, patterns: tuple[AttentionPattern, ...] | None, queries: Tensor, keys: Tensor
     ) -> Tensor | None:
-        """[B or 1, H or 1, T, S] bool, or None where all is visible."""
+        """Positions [T, 1] and [1, S] -> [B or 1, H or 1, T, S] bool, or None: all is visible."""
         visible = None
-        if any(pattern.is_sparse for pattern in patterns):
-            by_pattern = {p: allowed(p, queries, keys, self.causal) for p in set(patterns)}
-            visible = torch.stack([by_pattern[p] for p in patterns]).unsqueeze(0)  # [1, H, T, S]
+        if patterns is not None:
+            by_pattern = {
+                p: allowed(p, queries, keys, self.causal) for p in dict.fromkeys(patterns)
+            }
+            visible = torch.stack([by_pattern[p] for p in patterns]).unsqueeze(0)
         elif self.causal:
-            visible = (keys <= queries).unsqueeze(0).unsqueeze(0)  # [1, 1, T, S]
-        if self.token_mask is not None:
-            tokens = key_mask(self.token_mask) | (keys == queries)  # [B, 1, T, S]
-            visible = tokens if visible is None else tokens & visible
-        return visible
+            visible = (keys <= queries).unsqueeze(0).unsqueeze(0)
+        if self.token_mask is None:
+            return visible
+        tokens = key_mask(self.token_mask) | (keys == queries)  # [B, 1, T, S]
+        return tokens if visible is None else tokens & visible
 
 
 def cross_attention_mask(token_mask: Tensor | None, length: int) -> Mask:
@@ -125,46 +139,41 @@ def key_mask(token_mask: Tensor) -> Tensor:
     return token_mask.to(torch.bool).unsqueeze(1).unsqueeze(1)
 
 
+def biased(bias: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The bias as an additive mask: the least finite number where a key is not visible."""
+    if visible is not None:
+        bias = bias.masked_fill(~visible, torch.finfo(bias.dtype).min)
+    return bias.to(dtype)
+
+
 def allowed(pattern: AttentionPattern, queries: Tensor, keys: Tensor, causal: bool) -> Tensor:
-    """What ``pattern`` lets through, by positions that broadcast ([T, 1] and [1, S]) -> bool."""
+    """What a sparse ``pattern`` lets through, by positions that broadcast -> bool."""
     if pattern.type == "sliding_window":
-        distance = queries - keys
         if causal:
-            return (distance >= 0) & (distance < pattern.window)
-        return distance.abs() < pattern.window
-    if pattern.type == "block_sparse":
-        of_query, of_key = queries // pattern.block_size, keys // pattern.block_size
-        through = block_allowed(pattern, of_query, of_key, causal)
-        return through & (keys <= queries) if causal else through
-    if causal:
-        return keys <= queries
-    return (keys >= 0) | (queries >= 0)
-
-
-def block_allowed(
-    pattern: AttentionPattern, of_query: Tensor, of_key: Tensor, causal: bool
-) -> Tensor:
-    """Whether a block of queries sees a block of keys, by block numbers that broadcast."""
+            return (keys <= queries) & (keys > queries - pattern.window)
+        return (queries - keys).abs() < pattern.window
+    of_query, of_key = queries // pattern.block_size, keys // pattern.block_size
     through = (of_query - of_key).abs() <= 1
     if pattern.global_blocks:
         through = through | (of_key < pattern.global_blocks) | (of_query < pattern.global_blocks)
     for slot in range(pattern.random_blocks):
         through = through | (random_block(pattern, slot, of_query, causal) == of_key)
-    return through
+    return through & (keys <= queries) if causal else through
 
 
 def random_block(pattern: AttentionPattern, slot: int, of_query: Tensor, causal: bool) -> Tensor:
-    """The key block that a query block sees by chance: the same at any length and with any past.
+    """The block of keys that a block of queries sees by chance: the same at any length.
 
-    Block n draws from the blocks 0 to n when causal, and from 0 to 2n + 1 otherwise: as many
+    Block n draws from the blocks 0 to n when causal, and from 0 to 2n + 1 otherwise, as many
     after it as before. A block beyond the last one is not there, and so not seen.
     """
-    table = random_table(pattern, slot).to(of_query.device)
+    table = torch.tensor(random_table(pattern.seed, slot), device=of_query.device)
     draws = of_query + 1 if causal else 2 * of_query + 2
     return table[of_query % RANDOM_ROWS] * draws // RANDOM_STEPS
 
 
-def random_table(pattern: AttentionPattern, slot: int) -> Tensor:
-    """[RANDOM_ROWS] int64 fractions of RANDOM_STEPS, by the pattern's seed."""
-    generator = torch.Generator().manual_seed(pattern.seed * 1009 + slot)
-    return torch.randint(RANDOM_STEPS, (RANDOM_ROWS,), generator=generator)
+@lru_cache(maxsize=64)
+def random_table(seed: int, slot: int) -> tuple[int, ...]:
+    """RANDOM_ROWS fractions, in units of 1 / RANDOM_STEPS; integers, so that no runtime rounds."""
+    draw = random.Random(f"{seed}/{slot}")
+    return tuple(int(draw.random() * RANDOM_STEPS) for _ in range(RANDOM_ROWS))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from .attention import Attention, KeyValue
 from .config import OmniNetConfig
 from .feed_forward import FeedForward
-from .linear import Embedding, Linear
+from .head_gate import HeadGate, sparsity_penalty
+from .linear import Embedding, Linear, Quantizer, set_quantizer
+from .pruning import prune, pruned_config
 from .stack import Stack
 
 
@@ -46,7 +49,7 @@ class OmniNet(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
-        """Normal weights of deviation 0.02; what ends a residual branch by 1/sqrt(branches) smaller.
+        """Normal weights of deviation 0.02, over sqrt(branches) where a residual branch ends.
 
         As GPT-2 does (Radford et al. 2019, section 2.3).
         """
@@ -66,6 +69,9 @@ class OmniNet(nn.Module):
                 module.weight[module.padding_idx].zero_()
         if self.output.bias is not None:
             self.output.bias.zero_()
+        for module in self.modules():
+            if isinstance(module, HeadGate):
+                module.open_all()
 
     # -- running ---------------------------------------------------------------------------
 
@@ -86,10 +92,11 @@ class OmniNet(nn.Module):
             ValueError: the model has no encoder, or absolute positions do not reach that far.
         """
         encoder = self._side("encoder")
-        hidden, _ = encoder(input_ids, self.token_embedding(input_ids), attention_mask)
-        if self.decoder is None:
-            return hidden, []
-        return hidden, [block.cross_attention.project(hidden) for block in self.decoder.blocks]
+        with self._autocast(input_ids):
+            hidden, _ = encoder(input_ids, self.token_embedding(input_ids), attention_mask)
+            if self.decoder is None:
+                return hidden, []
+            return hidden, [block.cross_attention.project(hidden) for block in self.decoder.blocks]
 
     def decode(
         self,
@@ -115,14 +122,22 @@ class OmniNet(nn.Module):
             ValueError: the model has no decoder, cross_key_values lack, or absolute positions do
                 not reach that far.
         """
-        hidden, presents = self._decode(
-            decoder_input_ids,
-            decoder_attention_mask,
-            past_key_values,
-            cross_key_values,
-            attention_mask,
-        )
-        return self.output(hidden), presents
+        decoder = self._side("decoder")
+        if self.encoder is not None and not cross_key_values:
+            raise ValueError(
+                "decode of kind=encoder-decoder: expected cross_key_values, found none\n"
+                "hint: pass the second result of encode"
+            )
+        with self._autocast(decoder_input_ids):
+            hidden, presents = decoder(
+                decoder_input_ids,
+                self.token_embedding(decoder_input_ids),
+                decoder_attention_mask,
+                past_key_values,
+                cross_key_values,
+                attention_mask,
+            )
+            return self.output(hidden), presents
 
     def forward(
         self,
@@ -151,27 +166,12 @@ class OmniNet(nn.Module):
                 f"{'' if decoder_input_ids is None else 'no '}decoder_input_ids\n"
                 "hint: only an encoder-decoder takes tokens for both sides"
             )
-        device = input_ids.device.type
-        dtype = None if self.config.autocast == "none" else getattr(torch, self.config.autocast)
-        if dtype is not None and not torch.compiler.is_exporting():
-            with torch.autocast(device, dtype):
-                return self._forward(
-                    input_ids, attention_mask, decoder_input_ids, decoder_attention_mask
-                )
-        return self._forward(input_ids, attention_mask, decoder_input_ids, decoder_attention_mask)
-
-    def _forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        decoder_input_ids: Tensor | None,
-        decoder_attention_mask: Tensor | None,
-    ) -> Tensor:
         if self.encoder is None:
             return self.decode(input_ids, attention_mask)[0]
         hidden, cross = self.encode(input_ids, attention_mask)
         if decoder_input_ids is None:
-            return self.output(hidden)
+            with self._autocast(input_ids):
+                return self.output(hidden)
         return self.decode(
             decoder_input_ids,
             decoder_attention_mask,
@@ -179,37 +179,46 @@ class OmniNet(nn.Module):
             attention_mask=attention_mask,
         )[0]
 
-    def _decode(
-        self,
-        input_ids: Tensor,
-        token_mask: Tensor | None,
-        past_key_values: Sequence[KeyValue] | None,
-        cross_key_values: Sequence[KeyValue] | None,
-        cross_token_mask: Tensor | None,
-    ) -> tuple[Tensor, list[KeyValue]]:
-        decoder = self._side("decoder")
-        if self.encoder is not None and not cross_key_values:
-            raise ValueError(
-                "decode of kind=encoder-decoder: expected cross_key_values, found none\n"
-                "hint: pass the second result of encode"
-            )
-        return decoder(
-            input_ids,
-            self.token_embedding(input_ids),
-            token_mask,
-            past_key_values,
-            cross_key_values,
-            cross_token_mask,
-        )
+    def _autocast(self, input_ids: Tensor) -> AbstractContextManager[object]:
+        """The precision that the configuration asks for; a trace keeps that of the weights."""
+        if self.config.autocast == "none" or torch.compiler.is_exporting():
+            return nullcontext()
+        return torch.autocast(input_ids.device.type, getattr(torch, self.config.autocast))
 
     def _side(self, side: str) -> Stack:
         stack = self.encoder if side == "encoder" else self.decoder
         if stack is None:
             raise ValueError(
-                f"expected a model with an {side}, found kind={self.config.kind}\n"
+                f"{side}: expected a model that has one, found kind={self.config.kind}\n"
                 "hint: set kind=encoder-decoder"
             )
         return stack
+
+    # -- changing --------------------------------------------------------------------------
+
+    def prune_heads(self, heads: Mapping[int | str, Iterable[int]]) -> None:
+        """Take heads out for good: the weights shrink, the numbers are those without these heads.
+
+        Args:
+            heads: by layer, numbers of heads as they were before any removal. A layer is a number
+                (self-attentions, the encoder's first) or a name such as ``decoder.0.cross``.
+
+        Raises:
+            ConfigError: no such layer or head, or none would be left; nothing is changed then.
+        """
+        self.config = pruned_config(self.config, heads)
+        for stack in (self.encoder, self.decoder):
+            if stack is not None:
+                stack.config = self.config
+        prune(self, self.config)
+
+    def sparsity_penalty(self) -> Tensor:
+        """What to add to the loss so that head gates close: a scalar, of the last forward."""
+        return sparsity_penalty(self, self.config.head_pruning_penalty)
+
+    def set_quantizer(self, quantizer: Quantizer | None) -> None:
+        """Pass the input and the weight of each linear layer through ``quantizer``, or stop it."""
+        set_quantizer(self, quantizer)
 
     # -- keeping ---------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ def _parse(name: str, type_: str, text: str) -> Any:
         "bool": (_bool, "true or false"),
         "str": (str, "text"),
         "Attention": (_attention, "patterns"),
-        "Mapping[str, tuple[int, ...]]": (_pruned_heads, 'JSON such as {"encoder.0.self": [1]}'),
+        "PrunedHeads": (_pruned_heads, 'JSON such as {"encoder.0.self": [1]}'),
     }
     parser, expected = parsers[type_]
     try:

@@ -126,7 +126,9 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class RelativeBias(nn.Module):
-    """A learned bias for each bucket of distances, shared by all layers (T5, Raffel et al. 2020, 2.1).
+    """A learned bias for each bucket of distances, shared by all layers.
+
+    T5, Raffel et al. 2020, section 2.1.
 
     The bucket of every distance is computed once, here: logarithms rounded by a runtime
     could land in another bucket than torch's.
@@ -136,6 +138,7 @@ class RelativeBias(nn.Module):
 
     def __init__(self, config: OmniNetConfig, causal: bool) -> None:
         super().__init__()
+        self.heads = config.num_heads
         self.farthest = config.relative_max_distance
         self.table = Embedding(config.relative_buckets, config.num_heads)
         distances = torch.arange(-self.farthest, self.farthest + 1)
@@ -177,6 +180,7 @@ class AlibiBias(nn.Module):
 
     def __init__(self, config: OmniNetConfig) -> None:
         super().__init__()
+        self.heads = config.num_heads
         slopes = torch.tensor(alibi_slopes(config.num_heads))
         self.register_buffer("slopes", slopes, persistent=False)  # [H]
 

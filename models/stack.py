@@ -73,7 +73,10 @@ class Stack(nn.Module):
         """
         past = past_key_values[0][0].shape[2] if past_key_values else 0
         hidden, rotary = self._embed(input_ids, embedded, token_mask, past)
-        masks = SelfAttentionMasks(hidden, past, token_mask, self.causal, self.bias)
+        masks = SelfAttentionMasks(
+            hidden, past, token_mask, self.causal, self.bias, self.config.sparse_threshold
+        )
+        new_tokens = None if token_mask is None else token_mask[:, past:]
         cross_mask = cross_attention_mask(cross_token_mask, input_ids.shape[1])
         presents: list[KeyValue] = []
         for index, block in enumerate(self.blocks):
@@ -81,6 +84,7 @@ class Stack(nn.Module):
             arguments = (
                 hidden,
                 masks.of(attention.patterns, attention.heads),
+                new_tokens,
                 rotary,
                 past_key_values[index] if past_key_values else None,
                 cross_key_values[index] if cross_key_values else None,
@@ -96,7 +100,7 @@ class Stack(nn.Module):
     def _embed(
         self, input_ids: Tensor, embedded: Tensor, token_mask: Tensor | None, past: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """What enters the first block [B, T, C], and the rotary cosines and sines [B, 1, T, R/2]."""
+        """What enters the first block [B, T, C]; the rotary cosines and sines [B, 1, T, R/2]."""
         if self.embedding_scale is not None:
             embedded = embedded * self.embedding_scale
         rotary = None
