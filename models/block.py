@@ -51,7 +51,7 @@ class Block(nn.Module):
 
         The arguments are those of `Attention.forward` and `Attention.cross`.
         """
-        norm = self.self_attention_norm
+        norm: nn.Module | None = self.self_attention_norm
         attended, present = self.self_attention(
             self._before(norm, hidden), mask, token_mask, rotary, past
         )

@@ -25,9 +25,12 @@ def save(model: OmniNet, folder: Path) -> None:
     if model.config.tie_embeddings:
         del tensors["output.weight"]  # the same memory as token_embedding.weight
     text = json.dumps(model.config.to_dict(), indent=2) + "\n"
-    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # Moved into place when whole: a model that was loaded from here still maps the old file.
+    save_file(contiguous, folder / f"{WEIGHTS_FILE}.new", metadata={"format": "pt"})
+    (folder / f"{CONFIG_FILE}.new").write_text(text, encoding="utf-8")
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        (folder / f"{name}.new").replace(folder / name)
 
 
 def load(folder: Path) -> OmniNet:

@@ -169,7 +169,9 @@ def random_block(pattern: AttentionPattern, slot: int, of_query: Tensor, causal:
     """
     table = torch.tensor(random_table(pattern.seed, slot), device=of_query.device)
     draws = of_query + 1 if causal else 2 * of_query + 2
-    return table[of_query % RANDOM_ROWS] * draws // RANDOM_STEPS
+    rows = (of_query % RANDOM_ROWS).flatten()
+    drawn = table.index_select(0, rows).view_as(of_query)  # a plain Gather once traced
+    return drawn * draws // RANDOM_STEPS
 
 
 @lru_cache(maxsize=64)

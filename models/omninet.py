@@ -96,7 +96,8 @@ class OmniNet(nn.Module):
             hidden, _ = encoder(input_ids, self.token_embedding(input_ids), attention_mask)
             if self.decoder is None:
                 return hidden, []
-            return hidden, [block.cross_attention.project(hidden) for block in self.decoder.blocks]
+            across = (block.cross_attention for block in self.decoder.layers())
+            return hidden, [attention.project(hidden) for attention in across if attention]
 
     def decode(
         self,

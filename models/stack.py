@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class Stack(nn.Module):
         new_tokens = None if token_mask is None else token_mask[:, past:]
         cross_mask = cross_attention_mask(cross_token_mask, input_ids.shape[1])
         presents: list[KeyValue] = []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.layers()):
             attention = block.self_attention
             arguments = (
                 hidden,
@@ -96,6 +97,10 @@ class Stack(nn.Module):
                 hidden, present = block(*arguments)
             presents.append(present)
         return hidden if self.final_norm is None else self.final_norm(hidden), presents
+
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [cast("Block", block) for block in self.blocks]
 
     def _embed(
         self, input_ids: Tensor, embedded: Tensor, token_mask: Tensor | None, past: int
