@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omnigraph.errors import UsageError
@@ -107,6 +107,7 @@ class Program:
         dims: the range of each named dimension, and of any sum of names that has a bound.
         make_inputs: gives a set of example inputs (torch tensors by name) for a case.
         state: pairs (input, output) where the output is the next call's input.
+        fixed: dimensions that were given one size, which the shapes no longer name.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Program:
     dims: Mapping[str, Dim]
     make_inputs: Callable[[Case], dict[str, Any]]
     state: tuple[tuple[str, str], ...] = ()
+    fixed: Mapping[str, int] = field(default_factory=dict)
 
     def dim_names(self) -> tuple[str, ...]:
         """The named dimensions of the inputs, in order of first appearance."""
@@ -145,7 +147,32 @@ class Program:
                     hint="the model's own limit is the wider one, such as max_positions",
                 )
             merged[name] = dim
-        return replace(self, dims=merged)
+        fixed = {n: d.min for n, d in merged.items() if d.min == d.max and len(dim_terms(n)) == 1}
+        specs = tuple(
+            replace(spec, shape=tuple(_fix(d, fixed) for d in spec.shape)) for spec in self.inputs
+        )
+        kept = {name: dim for name, dim in merged.items() if name not in fixed}
+        return replace(self, inputs=specs, dims=kept, fixed={**self.fixed, **fixed})
+
+
+def _fix(dim: DimLike, fixed: Mapping[str, int]) -> DimLike:
+    """A dimension with the sizes that are fixed put in: "past + sequence" may be "past + 1"."""
+    if isinstance(dim, int):
+        return dim
+    terms = [fixed.get(term, term) for term in dim_terms(dim)]
+    numbers = sum(t for t in terms if isinstance(t, int))
+    names = [t for t in terms if isinstance(t, str)]
+    if not names:
+        return numbers
+    return " + ".join([*names, str(numbers)] if numbers else names)
+
+
+
+def fit_sizes(program: Program, sizes: Mapping[str, int], default: int = 5) -> dict[str, int]:
+    """Sizes for every dimension of a program: those given where they are in range, and the fixed."""
+    names = program.dim_names()
+    fitted = {d: program.dims.get(d, Dim()).clamp(sizes.get(d, default)) for d in names}
+    return {**fitted, **program.fixed}
 
 
 def contract_cases(program: Program) -> Sequence[Case]:
@@ -163,6 +190,5 @@ def contract_cases(program: Program) -> Sequence[Case]:
     ]
     cases = []
     for seed, (name, sizes, padding) in enumerate(wanted):
-        fitted = {d: program.dims.get(d, Dim()).clamp(sizes.get(d, 5)) for d in program.dim_names()}
-        cases.append(Case(name, fitted, padding, seed))
+        cases.append(Case(name, fit_sizes(program, sizes), padding, seed))
     return cases

@@ -1,0 +1,138 @@
+"""What stands in a traced Graph under which name: tensors, dimensions, and where nodes came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from omnigraph.errors import TraceError
+from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Graph, inherit_provenance
+from omnigraph.program import Program, TensorSpec, dim_terms
+
+
+def name_tensors(graph: Graph, program: Program) -> None:
+    """Give inputs, outputs and weights the names that the program and the model have for them.
+
+    Raises:
+        TraceError: the Graph has more or fewer tensors than the program.
+    """
+    found = len(graph.graph.inputs), len(graph.graph.outputs)
+    wanted = len(program.inputs), len(program.outputs)
+    if found != wanted:
+        raise TraceError(
+            f"The trace of program {program.name!r} has other tensors than the program",
+            expected=f"{wanted[0]} inputs and {wanted[1]} outputs",
+            found=f"{found[0]} and {found[1]}",
+            hint="an input that is not used, or an output given twice, cannot be traced",
+        )
+    for value, spec in zip(graph.graph.inputs, program.inputs, strict=True):
+        value.name = spec.name
+    taken: set[ir.Value] = set(graph.graph.inputs)
+    for position, name in enumerate(program.outputs):
+        value = graph.graph.outputs[position]
+        if value in taken:  # an input passed through, or one value under two names
+            copy = ir.node("Identity", [value])
+            copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+            graph.graph.append(copy)
+            graph.graph.outputs[position] = value = copy.outputs[0]
+        value.name = name
+        taken.add(value)
+    for name in list(graph.graph.initializers):
+        own = _own_path(name)
+        if own and own not in graph.graph.initializers:
+            graph.graph.initializers[name].name = own
+
+
+def name_dimensions(graph: Graph, program: Program) -> None:
+    """Rename torch's symbols (s15, s8) to the program's dimensions, in every shape."""
+    names: dict[str, str] = {}
+    for value, spec in zip(graph.graph.inputs, program.inputs, strict=True):
+        for axis, dim in enumerate(spec.shape):
+            found = symbol(value, axis)
+            if isinstance(dim, str) and len(dim_terms(dim)) == 1 and found and found.isidentifier():
+                names.setdefault(found, dim)
+    # A sum that the program spells keeps the program's order of terms.
+    spelled = {
+        frozenset(dim_terms(d)): d for s in program.inputs for d in s.shape if isinstance(d, str)
+    }
+
+    def rename(dim: Any) -> Any:
+        if not isinstance(dim, ir.SymbolicDim) or dim.value is None:
+            return dim
+        text = re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), str(dim.value))
+        return ir.SymbolicDim(spelled.get(frozenset(dim_terms(text)), text))
+
+    for value in _values(graph):
+        if value.shape is not None:
+            value.shape = ir.Shape([rename(dim) for dim in value.shape])
+
+
+def _values(graph: Graph) -> Iterator[ir.Value]:
+    yield from graph.graph.inputs
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        yield from node.outputs
+
+
+def symbol(value: ir.Value, axis: int) -> str | None:
+    """The symbolic dimension on an axis, or None where it is a number."""
+    dim = value.shape[axis] if value.shape is not None else None
+    return str(dim.value) if isinstance(dim, ir.SymbolicDim) else None
+
+
+def output_specs(graph: Graph) -> tuple[TensorSpec, ...]:
+    """The outputs of a traced Graph: names, dtypes, shapes in the program's dimensions."""
+    return tuple(
+        TensorSpec(
+            value.name or "",
+            value.dtype.numpy().name if value.dtype is not None else "float32",
+            tuple(
+                dim if isinstance(dim, int) else str(dim.value or f"unknown_{axis}")
+                for axis, dim in enumerate(value.shape or ())
+            ),
+        )
+        for value in graph.graph.outputs
+    )
+
+
+def keep_provenance(graph: Graph) -> None:
+    """Reduce torch's long metadata to the module path and the source line, for every node."""
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+        stack = node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
+        node.metadata_props.clear()
+        node.doc_string = None
+        if module := _module_path(scopes):
+            node.metadata_props[MODULE_KEY] = module
+        if line := _source_line(stack):
+            node.metadata_props[SOURCE_KEY] = line
+    inherit_provenance(graph)
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        node.metadata_props.setdefault(MODULE_KEY, "model")
+    graph.metadata_props.clear()
+    graph.producer_name, graph.producer_version = "omnigraph", None
+    for value in (*_values(graph), *graph.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _module_path(scopes: str) -> str:
+    """The innermost module in torch's list of scopes, without the wrapper's name."""
+    names = re.findall(r"'([^']*)'", scopes)[:-1]  # the last one is the operation itself
+    path = next((name for name in reversed(names) if name), "")
+    return _own_path(path) if path.startswith("module") else ""
+
+
+def _own_path(path: str) -> str:
+    """A path below the wrapper as the model itself has it: "module.model.encoder" is "encoder"."""
+    return re.sub(r"^module\.?(model(?=\.|$)\.?)?", "", path)
+
+
+def _source_line(stack: str) -> str:
+    frames = re.findall(r'File "([^"]+)", line (\d+)', stack)
+    own = [f for f in frames if "/torch/" not in f[0] and not f[0].endswith("omnigraph/trace.py")]
+    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
+
+

@@ -1,0 +1,66 @@
+"""The ``onnx`` target: ONNX files in the form that onnxruntime's CPU kernels run fastest."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from omnigraph.lowering.base import Emission, Lowered, Target
+from omnigraph.lowering.onnx_files import write_onnx
+from omnigraph.passes.base import Pass
+from omnigraph.passes.compress_weights import CompressWeights
+from omnigraph.passes.pipelines import canonical
+
+#: Types that no kernel of onnxruntime's CPU provider computes with; casts to and from them exist.
+_NO_ARITHMETIC = (ir.DataType.BFLOAT16,)
+
+
+class OnnxTarget(Target):
+    """ONNX at our opset with weights beside the graphs, for onnxruntime."""
+
+    name = "onnx"
+    purpose = "ONNX files for onnxruntime on CPUs"
+    precisions = ("fp32", "fp16")
+
+    def unusable(self) -> str | None:
+        """Emitting needs nothing; the contract needs onnxruntime."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed: pip install 'omnigraph[onnx]'"
+        return None
+
+    def supports(self, node: ir.Node, precision: str) -> str | None:
+        """Every op of the standard, in every type that has arithmetic on the CPU."""
+        if node.domain != "":
+            return f"domain {node.domain!r} is not standard ONNX"
+        if not onnx.defs.has(node.op_type):
+            return "there is no such op in the ONNX standard"
+        for value in (*node.inputs, *node.outputs):
+            if value is not None and value.dtype in _NO_ARITHMETIC and node.op_type != "Cast":
+                return f"onnxruntime's CPU kernels do not compute in {value.dtype.name.lower()}"
+        return None
+
+    def pipeline(self, precision: str) -> Sequence[Pass]:
+        """fp16 is a storage format here: CPUs compute in fp32 faster than in emulated fp16."""
+        return (*canonical(), CompressWeights()) if precision == "fp16" else canonical()
+
+    def emit(
+        self,
+        programs: Sequence[Lowered],
+        directory: Path,
+        *,
+        precision: str,
+        options: Mapping[str, str],
+    ) -> Emission:
+        """Write the graphs, and their weights once for all."""
+        return Emission(
+            files=write_onnx(programs, directory),
+            device="cpu",
+            requires={"onnxruntime": ">=1.23"},
+        )
+
+
+TARGET = OnnxTarget()

@@ -1,0 +1,139 @@
+"""What MODEL on the command line stands for: the programs of a model, and what it is."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omnigraph.errors import OmniGraphError, UsageError
+from omnigraph.program import Program
+
+_FORMS = "omninet, file.py:factory, or package.module:factory"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's name, its programs (the default one first), and its configuration if it has one."""
+
+    name: str
+    programs: tuple[Program, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve(
+    model: object,
+    *,
+    config: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> ModelSource:
+    """Find a model and its programs.
+
+    Args:
+        model: "omninet"; "file.py:factory" or "package.module:factory", a callable without
+            required arguments that gives ``(module, inputs)``, ``(module, inputs, dynamic)`` or a
+            sequence of Programs; a ``torch.nn.Module`` with ``inputs``; or Programs themselves.
+        config: of "omninet": tiny, small or seed.
+        settings: of "omninet": fields of its configuration; of a factory: its keyword arguments.
+        inputs: example inputs by name, where ``model`` is a module.
+
+    Raises:
+        UsageError: there is no such model, factory, configuration or field.
+        TraceError: the module does not run on its example inputs.
+    """
+    settings = dict(settings or {})
+    if model == "omninet":
+        return _omninet(config, settings)
+    if config is not None:
+        raise UsageError("--config is for omninet only", found=config, hint="use --set key=value")
+    if isinstance(model, str):
+        return _from_factory(model, settings)
+    programs = _as_programs(model if inputs is None else (model, inputs), type(model).__name__)
+    return ModelSource(type(programs[0].module).__name__.lower(), programs)
+
+
+def _omninet(config: str | None, settings: Mapping[str, str]) -> ModelSource:
+    from omnigraph.models import ConfigError, OmniNet, OmniNetConfig
+    from omnigraph.models.programs import programs
+
+    try:
+        chosen = OmniNetConfig.from_overrides(settings, name=config or "seed")
+    except ConfigError as error:
+        first, _, rest = str(error).partition("\n")
+        raise UsageError(first, hint=rest.removeprefix("hint: ") or None) from error
+    model = OmniNet.from_seed(chosen).eval()
+    return ModelSource("omninet", programs(model), chosen.to_dict())
+
+
+def _from_factory(text: str, settings: Mapping[str, str]) -> ModelSource:
+    where, _, name = text.rpartition(":")
+    if not where or not name:
+        raise UsageError(
+            f"{text!r} is no model",
+            expected=_FORMS,
+            hint="a factory gives (module, inputs): see `omnigraph export --help`",
+        )
+    factory = _factory(where, name)
+    try:
+        made = factory(**settings)
+    except OmniGraphError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"The factory {text} failed",
+            found=f"{type(error).__name__}: {error}",
+            hint="it is called with the --set values as keyword arguments; --traceback shows where",
+        ) from error
+    return ModelSource(name, _as_programs(made, text))
+
+
+def _factory(where: str, name: str) -> Callable[..., Any]:
+    try:
+        if where.endswith(".py"):
+            path = Path(where)
+            if not path.is_file():
+                raise UsageError(f"There is no file {where}", hint=f"MODEL is {_FORMS}")
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(path.stem, module)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+    except OmniGraphError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{where} cannot be imported",
+            found=f"{type(error).__name__}: {error}",
+            hint="--traceback shows where it fails",
+        ) from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise UsageError(
+            f"{where} has no callable {name!r}", expected=", ".join(names[:8]) or "a function"
+        )
+    return factory
+
+
+def _as_programs(made: object, where: str) -> tuple[Program, ...]:
+    if isinstance(made, Program):
+        return (made,)
+    if isinstance(made, Sequence) and made and all(isinstance(p, Program) for p in made):
+        return tuple(made)
+    if isinstance(made, Sequence) and len(made) in (2, 3) and isinstance(made[1], Mapping):
+        from omnigraph.trace import program_from_module
+
+        return (program_from_module(made[0], made[1], dynamic=made[2] if made[2:] else None),)
+    raise UsageError(
+        f"{where} gives no model",
+        expected="(module, inputs by name), (module, inputs, dynamic), or Programs",
+        found=type(made).__name__,
+        hint='return model, {"input_ids": torch.randint(0, 1000, (2, 16))}',
+    )

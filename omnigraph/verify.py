@@ -1,0 +1,205 @@
+"""Legality of a Graph at each stage, and its numbers as onnxruntime computes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from omnigraph.contract import Tolerance, deviations
+from omnigraph.errors import ContractError, GraphError
+from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, describe
+from omnigraph.weights import weights_elsewhere
+
+#: Initializers at least this large are handed to onnxruntime where they are, not copied.
+_EXTERNAL_BYTES = 1024
+
+#: Ops that move or select values, or compute on integers and booleans: they round nothing.
+_EXACT_OPS = frozenset(
+    "Cast CastLike Concat Constant ConstantOfShape Dropout Equal Expand Flatten Gather GatherElements "
+    "GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Not And Or Xor Pad Range "
+    "Reshape ScatterElements ScatterND Shape Size Slice Split Squeeze TensorScatter Tile Transpose "
+    "Trilu Unsqueeze Where Neg Abs Relu Clip".split()
+)
+#: Roundings that one op stands for: two products, a scale and a softmax in Attention, and so on.
+_ROUNDINGS = {"Attention": 5, "LayerNormalization": 3, "RMSNormalization": 3, "Gelu": 2, "Gemm": 2}
+
+
+def check_graph(graph: Graph, stage: str) -> None:
+    """Refuse a Graph that is not legal.
+
+    Legal is: what the ONNX checker accepts, at our one opset, every node with the module that it
+    came from, every output of a known type.
+
+    Raises:
+        GraphError: naming the stage and the first fault.
+    """
+    opset = graph.opset_imports.get("")
+    if opset != OPSET:
+        raise GraphError(f"Graph after {stage} has the wrong opset", expected=OPSET, found=opset)
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        if MODULE_KEY not in node.metadata_props:
+            raise GraphError(
+                f"{describe(node)} after {stage} has lost the module that it came from",
+                hint="a pass that makes nodes lets them be connected to nodes that have one",
+            )
+    for output in graph.graph.outputs:
+        if output.dtype is None:
+            raise GraphError(f"Output {output.name!r} after {stage} has no dtype")
+    proto = to_proto(graph, external_bytes=1)
+    for initializer in proto.graph.initializer:
+        # The checker wants the data of external tensors on disk; as inputs they need none.
+        proto.graph.input.append(
+            onnx.helper.make_tensor_value_info(
+                initializer.name, initializer.data_type, list(initializer.dims)
+            )
+        )
+    del proto.graph.initializer[:]
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise GraphError(
+            f"Graph {graph.graph.name!r} after {stage} is not valid ONNX",
+            found=str(error).splitlines()[0],
+            hint="OMNIGRAPH_DUMP=DIR writes the graph after each pass",
+        ) from error
+
+
+def to_proto(graph: Graph, *, external_bytes: int = _EXTERNAL_BYTES) -> onnx.ModelProto:
+    """The Graph as protobuf, its larger weights left out and marked as external data."""
+    with weights_elsewhere(graph, lambda *_: ("weights", 0), least_bytes=external_bytes):
+        return ir.to_proto(graph)
+
+
+class GraphRunner:
+    """A Graph ready to run in onnxruntime, with that runtime's own optimizations off.
+
+    Weights are used where they are in memory. This is how numbers are checked between passes.
+
+    Raises:
+        GraphError: onnxruntime does not load the Graph.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        import onnxruntime
+
+        self.graph = graph
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
+        proto = to_proto(graph)
+        self._kept = {
+            name: _ort_value(value.const_value)
+            for name, value in graph.graph.initializers.items()
+            if value.const_value is not None and value.const_value.nbytes >= _EXTERNAL_BYTES
+        }
+        options.add_external_initializers(list(self._kept), list(self._kept.values()))
+        try:
+            self._session = onnxruntime.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise GraphError(
+                f"onnxruntime does not load graph {graph.graph.name!r}",
+                found=_node_of(graph, error),
+            ) from error
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name.
+
+        Raises:
+            GraphError: onnxruntime failed; the message names the node and its module.
+        """
+        wanted = {value.name for value in self.graph.graph.inputs}
+        names = [value.name for value in self.graph.graph.outputs]
+        try:
+            results = self._session.run(None, {k: v for k, v in feeds.items() if k in wanted})
+        except Exception as error:
+            raise GraphError(
+                f"Graph {self.graph.graph.name!r} does not run in onnxruntime",
+                found=_node_of(self.graph, error),
+            ) from error
+        return dict(zip(names, results, strict=True))  # type: ignore[arg-type]
+
+
+def _ort_value(tensor: ir.TensorProtocol):  # type: ignore[no-untyped-def]
+    from onnxruntime import OrtValue
+
+    array = np.ascontiguousarray(tensor.numpy())
+    if array.dtype.kind in "fiub" and array.dtype.isbuiltin:
+        return OrtValue.ortvalue_from_numpy(array)
+    raw = array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
+    return OrtValue.ortvalue_from_numpy_with_onnx_type(raw, int(tensor.dtype))
+
+
+def _node_of(graph: Graph, error: Exception) -> str:
+    """The first line of onnxruntime's error, with the module of the node that it names."""
+    line = next((part for part in str(error).splitlines() if part.strip()), type(error).__name__)
+    names = re.findall(r"Name:\s*'([^']+)'|[Nn]ode \(([^)]+)\)", line)
+    for name in (a or b for a, b in names):
+        for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+            if node.name == name:
+                return f"{line[:300]} at {describe(node)}"
+    return line[:300]
+
+
+def compare_graph(
+    graph: Graph,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    references: Sequence[Mapping[str, np.ndarray]],
+    tolerance: Tolerance,
+    stage: str,
+) -> None:
+    """Refuse a Graph whose numbers are not the reference's.
+
+    Raises:
+        ContractError: naming the stage, the output, the error and the tolerance.
+    """
+    runner = GraphRunner(graph)
+    for given, reference in zip(feeds, references, strict=True):
+        for output, found in deviations(runner.run(given), reference).items():
+            if not found.within(tolerance):
+                raise ContractError(
+                    f"Output {output!r} of program {graph.graph.name!r} parted from the reference "
+                    f"after {stage}",
+                    expected=f"an error within {tolerance.rms:.2e} rms and {tolerance.peak:.2e} peak",
+                    found=f"{found.rms:.2e} rms and {found.peak:.2e} peak",
+                )
+
+
+def rounding_depth(graph: Graph) -> int:
+    """Roundings of floating-point values on the longest path from an input to an output."""
+    depth: dict[ir.Value, int] = {}
+    for node in graph.graph:
+        longest = max((depth.get(v, 0) for v in node.inputs if v is not None), default=0)
+        rounds = 0 if node.op_type in _EXACT_OPS else _ROUNDINGS.get(node.op_type, 1)
+        if not any(_is_float(value) for value in node.outputs):
+            rounds = 0
+        for output in node.outputs:
+            depth[output] = longest + rounds
+    return max(depth.values(), default=0)
+
+
+def longest_contraction(graph: Graph) -> int:
+    """Terms of the longest dot product with a weight in the Graph."""
+    terms = 1
+    for node in graph.graph:
+        if node.op_type in ("MatMul", "Gemm") and (weight := node.inputs[1]) is not None:
+            transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+            producer = weight.producer()
+            if producer is not None and producer.op_type == "Transpose":
+                weight, transposed = producer.inputs[0], not transposed
+            shape = weight.shape if weight is not None else None
+            if shape is not None and len(shape) >= 2:
+                size = shape[-1] if transposed else shape[-2]
+                terms = max(terms, size if isinstance(size, int) else 1)
+    return terms
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()

@@ -1,0 +1,42 @@
+"""Weights outside the protobuf: where a Graph's larger initializers are kept while it is written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.passes.base import Graph
+
+#: Says where an initializer's data stand: (location, offset).
+Place = Callable[[str, ir.TensorProtocol], tuple[str, int]]
+
+
+@contextlib.contextmanager
+def weights_elsewhere(graph: Graph, place: Place, *, least_bytes: int) -> Iterator[None]:
+    """Within the block, initializers of at least ``least_bytes`` are references to external data."""
+    kept: dict[str, ir.TensorProtocol] = {}
+    try:
+        for name, value in graph.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < least_bytes:
+                continue
+            location, offset = place(name, tensor)
+            kept[name] = tensor
+            value.const_value = ir.ExternalTensor(
+                location, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            )
+        yield
+    finally:
+        for name, tensor in kept.items():
+            graph.graph.initializers[name].const_value = tensor
+
+
+def tensor_bytes(tensor: ir.TensorProtocol) -> memoryview:
+    """The data of a tensor as ONNX stores it (little-endian, row-major), without a copy if it can."""
+    if tensor.dtype.bitwidth < 8:
+        return memoryview(tensor.tobytes())
+    array = np.ascontiguousarray(tensor.numpy())
+    return memoryview(array.reshape(-1).view(np.uint8))

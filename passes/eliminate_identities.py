@@ -1,0 +1,50 @@
+"""What changes nothing goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as library
+
+from omnigraph.passes.base import Graph, Pass
+
+
+@dataclass(frozen=True)
+class EliminateIdentities(Pass):
+    """Remove Identity, casts to the type a value has, and Concat or Transpose of no effect.
+
+    before:  Relu(Cast[to=FLOAT](Identity(x float)))
+    after:   Relu(x)
+
+    Needs: dtypes on values, where a cast is to be seen as one of no effect. Leaves alone: an
+    Identity between a graph input and a graph output, which gives one value two names.
+    """
+
+    def apply(self, graph: Graph) -> bool:
+        """Rewrite in place; whether anything changed."""
+        changed = False
+        for node in list(ir.traversal.RecursiveGraphIterator(graph.graph)):
+            if (kept := _same_value(node)) is not None and not node.outputs[0].is_graph_output():
+                ir.convenience.replace_all_uses_with(node.outputs[0], kept)
+                assert node.graph is not None
+                node.graph.remove(node, safe=True)
+                changed = True
+        return library.IdentityEliminationPass()(graph).modified or changed
+
+
+def _same_value(node: ir.Node) -> ir.Value | None:
+    """The input that a node passes on unchanged, if it does."""
+    if node.domain != "" or not node.inputs:
+        return None
+    value = node.inputs[0]
+    if value is None:
+        return None
+    if node.op_type == "Cast" and value.dtype is not None:
+        return value if node.attributes.get_int("to") == value.dtype else None
+    if node.op_type == "Concat" and len(node.inputs) == 1:
+        return value
+    if node.op_type == "Transpose":
+        perm = node.attributes.get_ints("perm")
+        return value if perm is not None and list(perm) == sorted(perm) else None
+    return None
