@@ -181,9 +181,7 @@ def _rounded(array: np.ndarray, dtype: np.dtype, limit: float) -> np.ndarray:
     return half
 
 
-def _typed(
-    value: ir.Value, name: str, like: ir.Value, dtype: ir.DataType | None
-) -> ir.Value:
+def _typed(value: ir.Value, name: str, like: ir.Value, dtype: ir.DataType | None) -> ir.Value:
     value.name, value.shape = name, like.shape
     value.type = None if dtype is None else ir.TensorType(dtype)
     return value

@@ -113,9 +113,9 @@ class PrecisionPlan:
         if node not in self._wide_sources:
             return False
         if not self._constant.issuperset(node.outputs):
-            users = [user for v in node.outputs for user, _ in v.uses()]
             outputs = any(v.is_graph_output() for v in node.outputs)
-            return outputs or not self.wide.isdisjoint(users)
+            users = [user for v in node.outputs for user, _ in v.uses()]
+            return outputs or any(u in self.wide or u.graph is not node.graph for u in users)
         # A table of weights is kept in fp32 for positions, and not for a norm.
         users = [user for v in node.outputs for user, _ in v.uses() if user in self.wide]
         return any(moves(u) or not self._exact.isdisjoint(u.outputs) for u in users)
