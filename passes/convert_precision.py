@@ -8,10 +8,10 @@ from typing import ClassVar
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-
-from omnigraph.errors import UsageError
 from omnigraph.passes.base import Graph, Pass
 from omnigraph.passes.precision import PrecisionPlan, indifferent, is_weight
+
+from omnigraph.errors import UsageError
 
 _HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
@@ -158,10 +158,11 @@ class _Conversion:
 
     def _drop_empty_cast(self, node: ir.Node) -> None:
         """Remove a cast of a half to itself, which was one of a half to float32."""
-        if node.op_type == "Cast" and node.inputs[0].dtype == self.half:
-            if not node.outputs[0].is_graph_output():
-                node.outputs[0].replace_all_uses_with(node.inputs[0])
-                self.graph.remove(node, safe=True)
+        if node.op_type != "Cast" or node.inputs[0].dtype != self.half:
+            return
+        if not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            self.graph.remove(node, safe=True)
 
     def _drop_unused(self) -> None:
         for value in self.twins:

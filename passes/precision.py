@@ -5,6 +5,8 @@ square roots, and for positions. `PrecisionPlan` finds the nodes that meet those
 converts all others.
 """
 
+# ruff: noqa: SIM905 (a list of names reads best as words)
+
 from __future__ import annotations
 
 import functools
@@ -12,7 +14,6 @@ from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
-
 from omnigraph.passes.base import OPSET
 
 #: Computed in the half type: products, summed in fp32 by every kernel, and arithmetic that rounds

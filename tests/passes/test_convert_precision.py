@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_ir.passes.common import ShapeInferencePass
 from omnigraph.passes.base import MODULE_KEY, count_ops, run_passes
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.convert_precision import ConvertPrecision
+from onnx_ir.passes.common import ShapeInferencePass
 
 from omnigraph.contract import Tolerance, deviations
 from omnigraph.errors import UsageError
@@ -298,7 +298,8 @@ def test_comparison_reads_fp32_on_both_sides() -> None:
 def test_past_and_present_keep_fp32_at_the_boundary() -> None:
     graph = graph_of(
         """
-        float[b, 2, past, 4] past_key, float[b, 2, t, 4] x => float[b, 2, all, 4] key, float[b, 2, t, 4] y
+        float[b, 2, past, 4] past_key, float[b, 2, t, 4] x
+        => float[b, 2, all, 4] key, float[b, 2, t, 4] y
         {
             query = Mul(x, x)
             key = Concat<axis = 2>(past_key, query)
