@@ -134,5 +134,3 @@ def _source_line(stack: str) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+)', stack)
     own = [f for f in frames if "/torch/" not in f[0] and not f[0].endswith("omnigraph/trace.py")]
     return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
-
-

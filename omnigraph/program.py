@@ -167,7 +167,6 @@ def _fix(dim: DimLike, fixed: Mapping[str, int]) -> DimLike:
     return " + ".join([*names, str(numbers)] if numbers else names)
 
 
-
 def fit_sizes(program: Program, sizes: Mapping[str, int], default: int = 5) -> dict[str, int]:
     """Sizes for every dimension of a program: those given where they are in range, and the fixed."""
     names = program.dim_names()

@@ -10,16 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from omnigraph.contract import Tolerance, deviations
 from omnigraph.errors import GraphError, TraceError
-from omnigraph.graph_names import keep_provenance, name_dimensions, name_tensors, symbol
+from omnigraph.graph_names import (
+    keep_provenance,
+    name_dimensions,
+    name_tensors,
+    output_specs,
+    symbol,
+)
+from omnigraph.numbers import Reference
 from omnigraph.passes.base import OPSET, Graph
 from omnigraph.program import Case, Dim, Program, TensorSpec, dim_terms, evaluate_dim, fit_sizes
 from omnigraph.verify import GraphRunner, longest_contraction, rounding_depth
+
+__all__ = ["check_trace", "output_specs", "program_from_module", "reference_for", "trace"]
 
 #: Sizes a program is traced at: different, coprime, and none of them 0 or 1, which torch.export
 #: would make constants (its "0/1 specialization").
@@ -82,27 +90,27 @@ def trace(program: Program) -> Graph:
 
 def example_case(program: Program) -> Case:
     """The sizes a program is traced at: all different where the ranges allow."""
-    return Case("trace", fit_sizes(program, dict(zip(program.dim_names(), _TRACE_SIZES, strict=False))))
+    return Case(
+        "trace", fit_sizes(program, dict(zip(program.dim_names(), _TRACE_SIZES, strict=False)))
+    )
 
 
-def numpy_inputs(program: Program, case: Case) -> dict[str, np.ndarray]:
-    """A case's inputs as numpy arrays."""
-    return {name: tensor.numpy() for name, tensor in program.make_inputs(case).items()}
-
-
-def reference(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs of the torch module itself, in fp32."""
-    tensors = [torch.from_numpy(feeds[spec.name]) for spec in program.inputs]
+def reference_for(program: Program, case: Case) -> Reference:
+    """A case's inputs, and the outputs of the torch module itself, in fp32."""
+    inputs = program.make_inputs(case)
     with torch.no_grad():
-        outputs = _Entry(program)(*tensors)
-    return {n: t.numpy() for n, t in zip(program.outputs, outputs, strict=True)}
+        outputs = _Entry(program)(*(inputs[spec.name] for spec in program.inputs))
+    return Reference(
+        case,
+        {name: tensor.numpy() for name, tensor in inputs.items()},
+        {name: t.numpy() for name, t in zip(program.outputs, outputs, strict=True)},
+    )
 
 
 def check_trace(
     program: Program,
     graph: Graph,
-    cases: Sequence[Case],
-    references: Sequence[Mapping[str, np.ndarray]],
+    references: Sequence[Reference],
 ) -> None:
     """Run the traced Graph at other sizes than it was traced at, and compare it with torch.
 
@@ -111,8 +119,9 @@ def check_trace(
             depends on a dimension; the message names the dimension.
     """
     runner = GraphRunner(graph)
-    for case, expected in zip(cases, references, strict=True):
-        if (fault := _fault(runner, numpy_inputs(program, case), expected)) is not None:
+    for sample in references:
+        case = sample.case
+        if (fault := _fault(runner, sample)) is not None:
             culprits = _guilty_dimensions(program, runner, case)
             raise TraceError(
                 f"The trace of program {program.name!r} is not what the model computes at other "
@@ -124,11 +133,10 @@ def check_trace(
             )
 
 
-def _fault(
-    runner: GraphRunner, feeds: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
-) -> str | None:
+def _fault(runner: GraphRunner, sample: Reference) -> str | None:
+    expected = sample.outputs
     try:
-        found = runner.run(feeds)
+        found = runner.run(sample.feeds)
     except GraphError as error:
         return str(error.found or error.message)
     graph = runner.graph
@@ -139,7 +147,9 @@ def _fault(
         if found[name].shape != expected[name].shape:
             return f"{name} of shape {found[name].shape} where the model has {expected[name].shape}"
         if not deviation.within(tolerance):
-            return f"{name} with an error of {deviation.rms:.1e} rms (tolerance {tolerance.rms:.1e})"
+            return (
+                f"{name} with an error of {deviation.rms:.1e} rms (tolerance {tolerance.rms:.1e})"
+            )
     return None
 
 
@@ -149,8 +159,7 @@ def _guilty_dimensions(program: Program, runner: GraphRunner, case: Case) -> lis
     guilty = []
     for dim, size in case.sizes.items():
         alone = Case(dim, {**traced.sizes, dim: size}, case.padding, case.seed)
-        feeds = numpy_inputs(program, alone)
-        if _fault(runner, feeds, reference(program, feeds)) is not None:
+        if _fault(runner, reference_for(program, alone)) is not None:
             guilty.append(repr(dim))
     return guilty or [" or ".join(map(repr, case.sizes))]
 
@@ -190,7 +199,8 @@ def program_from_module(
     except Exception as error:
         place = _user_frame(error)
         raise TraceError(
-            "The module does not run on its own example inputs" + (f", at {place}" if place else ""),
+            "The module does not run on its own example inputs"
+            + (f", at {place}" if place else ""),
             found=_first_line(error),
             hint="the factory gives (module, inputs), and module(**inputs) must run",
         ) from error
@@ -216,9 +226,17 @@ def program_from_module(
 
 def _usual_axes(inputs: Mapping[str, torch.Tensor]) -> dict[str, dict[int, str]]:
     first = next(iter(inputs.values()))
-    usual = {axis: (dim, first.shape[axis]) for axis, dim in ((0, "batch"), (1, "sequence")) if axis < first.ndim}
+    usual = {
+        axis: (dim, first.shape[axis])
+        for axis, dim in ((0, "batch"), (1, "sequence"))
+        if axis < first.ndim
+    }
     return {
-        key: {axis: dim for axis, (dim, size) in usual.items() if axis < t.ndim and t.shape[axis] == size}
+        key: {
+            axis: dim
+            for axis, (dim, size) in usual.items()
+            if axis < t.ndim and t.shape[axis] == size
+        }
         for key, t in inputs.items()
     }
 

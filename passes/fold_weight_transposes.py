@@ -26,7 +26,11 @@ class FoldWeightTransposes(Pass):
         changed = False
         for node in list(graph.graph):
             weight = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None
-            if weight is None or not _only_transposed(weight, node) or node.outputs[0].is_graph_output():
+            if (
+                weight is None
+                or not _only_transposed(weight, node)
+                or node.outputs[0].is_graph_output()
+            ):
                 continue
             _fold(graph, node, weight)
             changed = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from omnigraph.errors import UsageError
 from omnigraph.lowering.base import Emission, Lowered, Target
@@ -12,21 +12,30 @@ __all__ = ["Emission", "Lowered", "Target", "find_target", "targets"]
 
 def targets() -> dict[str, Target]:
     """Every target that is installed, by name: ours and those of other packages."""
-    found = {entry.name: entry for entry in entry_points(group="omnigraph.targets")}
-    return {name: found[name].load() for name in sorted(found)}
+    return {name: entry.load() for name, entry in _registered().items()}
 
 
 def find_target(name: str) -> Target:
     """The target of a name.
 
     Raises:
-        UsageError: no target has that name.
+        UsageError: no target has that name, or the package that provides it does not import.
     """
-    known = targets()
+    known = _registered()
     if name not in known:
         raise UsageError(
             f"There is no target {name!r}",
             expected=" or ".join(known),
             hint="`omnigraph targets` says what each is for and whether it is usable here",
         )
-    return known[name]
+    try:
+        return known[name].load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"Target {name!r} is registered by {known[name].value}, which does not import",
+            found=str(error),
+        ) from error
+
+
+def _registered() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in sorted(entry_points(group="omnigraph.targets"))}

@@ -43,7 +43,8 @@ class Emission:
         requires: versions the runtime must have, such as ``{"onnxruntime": ">=1.23"}``.
         details: for each program, what else a person or the runtime should know.
         executes_here: whether the artifact can be run on this machine, so that its numbers are
-            compared by running it; where not, its lowered Graph is what is compared.
+            compared by running it. Where not, each program's files have the role "lowered": the
+            ONNX file that the vendor's compiler was given, whose numbers are compared instead.
     """
 
     files: Mapping[str, Mapping[str, str]]
@@ -66,6 +67,10 @@ class Target(abc.ABC):
     @abc.abstractmethod
     def unusable(self) -> str | None:
         """Why this target cannot compile here, or None."""
+
+    def unrunnable(self) -> str | None:
+        """Why artifacts of this target cannot run here, or None; usually as for compiling."""
+        return self.unusable()
 
     @abc.abstractmethod
     def supports(self, node: ir.Node, precision: str) -> str | None:

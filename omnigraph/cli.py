@@ -1,0 +1,351 @@
+"""The commands. Data goes to stdout, all else to stderr; ``--json`` prints one JSON object.
+
+Exit status: 0 done, 1 a check failed, 2 bad usage or bad input. Only the standard library and
+numpy are imported until a command needs more, so that artifacts run where nothing else is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+import omnigraph
+from omnigraph.errors import OmniGraphError, UsageError
+from omnigraph.report import progress_reporter, size_text, table
+
+_EXPORT_HELP = """\
+MODEL is one of:
+  omninet                  the reference model; --config tiny|small|seed, --set positions=alibi …
+  file.py:factory          a function that gives (module, {"input_ids": tensor, …})
+  package.module:factory   the same, imported by name
+
+--set gives fields of the model's configuration, and options of the targets (compute=sm89,sm120).
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        return args.run(args)
+    except OmniGraphError as error:
+        if args.traceback:
+            raise
+        if args.json:
+            _print_json({"error": error.to_dict()})
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="omnigraph", description=omnigraph.__doc__)
+    parser.add_argument("--version", action="version", version=f"omnigraph {omnigraph.__version__}")
+    parser.set_defaults(command=None, json=False, traceback=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    export = _command(commands, "export", _export, "compile a model and check its numbers")
+    export.formatter_class = argparse.RawDescriptionHelpFormatter
+    export.epilog = _EXPORT_HELP
+    export.add_argument("model", metavar="MODEL")
+    export.add_argument("--target", required=True, metavar="T[,T…]", help="see `omnigraph targets`")
+    export.add_argument("--precision", metavar="P", help="default: the target's own first")
+    export.add_argument("--config", metavar="NAME", help="of omninet: tiny, small, seed (default)")
+    export.add_argument("--programs", metavar="NAME[,NAME…]", help="default: all of the model's")
+    export.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    export.add_argument(
+        "--dynamic",
+        metavar="DIM=MIN:MAX[,…]",
+        help="range of each dimension, such as batch=1:8,sequence=1:1024; N:N makes it fixed",
+    )
+    export.add_argument("--out", metavar="PATH", help="a .omni file or a directory")
+    export.add_argument("--rtol", type=float, metavar="X", help="tolerance, relative rms")
+    export.add_argument(
+        "--verify-each", action="store_true", help="compare the numbers after every pass"
+    )
+
+    run = _command(commands, "run", _run, "run an artifact on given inputs")
+    run.add_argument("artifact", metavar="ARTIFACT")
+    run.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=FILE.npy|VALUES",
+        dest="inputs",
+        help="a file, or numbers such as 1,2,3",
+    )
+    run.add_argument("--out", metavar="FILE.npz", help="where to write the outputs")
+    run.add_argument("--program", metavar="NAME", help="default: the artifact's first")
+    _device_options(run)
+
+    verify = _command(commands, "verify", _verify, "re-run the golden pair on this machine")
+    verify.add_argument("artifact", metavar="ARTIFACT")
+    _device_options(verify)
+
+    inspect = _command(commands, "inspect", _inspect, "show a model or an artifact")
+    inspect.add_argument("subject", metavar="MODEL|ARTIFACT")
+    inspect.add_argument("--config", metavar="NAME")
+    inspect.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+
+    _command(commands, "passes", _passes, "list the passes and what each is for")
+    _command(commands, "targets", _targets, "list the targets and whether each is usable here")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our form of an error."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}\nhint: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _command(commands: Any, name: str, run: Any, purpose: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=purpose, description=purpose)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    command.set_defaults(run=run)
+    return command
+
+
+def _device_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, gpu, npu")
+    command.add_argument("--threads", type=int, metavar="N", help="threads of one run")
+
+
+def _export(args: argparse.Namespace) -> int:
+    with progress_reporter(args.model) as progress:
+        reports = omnigraph.export(
+            args.model,
+            args.target,
+            precision=args.precision,
+            config=args.config,
+            settings=_settings(args.settings),
+            programs=args.programs.split(",") if args.programs else None,
+            dynamic=_ranges(args.dynamic),
+            out=args.out,
+            rtol=args.rtol,
+            verify_each=args.verify_each,
+            progress=progress,
+        )
+    if args.json:
+        _print_json({"artifacts": [report.to_dict() for report in reports]})
+        return 0
+    for report in reports:
+        rows = [
+            (c.program, c.output, f"{c.deviation.rms:.1e}", f"{c.tolerance.rms:.1e}", c.case)
+            for c in _worst_by_program(report.checks)
+        ]
+        print(table(("program", "worst output", "error (rms)", "tolerance", "input set"), rows))
+        seconds = ", ".join(f"{step} {value:.1f} s" for step, value in report.seconds.items())
+        print(seconds, file=sys.stderr)
+        print(
+            f"{report.path}  {report.target} {report.precision}  {size_text(report.bytes)}  "
+            f"within its contract"
+        )
+    return 0
+
+
+def _worst_by_program(checks: Sequence[Any]) -> list[Any]:
+    worst: dict[str, Any] = {}
+    for check in checks:
+        seen = worst.get(check.program)
+        if seen is None or check.deviation.rms > seen.deviation.rms:
+            worst[check.program] = check
+    return list(worst.values())
+
+
+def _run(args: argparse.Namespace) -> int:
+    with omnigraph.load(args.artifact, device=args.device, threads=args.threads) as session:
+        specs = {spec.name: spec for spec in session.entry(args.program).inputs}
+        feeds = {}
+        for text in args.inputs:
+            name, _, value = text.partition("=")
+            feeds[name] = _array(name, value, specs.get(name))
+        outputs = session.run(feeds, program=args.program)
+    if args.out:
+        _write_npz(Path(args.out), outputs)
+    shown = {
+        name: {"dtype": str(array.dtype), "shape": list(array.shape)}
+        for name, array in outputs.items()
+    }
+    if args.json:
+        _print_json({"outputs": shown, "out": args.out})
+        return 0
+    rows = [
+        (name, str(a.dtype), str(list(a.shape)), _summary(a)) for name, a in outputs.items()
+    ]
+    print(table(("output", "dtype", "shape", "mean and deviation"), rows))
+    return 0
+
+
+def _array(name: str, value: str, spec: Any) -> np.ndarray:
+    """An input from the command line: a .npy file, or numbers that get the rank they need."""
+    path = Path(value)
+    if value.endswith(".npy"):
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"Input {name!r} cannot be read from {value}",
+                found=str(error).splitlines()[0],
+                hint="give a file that numpy.save wrote",
+            ) from error
+    try:
+        numbers = json.loads(f"[{value}]")
+        array = np.array(numbers, dtype=spec.dtype if spec is not None else None)
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"Input {name!r} is neither a .npy file nor numbers",
+            expected=f"{name}=FILE.npy or {name}=1,2,3",
+            found=repr(value),
+        ) from error
+    rank = len(spec.shape) if spec is not None else array.ndim
+    return array.reshape((1,) * max(0, rank - array.ndim) + array.shape)
+
+
+def _summary(array: np.ndarray) -> str:
+    if array.size == 0:
+        return "empty"
+    if array.dtype.kind != "f":
+        return " ".join(map(str, array.reshape(-1)[:6].tolist()))
+    return f"{array.mean():.4g} ± {array.std():.4g}"
+
+
+def _write_npz(path: Path, outputs: dict[str, np.ndarray]) -> None:
+    partial = path.with_name(path.name + ".part")
+    try:
+        with open(partial, "wb") as stream:
+            np.savez(stream, **outputs)  # type: ignore[arg-type]
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"The outputs cannot be written to {path}", found=str(error)) from error
+
+
+def _verify(args: argparse.Namespace) -> int:
+    with omnigraph.load(args.artifact, device=args.device, threads=args.threads) as session:
+        checks = session.verify()
+    failed = [check for check in checks if not check.passed]
+    if args.json:
+        fields = [
+            {
+                "program": c.program,
+                "output": c.output,
+                "rms": c.deviation.rms,
+                "peak": c.deviation.peak,
+                "tolerance": c.tolerance.to_dict(),
+                "passed": c.passed,
+            }
+            for c in checks
+        ]
+        _print_json({"passed": not failed, "checks": fields})
+    else:
+        rows = [
+            (
+                c.program,
+                c.output,
+                f"{c.deviation.rms:.1e}",
+                f"{c.tolerance.rms:.1e}",
+                "ok" if c.passed else "TOO FAR",
+            )
+            for c in checks
+        ]
+        print(table(("program", "output", "error (rms)", "tolerance", ""), rows))
+    for check in failed:
+        print(f"error: {check}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from omnigraph.inspection import describe_text, inspect
+
+    fields = inspect(args.subject, config=args.config, settings=_settings(args.settings))
+    if args.json:
+        _print_json(fields)
+    else:
+        print(describe_text(fields))
+    return 0
+
+
+def _passes(args: argparse.Namespace) -> int:
+    from omnigraph.inspection import list_passes
+
+    passes = list_passes()
+    if args.json:
+        _print_json({"passes": passes})
+    else:
+        rows = [(p["name"], ", ".join(p["options"]), p["purpose"]) for p in passes]
+        print(table(("pass", "options", "what it does"), rows))
+    return 0
+
+
+def _targets(args: argparse.Namespace) -> int:
+    from omnigraph.inspection import list_targets
+
+    targets = list_targets()
+    if args.json:
+        _print_json({"targets": targets})
+    else:
+        rows = [
+            (
+                t["name"],
+                ", ".join(t["precisions"]),
+                t["unusable"] or "yes",
+                t["unrunnable"] or "yes",
+                t["purpose"],
+            )
+            for t in targets
+        ]
+        print(table(("target", "precisions", "compiles here", "runs here", "what it is"), rows))
+    return 0
+
+
+def _settings(texts: Sequence[str]) -> dict[str, str]:
+    settings = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {text!r} is no setting", expected="key=value")
+        settings[key] = value
+    return settings
+
+
+def _ranges(text: str | None) -> dict[str, Any]:
+    from omnigraph.program import Dim
+
+    ranges = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, _, span = part.partition("=")
+        low, colon, high = span.partition(":")
+        try:
+            least = int(low)
+            most = (int(high) if high else None) if colon else least
+        except ValueError:
+            raise UsageError(
+                f"--dynamic {part!r} is no range",
+                expected="DIM=MIN:MAX, DIM=MIN: or DIM=SIZE",
+                hint="for example --dynamic batch=1:8,sequence=1:1024",
+            ) from None
+        ranges[name.strip()] = Dim(least, most)
+    return ranges
+
+
+def _print_json(fields: Any) -> None:
+    print(json.dumps(fields, indent=1, ensure_ascii=False))

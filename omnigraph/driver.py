@@ -1,0 +1,444 @@
+"""From a model to an artifact: trace, passes, lowering, contract; all of it or nothing."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+import omnigraph
+from omnigraph import trace as tracing
+from omnigraph.artifact import ProgramEntry, check_replaceable, publish, seal, staging
+from omnigraph.contract import Deviation, Tolerance
+from omnigraph.errors import UsageError
+from omnigraph.lowering import Emission, Lowered, Target, find_target
+from omnigraph.model_source import ModelSource, resolve
+from omnigraph.numbers import NumberCheck, Reference, check_artifact
+from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
+from omnigraph.program import Case, Dim, Program, TensorSpec, contract_cases, fit_sizes
+from omnigraph.verify import check_graph, compare_graph, longest_contraction, rounding_depth
+
+#: Told of each step: what is being done, and which of how many steps it is.
+Progress = Callable[[str, int, int], None]
+
+_GOLDEN = {"batch": 2, "sequence": 5, "past": 3, "decoder_sequence": 4}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export to one target made, how long each step took, and how close its numbers are."""
+
+    path: Path
+    target: str
+    precision: str
+    bytes: int
+    seconds: Mapping[str, float]
+    checks: Sequence[NumberCheck]
+    passes: Mapping[str, Sequence[PassRecord]]
+
+    @property
+    def deviation(self) -> Deviation:
+        """The worst deviation from torch over every program, output and input set."""
+        worst = Deviation(0.0, 0.0)
+        for check in self.checks:
+            worst = worst.worst(check.deviation)
+        return worst
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready fields."""
+        return {
+            "path": str(self.path),
+            "target": self.target,
+            "precision": self.precision,
+            "bytes": self.bytes,
+            "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
+            "contract": [check.to_dict() for check in self.checks],
+        }
+
+
+def export(
+    model: object,
+    target: str | Sequence[str],
+    *,
+    precision: str | None = None,
+    config: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    programs: Sequence[str] | None = None,
+    dynamic: Mapping[str, Dim] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    rtol: float | None = None,
+    verify_each: bool = False,
+    progress: Progress | None = None,
+) -> list[ExportReport]:
+    """Compile a model for one or more targets and check every program's numbers against torch.
+
+    Args:
+        model: "omninet", "file.py:factory", "package.module:factory", a ``torch.nn.Module`` (with
+            ``inputs``), or Programs.
+        target: one target, several in a sequence, or several joined by commas.
+        precision: one that each target can do; None is each target's own first.
+        config: the size of "omninet": tiny, small or seed (the default).
+        settings: fields of the model's configuration and options of the targets, as text.
+        inputs: example inputs by name, where ``model`` is a module.
+        programs: which programs to compile; None is all.
+        dynamic: the range of each dimension; one size (``Dim(1, 1)``) makes it fixed.
+        out: the artifact's path, a single file if it ends in ``.omni``, else a directory; with
+            several targets, the directory that gets one artifact each.
+        rtol: a root-mean-square tolerance in place of the one reasoned from the precision.
+        verify_each: compare the numbers after every single pass, too.
+        progress: told of each step.
+
+    Returns:
+        One report for each target, in order.
+
+    Raises:
+        OmniGraphError: whatever is wrong; nothing is written then, for any target.
+    """
+    names = target.split(",") if isinstance(target, str) else list(target)
+    targets = [find_target(name.strip()) for name in names]
+    settings = dict(settings or {})
+    options = [{k: settings[k] for k in settings if k in t.options} for t in targets]
+    used = {key for chosen in options for key in chosen}
+    for chosen, given in zip(targets, options, strict=True):
+        _check_target(chosen, precision, given)
+    precisions = [precision or chosen.precisions[0] for chosen in targets]
+    job = _Export(progress, verify_each, rtol, total=2 + 3 * len(targets))
+
+    with job.step("model"):
+        source = resolve(
+            model,
+            config=config,
+            settings={k: v for k, v in settings.items() if k not in used},
+            inputs=inputs,
+        )
+        source = replace(source, programs=_choose(source, programs, dynamic or {}))
+    paths = _paths(source.name, targets, precisions, out)
+    for path in paths:
+        check_replaceable(path)
+    traced = job.trace(source)
+    config_fields, name, source = source.config, source.name, replace(source, programs=())
+
+    with ExitStack() as stack:
+        staged = [stack.enter_context(staging(path)) for path in paths]
+        built = [
+            job.build(*item, traced, last=position == len(targets) - 1)
+            for position, item in enumerate(zip(targets, precisions, options, staged, strict=True))
+        ]
+        gc.collect()  # torch's weights are not needed from here on
+        reports = []
+        for chosen, directory, path, product in zip(targets, staged, paths, built, strict=True):
+            manifest = _manifest(name, config_fields, chosen, product, traced)
+            checks = job.check(chosen, directory, manifest, product, traced)
+            reports.append((chosen, directory, path, product, checks))
+        done = []
+        for chosen, directory, path, product, checks in reports:
+            size = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
+            publish(directory, path)
+            done.append(
+                ExportReport(
+                    path,
+                    chosen.name,
+                    product.precision,
+                    size,
+                    {**job.seconds, **product.seconds},
+                    checks,
+                    product.records,
+                )
+            )
+    return done
+
+
+@dataclass
+class _Traced:
+    """One program after tracing: its Graph (until the last target took it) and its reference."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dims: Mapping[str, Dim]
+    state: tuple[tuple[str, str], ...]
+    references: list[Reference]
+    golden: Reference
+    depth: int
+    contraction: int
+    graph: Graph | None
+
+
+@dataclass
+class _Product:
+    """One target's staged files, and what was done to get there."""
+
+    precision: str
+    options: Mapping[str, str]
+    emission: Emission
+    records: dict[str, list[PassRecord]]
+    ops: dict[str, dict[str, int]]
+    tolerances: dict[str, Tolerance]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class _Export:
+    """The steps of one export: their progress and their times."""
+
+    def __init__(
+        self, progress: Progress | None, verify_each: bool, rtol: float | None, *, total: int
+    ) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress, self._verify_each, self._rtol = progress, verify_each, rtol
+        self._done, self._total = 0, total
+
+    @contextmanager
+    def step(self, name: str, seconds: dict[str, float] | None = None) -> Iterator[None]:
+        if self._progress is not None:
+            self._progress(name, self._done, self._total)
+        start = time.perf_counter()
+        yield
+        self._done += 1
+        key = name.split(" ", 1)[0]
+        (self.seconds if seconds is None else seconds)[key] = time.perf_counter() - start
+        if self._progress is not None and self._done == self._total:
+            self._progress("done", self._done, self._total)
+
+    def trace(self, source: ModelSource) -> list[_Traced]:
+        names = ", ".join(program.name for program in source.programs)
+        with self.step(f"trace {names}"):
+            return [self._trace(program) for program in source.programs]
+
+    def _trace(self, program: Program) -> _Traced:
+        graph = tracing.trace(program)
+        check_graph(graph, "trace")
+        cases = contract_cases(program)
+        references = [tracing.reference_for(program, case) for case in cases]
+        tracing.check_trace(program, graph, references)
+        golden = Case("golden", fit_sizes(program, _GOLDEN), "left", seed=len(cases))
+        return _Traced(
+            program.name,
+            program.inputs,
+            tracing.output_specs(graph),
+            program.dims,
+            program.state,
+            references,
+            tracing.reference_for(program, golden),
+            rounding_depth(graph),
+            longest_contraction(graph),
+            graph,
+        )
+
+    def build(
+        self,
+        target: Target,
+        precision: str,
+        options: Mapping[str, str],
+        directory: Path,
+        traced: Sequence[_Traced],
+        *,
+        last: bool,
+    ) -> _Product:
+        seconds: dict[str, float] = {}
+        records: dict[str, list[PassRecord]] = {}
+        tolerances = {t.name: self._tolerance(target, precision, t) for t in traced}
+        lowered = []
+        with self.step(f"passes for {target.name}", seconds):
+            for item in traced:
+                assert item.graph is not None
+                graph = item.graph if last else item.graph.clone()
+                if last:
+                    item.graph = None
+                pipeline = target.pipeline(precision)
+                observers = [*self._observers(target, item, tolerances[item.name])]
+                records[item.name] = run_passes(graph, pipeline, observers)
+                target.check_nodes(item.name, graph, precision)
+                lowered.append(
+                    Lowered(item.name, graph, item.inputs, item.outputs, item.dims, item.state)
+                )
+        ops = {program.name: dict(sorted(count_ops(program.graph).items())) for program in lowered}
+        with self.step(f"compile for {target.name}", seconds):
+            emission = target.emit(lowered, directory, precision=precision, options=options)
+        return _Product(precision, options, emission, records, ops, tolerances, seconds)
+
+    def _tolerance(self, target: Target, precision: str, item: _Traced) -> Tolerance:
+        if self._rtol is not None:
+            return Tolerance(self._rtol, 16 * self._rtol)
+        return Tolerance.for_precision(
+            target.rounding(precision), depth=item.depth, contraction=item.contraction
+        )
+
+    def _observers(self, target: Target, item: _Traced, tolerance: Tolerance) -> Iterator[Observer]:
+        if dump := os.environ.get("OMNIGRAPH_DUMP"):
+            yield _dumper(Path(dump) / target.name / item.name)
+        if self._verify_each:
+            exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
+            yield _Verifier(item, exact, tolerance)
+        else:
+            yield lambda _, pass_, graph: check_graph(graph, pass_.name)
+
+    def check(
+        self,
+        target: Target,
+        directory: Path,
+        manifest: Mapping[str, Any],
+        product: _Product,
+        traced: Sequence[_Traced],
+    ) -> list[NumberCheck]:
+        with self.step(f"contract of {target.name}", product.seconds):
+            for item in traced:
+                _write_golden(directory / _golden_name(item.name), item.golden)
+            seal(directory, manifest)
+            return check_artifact(
+                directory,
+                {item.name: item.references for item in traced},
+                product.tolerances,
+                execute=product.emission.executes_here,
+            )
+
+
+class _Verifier:
+    """Checks legality and numbers after each pass; passes that round loosen what is exact."""
+
+    def __init__(self, item: _Traced, exact: Tolerance, rounded: Tolerance) -> None:
+        self._item, self._exact, self._rounded, self._seen = item, exact, rounded, False
+
+    def __call__(self, _: int, pass_: Pass, graph: Graph) -> None:
+        check_graph(graph, pass_.name)
+        self._seen |= pass_.rounds
+        compare_graph(
+            graph,
+            [reference.feeds for reference in self._item.references],
+            [reference.outputs for reference in self._item.references],
+            self._rounded if self._seen else self._exact,
+            f"pass {pass_.name!r}",
+        )
+
+
+def _dumper(directory: Path) -> Observer:
+    """Writes one readable file for the Graph after each pass, numbered."""
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def dump(position: int, pass_: Pass, graph: Graph) -> None:
+        text = str(graph.graph)
+        (directory / f"{position:02d}-{pass_.name}.txt").write_text(text, encoding="utf-8")
+
+    return dump
+
+
+def _check_target(target: Target, precision: str | None, options: Mapping[str, str]) -> None:
+    if reason := target.unusable():
+        raise UsageError(f"Target {target.name!r} cannot compile here: {reason}")
+    if precision is not None:
+        target.check_precision(precision)
+    target.check_options(options)
+
+
+def _choose(
+    source: ModelSource, wanted: Sequence[str] | None, dynamic: Mapping[str, Dim]
+) -> tuple[Program, ...]:
+    known = [program.name for program in source.programs]
+    for name in wanted or ():
+        if name not in known:
+            raise UsageError(f"{source.name} has no program {name!r}", expected=" or ".join(known))
+    chosen = [p for p in source.programs if wanted is None or p.name in wanted]
+    dims = {dim for program in chosen for dim in (*program.dims, *program.dim_names())}
+    for dim in dynamic:
+        if dim not in dims:
+            raise UsageError(
+                f"{source.name} has no dimension {dim!r}", expected=", ".join(sorted(dims))
+            )
+    return tuple(program.with_dims(dynamic) for program in chosen)
+
+
+def _paths(
+    name: str,
+    targets: Sequence[Target],
+    precisions: Sequence[str],
+    out: str | os.PathLike[str] | None,
+) -> list[Path]:
+    usual = [f"{name}-{t.name}-{p}.omni" for t, p in zip(targets, precisions, strict=True)]
+    if out is None:
+        return [Path(file) for file in usual]
+    if len(targets) == 1:
+        return [Path(out)]
+    if Path(out).suffix == ".omni" or Path(out).is_file():
+        raise UsageError(
+            "Several targets do not fit into one file",
+            expected="--out DIRECTORY, which gets one artifact for each",
+            found=str(out),
+        )
+    return [Path(out) / file for file in usual]
+
+
+def _golden_name(program: str) -> str:
+    return f"golden/{program}.npz"
+
+
+def _write_golden(path: Path, golden: Reference) -> None:
+    path.parent.mkdir(exist_ok=True)
+    arrays = {f"input/{name}": array for name, array in golden.feeds.items()}
+    arrays |= {f"output/{name}": array for name, array in golden.outputs.items()}
+    with open(path, "wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+
+def _manifest(
+    name: str,
+    config: Mapping[str, Any],
+    target: Target,
+    product: _Product,
+    traced: Sequence[_Traced],
+) -> dict[str, Any]:
+    emission = product.emission
+    programs = {
+        item.name: {
+            **ProgramEntry(
+                item.inputs,
+                item.outputs,
+                emission.files[item.name],
+                item.state,
+                _golden_name(item.name),
+                product.tolerances[item.name].to_dict(),
+                emission.details.get(item.name, {}),
+            ).to_dict(),
+            "ops": product.ops[item.name],
+            "passes": [
+                {"name": record.name, "changes": record.changes}
+                for record in product.records[item.name]
+                if record.modified
+            ],
+        }
+        for item in traced
+    }
+    dims: dict[str, list[int | None]] = {}
+    for item in traced:
+        for dim, allowed in item.dims.items():
+            dims[dim] = [allowed.min, allowed.max]
+    return {
+        "name": name,
+        "target": target.name,
+        "device": emission.device,
+        "precision": product.precision,
+        "options": dict(product.options),
+        "requires": dict(emission.requires),
+        "programs": programs,
+        "default_program": traced[0].name,
+        "dimensions": dims,
+        "model": {"config": dict(config)},
+        "tools": _tool_versions(),
+    }
+
+
+def _tool_versions() -> dict[str, str]:
+    import onnx
+    import onnxscript
+    import torch
+
+    tools = {"omnigraph": omnigraph, "onnx": onnx, "onnx_ir": ir, "onnxscript": onnxscript}
+    versions = {name: module.__version__ for name, module in tools.items()}
+    return {**versions, "torch": torch.__version__.split("+")[0]}

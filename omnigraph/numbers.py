@@ -1,0 +1,123 @@
+"""Comparing what an artifact computes with what torch computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.artifact import Artifact
+from omnigraph.contract import Deviation, Tolerance, deviations
+from omnigraph.errors import ContractError
+from omnigraph.passes.base import OPSET, Graph
+from omnigraph.program import Case
+from omnigraph.verify import GraphRunner
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One input set of a program and what torch, in fp32, made of it."""
+
+    case: Case
+    feeds: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class NumberCheck:
+    """The worst deviation of one output over every input set, and in which of them it was."""
+
+    program: str
+    output: str
+    case: str
+    deviation: Deviation
+    tolerance: Tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """The check as JSON-ready fields."""
+        return {
+            "program": self.program,
+            "output": self.output,
+            "case": self.case,
+            "rms": self.deviation.rms,
+            "peak": self.deviation.peak,
+            "tolerance": self.tolerance.to_dict(),
+        }
+
+
+def check_artifact(
+    directory: Path,
+    references: Mapping[str, Sequence[Reference]],
+    tolerances: Mapping[str, Tolerance],
+    *,
+    execute: bool,
+) -> list[NumberCheck]:
+    """Compare every output of every program with torch, over every input set.
+
+    Args:
+        directory: a sealed artifact.
+        execute: run it on this machine's runtime; otherwise run, in onnxruntime, the lowered Graph
+            that the artifact says it was compiled from.
+
+    Raises:
+        ContractError: an output is beyond the tolerance; the message names program, output, input
+            set, error and tolerance.
+    """
+    artifact = Artifact(directory, check_hashes=False)
+    checks: list[NumberCheck] = []
+    if execute:
+        from omnigraph.runtimes import load
+
+        with load(artifact) as session:
+            for program, sets in references.items():
+                run = _runner_of(session, program)
+                checks += _check_program(program, run, sets, tolerances[program])
+    else:
+        for program, sets in references.items():
+            path = directory / artifact.programs[program].files["lowered"]
+            run = GraphRunner(_runnable(ir.load(path))).run
+            checks += _check_program(program, run, sets, tolerances[program])
+    return checks
+
+
+def _runner_of(session: Any, program: str) -> Any:
+    return lambda feeds: session.run(feeds, program=program)
+
+
+def _runnable(graph: Graph) -> Graph:
+    """The Graph in types that onnxruntime's CPU kernels compute with."""
+    from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
+
+    assert graph.opset_imports[""] == OPSET
+    EmulateBfloat16()(graph)
+    return graph
+
+
+def _check_program(
+    program: str, run: Any, sets: Sequence[Reference], tolerance: Tolerance
+) -> list[NumberCheck]:
+    worst: dict[str, NumberCheck] = {}
+    for reference in sets:
+        found = deviations(run(reference.feeds), reference.outputs)
+        for output, deviation in found.items():
+            if not deviation.within(tolerance):
+                raise ContractError(
+                    f"Output {output!r} of program {program!r} is too far from the torch model on "
+                    f"input set {reference.case.name!r} {dict(reference.case.sizes)}; no artifact "
+                    "was written",
+                    expected=f"an error within {tolerance.rms:.2e} rms and {tolerance.peak:.2e} "
+                    "peak, relative to the output's own rms",
+                    found=f"{deviation.rms:.2e} rms and {deviation.peak:.2e} peak",
+                    hint="--verify-each names the pass at which the numbers part; a wider "
+                    "--precision may keep the contract",
+                )
+            before = worst.get(output)
+            if before is None or deviation.rms > before.deviation.rms:
+                worst[output] = NumberCheck(
+                    program, output, reference.case.name, deviation, tolerance
+                )
+    return list(worst.values())
