@@ -1,0 +1,178 @@
+"""Attention that a target has no kernel for becomes products and a softmax."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.passes.base import Graph, Pass
+
+_MASK, _PAST_KEY, _NONPAD = 3, 4, 6
+_QK_OUTPUT = 3
+
+
+@dataclass(frozen=True)
+class DecomposeAttention(Pass):
+    """Write out each Attention that is outside what a fused kernel takes.
+
+    Before::
+
+        y = Attention(q, k, v, mask)
+
+    After::
+
+        scores = MatMul(Mul(q, scale), Transpose(k))
+        shares = Softmax(Add(scores, mask))       a boolean mask: Where(mask, scores, least)
+        y      = MatMul(shares, v)
+
+    A row that the mask hides entirely is zero, as the rule of Attention-24 says. Fewer heads of
+    keys than of queries are repeated.
+
+    Args:
+        smallest_head: head sizes below this have no kernel.
+        largest_head: nor have those above.
+
+    Needs: shapes with known heads and head sizes. Leaves alone: what a kernel takes: heads within
+    the limits, of one size for keys and values, no softcap, no output of the scores; and what is
+    not a plain Attention: of three axes, causal, with a past or with ``nonpad_kv_seqlen``.
+    """
+
+    smallest_head: int = 1
+    largest_head: int = 256
+
+    def apply(self, graph: Graph) -> bool:
+        """Rewrite in place; whether anything changed."""
+        found = [n for n in ir.traversal.RecursiveGraphIterator(graph.graph) if self._is_ours(n)]
+        for node in found:
+            _Decomposition(node).run()
+        return bool(found)
+
+    def _is_ours(self, node: ir.Node) -> bool:
+        return is_plain(node) and self.why_no_kernel(node) is not None
+
+    def why_no_kernel(self, node: ir.Node) -> str | None:
+        """What an Attention has that a fused kernel does not take, or None."""
+        size = head_size(node, 0)
+        if size is not None and not self.smallest_head <= size <= self.largest_head:
+            return f"heads of {size}, outside {self.smallest_head} to {self.largest_head}"
+        if head_size(node, 2) != size:
+            return f"values of {head_size(node, 2)} and queries of {size}"
+        if node.attributes.get_float("softcap", 0.0):
+            return "a softcap"
+        if "softmax_precision" in node.attributes:
+            return "a softmax precision"
+        if len(node.outputs) > _QK_OUTPUT:
+            return "an output of the scores"
+        return None
+
+
+def is_plain(node: ir.Node) -> bool:
+    """Whether a node is an Attention of four axes with no more than a mask beside its tensors."""
+    if node.domain != "" or node.op_type != "Attention" or "q_num_heads" in node.attributes:
+        return False
+    if node.attributes.get_int("is_causal", 0) or head_size(node, 0) is None:
+        return False
+    return not any(v is not None for v in node.inputs[_PAST_KEY:])
+
+
+def head_size(node: ir.Node, index: int) -> int | None:
+    """The size of the heads of an input [B, H, T, D], where it is known."""
+    value = node.inputs[index]
+    size = value.shape[3] if value is not None and value.shape is not None else None
+    return size if isinstance(size, int) else None
+
+
+class _Decomposition:
+    """One Attention being written out, its new nodes before it."""
+
+    def __init__(self, node: ir.Node) -> None:
+        self.node = node
+        query, self.key, self.value = (v for v in node.inputs[:3] if v is not None)
+        self.query, self.dtype = query, query.dtype or ir.DataType.FLOAT
+        self.mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
+
+    def run(self) -> None:
+        size = head_size(self.node, 0)
+        assert size is not None
+        scale = self.node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(size)
+        turned = self.op("Transpose", self.per_query(self.key), perm=[0, 1, 3, 2])
+        stages = [self.op("MatMul", self.op("Mul", self.query, self.number(scale)), turned)]
+        cap = self.node.attributes.get_float("softcap", 0.0)
+        if cap:
+            bounded = self.op("Tanh", self.op("Div", stages[0], self.number(cap)))
+            stages.append(self.op("Mul", bounded, self.number(cap)))
+        else:
+            stages.append(stages[0])
+        stages.append(self.masked(stages[1]))
+        stages.append(self.without_hidden_rows(self.op("Softmax", stages[-1], axis=-1)))
+        result = self.op("MatMul", stages[-1], self.per_query(self.value))
+        self.replace(0, result)
+        if len(self.node.outputs) > _QK_OUTPUT:
+            shown = self.node.attributes.get_int("qk_matmul_output_mode", 0)
+            self.replace(_QK_OUTPUT, stages[shown])
+        assert self.node.graph is not None
+        self.node.graph.remove(self.node, safe=True)
+
+    def per_query(self, value: ir.Value) -> ir.Value:
+        """Keys or values [B, H, S, D] with as many heads as the queries have."""
+        assert self.query.shape is not None and value.shape is not None
+        heads, own, size = self.query.shape[1], value.shape[1], value.shape[3]
+        if heads == own or not (isinstance(heads, int) and isinstance(own, int)):
+            return value
+        assert isinstance(size, int)
+        apart = self.op("Unsqueeze", value, self.integers(2))  # [B, H, 1, S, D]
+        repeated = self.op("Expand", apart, self.integers(1, 1, heads // own, 1, 1))
+        return self.op("Reshape", repeated, self.integers(0, heads, -1, size))
+
+    def masked(self, scores: ir.Value) -> ir.Value:
+        if self.mask is None:
+            return scores
+        if self.mask.dtype == ir.DataType.BOOL:
+            least = np.finfo(np.float32).min if self.dtype != ir.DataType.FLOAT16 else -65504.0
+            return self.op("Where", self.mask, scores, self.number(float(least)))
+        return self.op("Add", scores, self.mask)
+
+    def without_hidden_rows(self, shares: ir.Value) -> ir.Value:
+        """Zero for keys that are hidden, which matters where all of a row are."""
+        if self.mask is None:
+            return shares
+        if self.mask.dtype == ir.DataType.BOOL:
+            return self.op("Where", self.mask, shares, self.number(0.0))
+        undefined = self.op("IsNaN", shares, dtype=ir.DataType.BOOL)
+        return self.op("Where", undefined, self.number(0.0), shares)
+
+    def replace(self, index: int, result: ir.Value) -> None:
+        old = self.node.outputs[index]
+        name, result.shape = old.name, old.shape
+        old.name = f"{name}_fused"
+        result.name = name
+        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+
+    def op(
+        self,
+        op_type: str,
+        *inputs: ir.Value,
+        dtype: ir.DataType | None = None,
+        **attributes: int | list[int],
+    ) -> ir.Value:
+        new = ir.node(op_type, inputs, attributes)
+        new.outputs[0].type = ir.TensorType(dtype or self.dtype)
+        self.node.prepend(new)
+        return new.outputs[0]
+
+    def number(self, number: float) -> ir.Value:
+        return self._constant(ir.tensor(np.array(number, self.dtype.numpy())))
+
+    def integers(self, *numbers: int) -> ir.Value:
+        return self._constant(ir.tensor(np.array(numbers, np.int64)))
+
+    def _constant(self, tensor: ir.TensorProtocol) -> ir.Value:
+        new = ir.node("Constant", [], {"value": tensor})
+        value = new.outputs[0]
+        value.const_value, value.type = tensor, ir.TensorType(tensor.dtype)
+        value.shape = ir.Shape(tensor.shape)
+        self.node.prepend(new)
+        return value
