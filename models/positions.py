@@ -7,6 +7,7 @@ relative and ALiBi add a bias to the attention scores. Cross-attention has none 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,19 @@ def position_ids(input_ids: Tensor, token_mask: Tensor | None, past: int) -> Ten
     return (token_mask.cumsum(dim=1) - 1).clamp(min=0)[:, past:]
 
 
+class _Float32Constants(nn.Module):
+    """Keeps its buffers float32 where the model is cast: an angle or a distance needs the digits."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
+
 class AbsolutePositions(nn.Module):
     """Learned positions (BERT, Devlin et al. 2019, section 3)."""
 
@@ -44,7 +58,7 @@ class AbsolutePositions(nn.Module):
         return self.table(positions)
 
 
-class SinusoidalPositions(nn.Module):
+class SinusoidalPositions(_Float32Constants):
     """Fixed sines and cosines, at any length (Vaswani et al. 2017, section 3.5)."""
 
     frequencies: Tensor
@@ -61,7 +75,7 @@ class SinusoidalPositions(nn.Module):
         return pairs.flatten(-2)
 
 
-class RotaryPositions(nn.Module):
+class RotaryPositions(_Float32Constants):
     """The cosines and sines by which queries and keys are turned (Su et al. 2021, section 3.2)."""
 
     frequencies: Tensor
@@ -170,7 +184,7 @@ def relative_buckets(distance: Tensor, buckets: int, farthest: int, causal: bool
     return offset + torch.where(steps < exact, steps, far)
 
 
-class AlibiBias(nn.Module):
+class AlibiBias(_Float32Constants):
     """A bias that falls linearly with the distance, by a slope for each head.
 
     Press et al. 2022, section 3; in bidirectional layers the symmetric form, -slope * |i - j|.

@@ -111,7 +111,8 @@ class Stack(nn.Module):
         rotary = None
         if self.positions is not None:
             self._check_length(past + input_ids.shape[1])
-            embedded = embedded + self.positions(position_ids(input_ids, token_mask, past))
+            positions = self.positions(position_ids(input_ids, token_mask, past))
+            embedded = embedded + positions.to(embedded.dtype)
         elif self.rotary is not None:
             # Angles only matter by their differences, so padding needs no counting.
             cosines, sines = self.rotary(position_ids(input_ids, None, past))

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from omnigraph.models import OmniNet, OmniNetConfig
 from torch import Tensor, nn
+
+from omnigraph.models import OmniNet, OmniNetConfig
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from omnigraph.models import OmniNetConfig
 from omnigraph.models.attention import Attention
 from omnigraph.models.block import Block
 from omnigraph.models.masks import Mask, SelfAttentionMasks, cross_attention_mask
-from torch import nn
 
 # One block of float32 sums of 64 to 256 terms, in another order.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}

@@ -8,6 +8,7 @@ import sys
 from dataclasses import FrozenInstanceError
 
 import pytest
+
 from omnigraph.models import CONFIGS, AttentionPattern, ConfigError, OmniNetConfig
 
 

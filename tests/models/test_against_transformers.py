@@ -1,0 +1,444 @@
+"""Whole models against Hugging Face's, with the same weights: five architectures, five ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omnigraph.models import OmniNet, OmniNetConfig
+from omnigraph.models.attention import Attention
+from omnigraph.models.positions import alibi_slopes, relative_buckets, rotary_frequencies
+
+transformers = pytest.importorskip("transformers")
+
+# Two layers in float32, summed in another order.
+TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
+SIZES = {"vocab_size": 256, "hidden_size": 64, "num_layers": 2, "num_heads": 4}
+
+
+def copy(ours: nn.Module, theirs: nn.Module, names: Mapping[str, str]) -> None:
+    for our_name, their_name in names.items():
+        ours.get_submodule(our_name).load_state_dict(theirs.get_submodule(their_name).state_dict())
+
+
+def copy_layers(ours: nn.Module, theirs: nn.Module, names: Mapping[str, str]) -> None:
+    for our_block, their_block in zip(ours, theirs, strict=True):
+        copy(our_block, their_block, names)
+
+
+def assert_real_tokens_close(got: Tensor, want: Tensor, mask: Tensor) -> None:
+    torch.testing.assert_close(got[mask.bool()], want[mask.bool()], **TOLERANCE)
+
+
+# -- BERT: encoder, post-norm, absolute positions ----------------------------------------------
+
+
+@torch.no_grad()
+def test_bert_encoder(randomize, tokens, padding):
+    config = transformers.BertConfig(
+        vocab_size=256,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=32,
+        attn_implementation="eager",
+    )
+    theirs = transformers.BertModel(config, add_pooling_layer=False)
+    randomize(theirs)
+    ours = OmniNet(
+        OmniNetConfig(
+            kind="encoder",
+            norm_order="post",
+            norm_eps=config.layer_norm_eps,
+            embedding_norm=True,
+            max_positions=32,
+            **SIZES,
+        )
+    ).eval()
+    embeddings = theirs.embeddings
+    ours.token_embedding.load_state_dict(embeddings.word_embeddings.state_dict())
+    # Every token is of type 0: the vector of that type goes into the positions.
+    ours.encoder.positions.table.weight.copy_(
+        embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
+    )
+    ours.encoder.embedding_norm.load_state_dict(embeddings.LayerNorm.state_dict())
+    copy_layers(
+        ours.encoder.blocks,
+        theirs.encoder.layer,
+        {
+            "self_attention.query": "attention.self.query",
+            "self_attention.key": "attention.self.key",
+            "self_attention.value": "attention.self.value",
+            "self_attention.output": "attention.output.dense",
+            "self_attention_norm": "attention.output.LayerNorm",
+            "feed_forward.up": "intermediate.dense",
+            "feed_forward.down": "output.dense",
+            "feed_forward_norm": "output.LayerNorm",
+        },
+    )
+    ids, mask = tokens(3, 11), padding(3, 11, left=False)  # BERT counts positions from the left
+    want = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert_real_tokens_close(ours.encode(ids, mask)[0], want, mask)
+
+
+# -- BART: encoder-decoder, post-norm, absolute positions, cross-attention ----------------------
+
+BART_ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+
+
+@pytest.fixture
+def bart(randomize):
+    config = transformers.BartConfig(
+        vocab_size=256,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=256,
+        decoder_ffn_dim=256,
+        max_position_embeddings=32,
+        attn_implementation="eager",
+    )
+    theirs = transformers.BartForConditionalGeneration(config)
+    randomize(theirs)
+    ours = OmniNet(
+        OmniNetConfig(
+            norm_order="post",
+            embedding_norm=True,
+            max_positions=32,
+            num_decoder_layers=3,
+            pad_token_id=1,
+            **SIZES,
+        )
+    ).eval()
+    with torch.no_grad():
+        ours.token_embedding.weight.copy_(theirs.model.shared.weight)
+        for side, stack in (("encoder", ours.encoder), ("decoder", ours.decoder)):
+            other = theirs.model.get_submodule(side)
+            stack.positions.table.weight.copy_(other.embed_positions.weight[2:])
+            stack.embedding_norm.load_state_dict(other.layernorm_embedding.state_dict())
+            names = {
+                **{f"self_attention.{a}": f"self_attn.{b}" for a, b in BART_ATTENTION.items()},
+                "self_attention_norm": "self_attn_layer_norm",
+                "feed_forward.up": "fc1",
+                "feed_forward.down": "fc2",
+                "feed_forward_norm": "final_layer_norm",
+            }
+            if side == "decoder":
+                names |= {
+                    f"cross_attention.{a}": f"encoder_attn.{b}" for a, b in BART_ATTENTION.items()
+                }
+                names["cross_attention_norm"] = "encoder_attn_layer_norm"
+            copy_layers(stack.blocks, other.layers, names)
+    return ours, theirs
+
+
+@torch.no_grad()
+def test_bart_whole_model(bart, tokens, padding):
+    ours, theirs = bart
+    ids, mask, decoder_ids = tokens(3, 11), padding(3, 11, left=False), tokens(3, 6)
+    want = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
+    got = ours(ids, mask, decoder_input_ids=decoder_ids)
+    torch.testing.assert_close(got, want, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_bart_decoder_with_its_cache(bart, tokens, padding):
+    ours, theirs = bart
+    ids, mask, decoder_ids = tokens(3, 11), padding(3, 11, left=False), tokens(3, 6)
+    _, cross = ours.encode(ids, mask)
+    _, past = ours.decode(decoder_ids[:, :4], cross_key_values=cross, attention_mask=mask)
+    got, _ = ours.decode(
+        decoder_ids[:, 4:], past_key_values=past, cross_key_values=cross, attention_mask=mask
+    )
+    first = theirs(
+        input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids[:, :4], use_cache=True
+    )
+    want = theirs(
+        encoder_outputs=(first.encoder_last_hidden_state,),
+        attention_mask=mask,
+        decoder_input_ids=decoder_ids[:, 4:],
+        past_key_values=first.past_key_values,
+    ).logits
+    torch.testing.assert_close(got, want, **TOLERANCE)
+
+
+# -- Llama: decoder, pre-norm, RMSNorm, SwiGLU, rotary positions --------------------------------
+
+
+def llama(randomize, rope: Mapping[str, object], **overrides: object):
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=16,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        rope_parameters={"rope_theta": 10000.0, **rope},
+        attn_implementation="eager",
+    )
+    theirs = transformers.LlamaForCausalLM(config)
+    randomize(theirs)
+    ours = OmniNet(
+        OmniNetConfig(
+            kind="decoder",
+            positions="rotary",
+            norm="rmsnorm",
+            activation="swiglu",
+            attention_bias=False,
+            ffn_bias=False,
+            tie_embeddings=False,
+            max_positions=16,
+            **SIZES,
+            **overrides,
+        )
+    ).eval()
+    copy(
+        ours,
+        theirs,
+        {
+            "token_embedding": "model.embed_tokens",
+            "decoder.final_norm": "model.norm",
+            "output": "lm_head",
+        },
+    )
+    copy_layers(
+        ours.decoder.blocks,
+        theirs.model.layers,
+        {
+            "self_attention.query": "self_attn.q_proj",
+            "self_attention.key": "self_attn.k_proj",
+            "self_attention.value": "self_attn.v_proj",
+            "self_attention.output": "self_attn.o_proj",
+            "self_attention_norm": "input_layernorm",
+            "feed_forward.gate": "mlp.gate_proj",
+            "feed_forward.up": "mlp.up_proj",
+            "feed_forward.down": "mlp.down_proj",
+            "feed_forward_norm": "post_attention_layernorm",
+        },
+    )
+    return ours, theirs
+
+
+@pytest.mark.parametrize(
+    ("rope", "overrides"),
+    [
+        ({"rope_type": "default"}, {}),
+        (
+            {"rope_type": "linear", "factor": 4.0},
+            {"rotary_scaling": "linear", "rotary_factor": 4.0},
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+            {"rotary_scaling": "yarn", "rotary_factor": 4.0},
+        ),
+    ],
+    ids=["plain", "linear", "yarn"],
+)
+@torch.no_grad()
+def test_llama_rotary(rope, overrides, randomize, tokens, padding):
+    ours, theirs = llama(randomize, rope, **overrides)
+    ids, mask = tokens(3, 29), padding(3, 29)  # longer than max_positions, and padded on the left
+    want = theirs(input_ids=ids, attention_mask=mask).logits
+    assert_real_tokens_close(ours(ids, mask), want, mask)
+
+
+@torch.no_grad()
+def test_llama_with_its_cache(randomize, tokens):
+    ours, theirs = llama(randomize, {"rope_type": "default"})
+    ids = tokens(2, 9)
+    _, past = ours.decode(ids[:, :5])
+    got, _ = ours.decode(ids[:, 5:], past_key_values=past)
+    first = theirs(input_ids=ids[:, :5], use_cache=True)
+    want = theirs(input_ids=ids[:, 5:], past_key_values=first.past_key_values).logits
+    torch.testing.assert_close(got, want, **TOLERANCE)
+
+
+@pytest.mark.parametrize("length", [64, 100, 500])
+def test_yarn_and_ntk_frequencies(length):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    factor = 8.0
+    theirs = transformers.LlamaConfig(
+        hidden_size=256,
+        num_attention_heads=4,
+        max_position_embeddings=length,
+        rope_parameters={
+            "rope_theta": 5000.0,
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": length,
+        },
+    )
+    ours = OmniNetConfig(
+        hidden_size=256,
+        num_heads=4,
+        positions="rotary",
+        rotary_base=5000.0,
+        rotary_scaling="yarn",
+        rotary_factor=factor,
+        rotary_original_length=length,
+    )
+    want, magnitude = ROPE_INIT_FUNCTIONS["yarn"](theirs, device="cpu")
+    got, our_magnitude = rotary_frequencies(ours)
+    # Powers of the base in float32, written in two ways.
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
+    assert our_magnitude == pytest.approx(magnitude)
+
+    # Their NTK scaling grows with the sequence: at this length it is by 8, ours for all lengths.
+    theirs.rope_parameters = {"rope_theta": 5000.0, "rope_type": "dynamic", "factor": 1.0}
+    want, _ = ROPE_INIT_FUNCTIONS["dynamic"](theirs, device="cpu", seq_len=8 * length)
+    ntk = OmniNetConfig(
+        hidden_size=256,
+        num_heads=4,
+        positions="rotary",
+        rotary_base=5000.0,
+        rotary_scaling="ntk",
+        rotary_factor=factor,
+    )
+    torch.testing.assert_close(rotary_frequencies(ntk)[0], want, rtol=1e-6, atol=0)
+
+
+# -- BLOOM: decoder, pre-norm, ALiBi ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads", [4, 6])
+@torch.no_grad()
+def test_bloom_alibi(heads, randomize, tokens, padding):
+    hidden = 16 * heads
+    config = transformers.BloomConfig(
+        vocab_size=256, hidden_size=hidden, n_layer=2, n_head=heads, attn_implementation="eager"
+    )
+    theirs = transformers.BloomForCausalLM(config)
+    randomize(theirs)
+    ours = OmniNet(
+        OmniNetConfig(
+            kind="decoder",
+            positions="alibi",
+            activation="gelu_tanh",
+            embedding_norm=True,
+            **{**SIZES, "hidden_size": hidden, "num_heads": heads},
+        )
+    ).eval()
+    copy(
+        ours,
+        theirs,
+        {
+            "token_embedding": "transformer.word_embeddings",
+            "decoder.embedding_norm": "transformer.word_embeddings_layernorm",
+            "decoder.final_norm": "transformer.ln_f",
+        },
+    )
+    copy_layers(
+        ours.decoder.blocks,
+        theirs.transformer.h,
+        {
+            "self_attention.output": "self_attention.dense",
+            "self_attention_norm": "input_layernorm",
+            "feed_forward.up": "mlp.dense_h_to_4h",
+            "feed_forward.down": "mlp.dense_4h_to_h",
+            "feed_forward_norm": "post_attention_layernorm",
+        },
+    )
+    for block, other in zip(ours.decoder.blocks, theirs.transformer.h, strict=True):
+        copy_fused(block.self_attention, other.self_attention.query_key_value, heads)
+    ids, mask = tokens(3, 13), padding(3, 13)
+    want = theirs(input_ids=ids, attention_mask=mask).logits
+    assert_real_tokens_close(ours(ids, mask), want, mask)
+
+
+def copy_fused(attention: Attention, fused: nn.Linear, heads: int) -> None:
+    """BLOOM's one projection holds query, key and value head by head."""
+    weights = fused.weight.unflatten(0, (heads, 3, 16))
+    biases = fused.bias.unflatten(0, (heads, 3, 16))
+    for index, linear in enumerate((attention.query, attention.key, attention.value)):
+        linear.weight.copy_(weights[:, index].flatten(0, 1))
+        linear.bias.copy_(biases[:, index].flatten())
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 5, 8, 12, 16, 20, 71])
+def test_alibi_slopes(heads):
+    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+
+    want = _get_alibi_slopes(heads, "cpu")
+    # They raise a float32 base to powers, we compute in float64.
+    torch.testing.assert_close(torch.tensor(alibi_slopes(heads)), want, rtol=2e-5, atol=0)
+
+
+# -- T5: encoder-decoder, pre-norm, RMSNorm, relative positions ---------------------------------
+
+T5_PAIRS = (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o"))
+
+
+@torch.no_grad()
+def test_t5_whole_model(randomize, tokens, padding):
+    config = transformers.T5Config(
+        vocab_size=256,
+        d_model=64,
+        d_kv=16,
+        d_ff=256,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="relu",
+        tie_word_embeddings=False,
+        relative_attention_max_distance=24,
+        attn_implementation="eager",
+    )
+    theirs = transformers.T5ForConditionalGeneration(config)
+    randomize(theirs)
+    ours = OmniNet(
+        OmniNetConfig(
+            positions="relative",
+            relative_max_distance=24,
+            norm="rmsnorm",
+            norm_eps=config.layer_norm_epsilon,
+            activation="relu",
+            attention_bias=False,
+            ffn_bias=False,
+            tie_embeddings=False,
+            **SIZES,
+        )
+    ).eval()
+    copy(ours, theirs, {"token_embedding": "shared", "output": "lm_head"})
+    for side in ("encoder", "decoder"):
+        stack, other = ours.get_submodule(side), theirs.get_submodule(side)
+        first = other.block[0].layer[0].SelfAttention
+        stack.bias.table.load_state_dict(first.relative_attention_bias.state_dict())
+        stack.final_norm.load_state_dict(other.final_layer_norm.state_dict())
+        last = 2 if side == "decoder" else 1
+        names = {f"self_attention.{a}": f"layer.0.SelfAttention.{b}" for a, b in T5_PAIRS}
+        names |= {
+            "self_attention_norm": "layer.0.layer_norm",
+            "feed_forward.up": f"layer.{last}.DenseReluDense.wi",
+            "feed_forward.down": f"layer.{last}.DenseReluDense.wo",
+            "feed_forward_norm": f"layer.{last}.layer_norm",
+        }
+        if side == "decoder":
+            names |= {f"cross_attention.{a}": f"layer.1.EncDecAttention.{b}" for a, b in T5_PAIRS}
+            names["cross_attention_norm"] = "layer.1.layer_norm"
+        copy_layers(stack.blocks, other.block, names)
+    for module in ours.modules():
+        if isinstance(module, Attention):
+            module.query.weight *= 16**0.5  # T5 does not divide the scores by sqrt(D)
+    ids, mask, decoder_ids = tokens(3, 40), padding(3, 40), tokens(3, 37)
+    want = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
+    got = ours(ids, mask, decoder_input_ids=decoder_ids)
+    torch.testing.assert_close(got, want, **TOLERANCE)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (16, 50), (8, 20), (64, 1000)])
+def test_t5_buckets(causal, buckets, farthest):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distance = torch.arange(-2 * farthest, 2 * farthest)
+    want = T5Attention._relative_position_bucket(distance, not causal, buckets, farthest)
+    assert torch.equal(relative_buckets(distance, buckets, farthest, causal), want)
