@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from omnigraph.graph_names import (
     symbol,
 )
 from omnigraph.numbers import Reference
-from omnigraph.passes.base import OPSET, Graph
+from omnigraph.passes.base import OPSET, Graph, run_passes
+from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.program import Case, Dim, Program, TensorSpec, dim_terms, evaluate_dim, fit_sizes
 from omnigraph.verify import GraphRunner, longest_contraction, rounding_depth
 
@@ -84,6 +87,8 @@ def trace(program: Program) -> Graph:
     name_tensors(graph, program)
     name_dimensions(graph, program)
     keep_provenance(graph)
+    # A Graph runs in onnxruntime as it stands, from here to the end.
+    run_passes(graph, (ExpandAttentionMask(),))
     _check_dynamic(graph, program, watch)
     return graph
 
@@ -408,14 +413,12 @@ def _first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch's exporter without its progress lines and its warnings about other packages."""
-    loggers = [logging.getLogger("torch.onnx"), logging.getLogger("torch.export")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    unread = io.StringIO()  # torch prints its graph before it raises; the error says what matters
+    with warnings.catch_warnings(), redirect_stdout(unread), redirect_stderr(unread):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(disabled)

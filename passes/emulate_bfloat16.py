@@ -1,0 +1,80 @@
+"""Run a bfloat16 Graph where there is no bfloat16 arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.precision import moves
+
+_WIDE, _NARROW = ir.DataType.FLOAT, ir.DataType.BFLOAT16
+
+
+@dataclass(frozen=True)
+class EmulateBfloat16(Pass):
+    """Compute bf16 nodes in fp32, with each result rounded to bf16.
+
+    Before, all bfloat16::
+
+        y = MatMul(x, w)
+
+    After, float32 but for the weights::
+
+        y = Cast[to=FLOAT](Cast[to=BFLOAT16](MatMul(x, Cast[to=FLOAT](w))))
+
+    For checking numbers on a machine without bf16 kernels: what a node reads and gives is rounded
+    as it would be, and what it computes inside is not.
+
+    Needs: a type on every value. Leaves alone: every other type; nodes that only move elements
+    round nothing; weights stay stored as they are.
+    """
+
+    def apply(self, graph: Graph) -> bool:
+        """Rewrite in place; whether anything changed."""
+        work = [node for node in graph.graph if node.op_type != "Cast" and _touches_bfloat16(node)]
+        for node in work:
+            for value in node.outputs:
+                if value.dtype == _NARROW:
+                    _round(value, node)
+        # What is still bf16 now is stored so: weights, inputs, and the results of casts.
+        for node in work:
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.dtype == _NARROW:
+                    node.replace_input_with(index, _widened(value, graph.graph))
+        return bool(work)
+
+
+def _touches_bfloat16(node: ir.Node) -> bool:
+    return any(v is not None and v.dtype == _NARROW for v in (*node.inputs, *node.outputs))
+
+
+def _round(value: ir.Value, node: ir.Node) -> None:
+    """Make a result fp32, and let its users read it rounded to bf16."""
+    value.dtype = _WIDE
+    if moves(node):
+        if value.is_graph_output():
+            raise ValueError(f"output {value.name!r} is bfloat16, which no check can read")
+        return
+    rounded = ir.node("Cast", [value], {"to": _NARROW})
+    rounded.outputs[0].type, rounded.outputs[0].shape = ir.TensorType(_NARROW), value.shape
+    for user, index in tuple(value.uses()):
+        if user is not rounded:
+            user.replace_input_with(index, rounded.outputs[0])
+    node.append(rounded)
+
+
+def _widened(value: ir.Value, graph: ir.Graph) -> ir.Value:
+    """The fp32 twin of a bf16 value, made once."""
+    for user, _ in value.uses():
+        if user.op_type == "Cast" and user.outputs[0].dtype == _WIDE and user.graph is graph:
+            return user.outputs[0]
+    cast = ir.node("Cast", [value], {"to": _WIDE})
+    cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(_WIDE), value.shape
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], cast)
+    else:
+        producer.append(cast)
+    return cast.outputs[0]

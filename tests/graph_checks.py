@@ -1,0 +1,80 @@
+"""What tests of passes are written with: graphs from ONNX text, and one check for any pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+
+from omnigraph.contract import Tolerance, deviations
+from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, Pass, run_passes
+from omnigraph.verify import GraphRunner, check_graph
+
+#: A pass that does not round may only reorder sums: a few fp32 roundings of each output.
+EXACT = Tolerance(rms=8 * 2.0**-24, peak=64 * 2.0**-24)
+
+
+def graph_from_text(body: str) -> Graph:
+    """A Graph from ONNX text without its header: ``g (float[N] x) => (float[N] y) { y = Relu(x) }``."""
+    model = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["": {OPSET}]> {body}')
+    graph = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    for position, node in enumerate(graph.graph):
+        node.name = node.name or f"node_{position}"
+        node.metadata_props[MODULE_KEY] = "model"
+    return graph
+
+
+def graph_text(graph: Graph) -> str:
+    """The computation as canonical text: values numbered by first use, initializers by content."""
+    names: dict[ir.Value, str] = {v: v.name or "" for v in graph.graph.inputs}
+    for output in graph.graph.outputs:
+        names.setdefault(output, output.name or "")
+
+    def name(value: ir.Value | None) -> str:
+        if value is None:
+            return "-"
+        if value.is_initializer() and value.const_value is not None:
+            array = value.const_value.numpy()
+            return f"{array.dtype}{array.tolist() if array.size <= 8 else list(array.shape)}"
+        return names.setdefault(value, f"%{len(names)}")
+
+    lines = []
+    for node in graph.graph:
+        attributes = {k: str(v.value) for k, v in sorted(node.attributes.items())}
+        if node.op_type == "Constant":
+            attributes = {k: str(v.as_tensor().numpy().tolist()) for k, v in node.attributes.items()
+                          if v.type == ir.AttributeType.TENSOR} or attributes
+        inputs = ", ".join(name(v) for v in node.inputs)
+        outputs = ", ".join(name(v) for v in node.outputs)
+        lines.append(f"{outputs} = {node.op_type}({inputs}){attributes or ''}")
+    return "\n".join(lines)
+
+
+def assert_pass(
+    pass_: Pass,
+    before: Graph,
+    after: Graph | None,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    tolerance: Tolerance = EXACT,
+) -> None:
+    """Check what a pass makes of a Graph: the Graph, the flag, a second run, legality, numbers.
+
+    Args:
+        before: the Graph to run the pass on, in place.
+        after: the Graph it should become; None where the pass should leave it alone.
+    """
+    untouched = graph_text(before)
+    expected = GraphRunner(before.clone()).run(feeds)
+    (record,) = run_passes(before, (pass_,))
+    wanted = untouched if after is None else graph_text(after)
+    assert graph_text(before) == wanted
+    assert record.modified == (after is not None)
+    check_graph(before, pass_.name)
+    (again,) = run_passes(before, (pass_,))
+    assert not again.modified
+    assert graph_text(before) == wanted
+    for name, found in deviations(GraphRunner(before).run(feeds), expected).items():
+        assert found.within(tolerance), (name, found)
