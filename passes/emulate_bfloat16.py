@@ -39,10 +39,13 @@ class EmulateBfloat16(Pass):
                 if value.dtype == _NARROW:
                     _round(value, node)
         # What is still bf16 now is stored so: weights, inputs, and the results of casts.
+        twins: dict[ir.Value, ir.Value] = {}
         for node in work:
             for index, value in enumerate(node.inputs):
                 if value is not None and value.dtype == _NARROW:
-                    node.replace_input_with(index, _widened(value, graph.graph))
+                    if value not in twins:
+                        twins[value] = _widened(value, graph.graph)
+                    node.replace_input_with(index, twins[value])
         return bool(work)
 
 
@@ -53,23 +56,24 @@ def _touches_bfloat16(node: ir.Node) -> bool:
 def _round(value: ir.Value, node: ir.Node) -> None:
     """Make a result fp32, and let its users read it rounded to bf16."""
     value.dtype = _WIDE
-    if moves(node):
-        if value.is_graph_output():
-            raise ValueError(f"output {value.name!r} is bfloat16, which no check can read")
+    if moves(node) and not value.is_graph_output():
         return
-    rounded = ir.node("Cast", [value], {"to": _NARROW})
-    rounded.outputs[0].type, rounded.outputs[0].shape = ir.TensorType(_NARROW), value.shape
+    cast = ir.node("Cast", [value], {"to": _NARROW})
+    rounded = cast.outputs[0]
+    rounded.type, rounded.shape = ir.TensorType(_NARROW), value.shape
+    rounded.name, value.name = value.name, f"{value.name}_unrounded"
+    node.append(cast)
     for user, index in tuple(value.uses()):
-        if user is not rounded:
-            user.replace_input_with(index, rounded.outputs[0])
-    node.append(rounded)
+        if user is not cast:
+            user.replace_input_with(index, rounded)
+    outputs = node.graph.outputs if isinstance(node.graph, ir.Graph) else []
+    for index, output in enumerate(outputs):
+        if output is value:
+            outputs[index] = rounded
 
 
 def _widened(value: ir.Value, graph: ir.Graph) -> ir.Value:
-    """The fp32 twin of a bf16 value, made once."""
-    for user, _ in value.uses():
-        if user.op_type == "Cast" and user.outputs[0].dtype == _WIDE and user.graph is graph:
-            return user.outputs[0]
+    """The fp32 twin of a bf16 value."""
     cast = ir.node("Cast", [value], {"to": _WIDE})
     cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(_WIDE), value.shape
     producer = value.producer()

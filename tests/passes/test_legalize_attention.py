@@ -92,7 +92,7 @@ def check(pass_: Pass, graph: ir.Model, given: dict[str, np.ndarray]) -> dict[st
     return found
 
 
-# The past ------------------------------------------------------------------------------------------
+# The past -----------------------------------------------------------------------------------------
 
 
 def test_past_is_concatenated() -> None:
@@ -121,7 +121,7 @@ def test_causal_attention_with_past_waits_for_its_mask() -> None:
     check(LegalizeAttentionPast(), graph, given)
 
 
-# The causal flag -----------------------------------------------------------------------------------
+# The causal flag ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mask", [BOOL, FLOAT])
@@ -148,7 +148,7 @@ def test_attention_that_is_not_causal_stays() -> None:
     assert not LegalizeCausalMask()(attention(keys="s", mask=BOOL)).modified
 
 
-# What has no kernel --------------------------------------------------------------------------------
+# What has no kernel -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
