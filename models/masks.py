@@ -142,7 +142,7 @@ def key_mask(token_mask: Tensor) -> Tensor:
 def biased(bias: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The bias as an additive mask: the least finite number where a key is not visible."""
     if visible is not None:
-        bias = bias.masked_fill(~visible, torch.finfo(bias.dtype).min)
+        bias = torch.where(visible, bias, torch.finfo(bias.dtype).min)
     return bias.to(dtype)
 
 

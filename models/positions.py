@@ -34,7 +34,7 @@ def position_ids(input_ids: Tensor, token_mask: Tensor | None, past: int) -> Ten
 
 
 class _Float32Constants(nn.Module):
-    """Keeps its buffers float32 where the model is cast: an angle or a distance needs the digits."""
+    """Keeps its buffers float32 where the model is cast: angles and distances need the digits."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         before = dict(self.named_buffers(recurse=False))
@@ -201,8 +201,8 @@ class AlibiBias(_Float32Constants):
     def forward(self, distance: Tensor, heads: list[int] | None = None) -> Tensor:
         """Key position less query position, [...] int64 -> [H, ...], for all heads or for some."""
         slopes = self.slopes if heads is None else self.slopes[heads]
-        slopes = slopes.view(-1, *[1] * distance.dim())
-        return distance.abs().neg().to(slopes.dtype) * slopes
+        slopes = slopes.neg().view(-1, *[1] * distance.dim())
+        return distance.abs().to(slopes.dtype) * slopes
 
 
 def alibi_slopes(heads: int) -> list[float]:

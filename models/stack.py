@@ -73,6 +73,7 @@ class Stack(nn.Module):
             [B, T, C], and for each block keys and values [B, H, P+T, D].
         """
         past = past_key_values[0][0].shape[2] if past_key_values else 0
+        self._check_mask(token_mask, input_ids, past)
         hidden, rotary = self._embed(input_ids, embedded, token_mask, past)
         masks = SelfAttentionMasks(
             hidden, past, token_mask, self.causal, self.bias, self.config.sparse_threshold
@@ -120,6 +121,17 @@ class Stack(nn.Module):
         if self.embedding_norm is not None:
             embedded = self.embedding_norm(embedded)
         return self.dropout(embedded), rotary
+
+    def _check_mask(self, token_mask: Tensor | None, input_ids: Tensor, past: int) -> None:
+        if torch.compiler.is_exporting() or token_mask is None:
+            return
+        expected = (input_ids.shape[0], past + input_ids.shape[1])
+        if tuple(token_mask.shape) != expected:
+            raise ValueError(
+                f"attention mask of the {'decoder' if self.causal else 'encoder'}: expected shape "
+                f"{list(expected)}, found {list(token_mask.shape)}\n"
+                f"hint: one number for each token, the {past} of the past included"
+            )
 
     def _check_length(self, length: int) -> None:
         if torch.compiler.is_exporting() or not isinstance(self.positions, AbsolutePositions):

@@ -90,8 +90,8 @@ def test_bert_encoder(randomize, tokens, padding):
 BART_ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
 
 
-@pytest.fixture
-def bart(randomize):
+@pytest.fixture(params=[False, True], ids=["", "scaled embeddings"])
+def bart(request, randomize):
     config = transformers.BartConfig(
         vocab_size=256,
         d_model=64,
@@ -102,6 +102,7 @@ def bart(randomize):
         encoder_ffn_dim=256,
         decoder_ffn_dim=256,
         max_position_embeddings=32,
+        scale_embedding=request.param,
         attn_implementation="eager",
     )
     theirs = transformers.BartForConditionalGeneration(config)
@@ -110,6 +111,7 @@ def bart(randomize):
         OmniNetConfig(
             norm_order="post",
             embedding_norm=True,
+            scale_embeddings=request.param,
             max_positions=32,
             num_decoder_layers=3,
             pad_token_id=1,

@@ -197,3 +197,13 @@ def test_wrong_calls_say_what_is_missing(make_model, tokens):
         make_model(kind="decoder").encode(tokens(1, 2))
     with pytest.raises(ValueError, match=r"decoder: .*kind=encoder"):
         make_model(kind="encoder").decode(tokens(1, 2))
+
+
+def test_a_mask_that_forgets_the_past_is_explained(make_model, tokens):
+    model = make_model(kind="decoder")
+    _, past = model.decode(tokens(1, 3))
+    words = (
+        r"mask of the decoder: expected shape \[1, 5\], found \[1, 2\]\nhint: .* the 3 of the past"
+    )
+    with pytest.raises(ValueError, match=words):
+        model.decode(tokens(1, 2), torch.ones(1, 2, dtype=torch.int64), past)
