@@ -1,0 +1,289 @@
+"""The ``openvino`` target: one OpenVINO IR a program, over one file of weights."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir as ir
+
+from omnigraph.errors import CompileError
+from omnigraph.lowering.base import Emission, Lowered, Target
+from omnigraph.lowering.onnx_files import write_onnx
+from omnigraph.lowering.openvino_ir import SharedWeights, rewrite_ir, weights_as_inputs
+from omnigraph.passes.base import OPSET, Graph, Pass, describe
+from omnigraph.passes.compress_weights import CompressWeights
+from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
+from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
+from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
+from omnigraph.passes.legalize_unmasked_attention import LegalizeUnmaskedAttention
+from omnigraph.passes.pipelines import canonical
+from omnigraph.program import Dim, DimLike, TensorSpec, dim_terms
+
+if TYPE_CHECKING:
+    import openvino
+
+_WEIGHTS = "weights.bin"
+#: Constant inputs up to this size are shown to the frontend with their values: axes and shapes.
+_SMALL_BYTES = 1024
+_ATTENTION_MASK, _ATTENTION_SCORES = 3, 3
+
+
+class OpenVinoTarget(Target):
+    """OpenVINO IR, made by OpenVINO's own ONNX frontend from the lowered Graph.
+
+    The frontend never sees the weights: it gets them as inputs, which become constants again in
+    the IR, with the offsets at which they were written. So none of them is in memory on the way.
+    """
+
+    name = "openvino"
+    purpose = "OpenVINO IR for Intel and other x86 CPUs, and Intel GPUs and NPUs"
+    precisions = ("fp32", "fp16", "bf16")
+
+    def unusable(self) -> str | None:
+        """Emitting needs OpenVINO's frontend."""
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed: pip install 'omnigraph[openvino]'"
+        return None
+
+    def supports(self, node: ir.Node, precision: str) -> str | None:
+        """What OpenVINO's frontend takes, asked node by node, but for what it computes wrongly."""
+        if node.domain != "":
+            return f"domain {node.domain!r} is not standard ONNX"
+        if (reason := _computed_wrongly(node)) is not None:
+            return reason
+        question = _ask_about(node)
+        return None if question is None else _frontend_refusal(question)
+
+    def pipeline(self, precision: str) -> Sequence[Pass]:
+        """Half types store the weights; what is computed in bf16 is left to OpenVINO's hint."""
+        legal = (
+            LegalizeTensorScatter(),
+            LegalizeCausalMask(),
+            LegalizeAttentionPast(),
+            LegalizeUnmaskedAttention(),
+        )
+        narrow = () if precision == "fp32" else (CompressWeights(),)
+        return (*legal, *canonical(), *narrow)
+
+    def rounding(self, precision: str) -> str:
+        """fp16 rounds the weights, bf16 every product."""
+        return precision
+
+    def emit(
+        self,
+        programs: Sequence[Lowered],
+        directory: Path,
+        *,
+        precision: str,
+        options: Mapping[str, str],
+    ) -> Emission:
+        """Write ``<program>.xml`` for each program, and all weights into one ``weights.bin``."""
+        written = write_onnx(programs, directory, _WEIGHTS)
+        weights = SharedWeights(directory / _WEIGHTS)
+        files: dict[str, dict[str, str]] = {}
+        for program in programs:
+            source = directory / written[program.name]["model"]
+            proto = onnx.load(source, load_external_data=False)
+            source.unlink()
+            places = weights_as_inputs(proto)
+            model = _convert(program, proto)
+            _bound_and_name(model, program, set(places))
+            out = directory / f"{program.name}.xml"
+            with tempfile.TemporaryDirectory() as scratch:
+                xml, binary = Path(scratch) / "model.xml", Path(scratch) / "model.bin"
+                _openvino().serialize(model, xml, binary)
+                rewrite_ir(xml, binary, places, weights, out)
+            files[program.name] = {"model": out.name}
+        if weights.path.exists():
+            files = {name: {**roles, "weights": _WEIGHTS} for name, roles in files.items()}
+        return Emission(files=files, device="cpu", requires={"openvino": ">=2026.4,<2027"})
+
+
+TARGET = OpenVinoTarget()
+
+
+# From ONNX to a model -----------------------------------------------------------------------------
+
+
+def _convert(program: Lowered, proto: onnx.ModelProto) -> openvino.Model:
+    ov = _openvino()
+    try:
+        return ov.Core().read_model(proto.SerializeToString())
+    except RuntimeError as error:
+        raise CompileError(
+            f"OpenVINO's frontend does not take {_culprit(program.graph, str(error))} of program "
+            f"{program.name!r}",
+            found=_reason(str(error)),
+            hint="export to another target, or change the module named here",
+        ) from error
+
+
+def _culprit(graph: Graph, message: str) -> str:
+    """The node that a message of the frontend speaks of, for a person."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(graph.graph))
+    if match := re.search(r"ONNX node '<Node\((\w+)\): ?([^>]*)>'", message):
+        for node in nodes:
+            if match[2] in {node.name, *(v.name for v in node.outputs)}:
+                return describe(node)
+    for op_type in re.findall(r"\b(\w+)-\d+\b", message):
+        for node in nodes:
+            if node.op_type == op_type:
+                return describe(node)
+    return "the graph"
+
+
+def _reason(message: str) -> str:
+    """The part of a frontend's message that says what is wrong, in one line."""
+    if match := re.search(r"No conversion rule found for operations: ([^\n]*)", message):
+        return f"no conversion rule for {match[1].strip()}"
+    detail = re.search(r"with a message:\s*(.*?)(?:\n\s*\n|\nSummary|$)", message, re.DOTALL)
+    lines = [line.strip() for line in (detail[1] if detail else message).splitlines()]
+    said = [n for n in lines if n and not n.startswith(("Exception from", "Check '", "While "))]
+    return (said or [n for n in lines if n] or ["no reason given"])[-1][:300]
+
+
+def _bound_and_name(model: openvino.Model, program: Lowered, weights: set[str]) -> None:
+    """Give a model exactly the program's inputs and outputs, their bounds, and names that last.
+
+    Names that OpenVINO made up hold a counter of the process, and would differ from run to run.
+    """
+    ov = _openvino()
+    parameters = {p.get_friendly_name(): p for p in model.get_parameters()}
+    for spec in program.inputs:
+        if spec.name not in parameters:  # nothing depends on it, so the frontend left it out
+            parameter = ov.opset15.parameter([], _element_type(spec), name=spec.name)
+            parameter.output(0).get_tensor().set_names({spec.name})
+            model.add_parameters([parameter])
+    model.reshape({spec.name: _partial_shape(spec, program.dims) for spec in program.inputs})
+    for output, spec in zip(model.outputs, program.outputs, strict=True):
+        output.get_tensor().set_names({spec.name})
+    model.set_friendly_name(program.name)
+    for position, node in enumerate(model.get_ordered_ops()):
+        if node.get_friendly_name() == node.get_name():
+            node.set_friendly_name(f"{node.get_type_name()}/{position}")
+
+
+def _element_type(spec: TensorSpec) -> Any:
+    import numpy as np
+
+    return _openvino().Type(np.dtype(spec.dtype))
+
+
+def _partial_shape(spec: TensorSpec, dims: Mapping[str, Dim]) -> openvino.PartialShape:
+    ov = _openvino()
+    bounds = [_bounds(dim, dims) for dim in spec.shape]
+    return ov.PartialShape(
+        [ov.Dimension(-1) if high is None else ov.Dimension(low, high) for low, high in bounds]
+    )
+
+
+def _bounds(dim: DimLike, dims: Mapping[str, Dim]) -> tuple[int, int | None]:
+    """The least and the greatest size of a dimension; None where it has no bound."""
+    if isinstance(dim, int):
+        return dim, dim
+    if dim in dims:
+        return dims[dim].min, dims[dim].max
+    terms = [Dim(int(t), int(t)) if t.isdigit() else dims.get(t, Dim(0)) for t in dim_terms(dim)]
+    greatest = [term.max for term in terms]
+    return (
+        sum(term.min for term in terms),
+        None if None in greatest else sum(g for g in greatest if g is not None),
+    )
+
+
+# What the frontend takes --------------------------------------------------------------------------
+
+
+def _computed_wrongly(node: ir.Node) -> str | None:
+    """Why OpenVINO 2026.4 would give wrong numbers for a node it takes, or None."""
+    if node.op_type == "Attention":
+        mask = node.inputs[_ATTENTION_MASK] if len(node.inputs) > _ATTENTION_MASK else None
+        causal = node.attributes.get_int("is_causal", 0)
+        if mask is None and not causal:
+            return "without a mask, its kernel divides by a wrong sum over 16 keys or more"
+        if causal and len(node.outputs) > _ATTENTION_SCORES:
+            return "it gives the scores of a causal attention without their mask"
+    if node.op_type == "Tile":
+        repeats = node.inputs[1]
+        if repeats is not None and repeats.is_graph_input():
+            return "repeats that are an input of the program give memory that was never written"
+    return None
+
+
+def _ask_about(node: ir.Node) -> bytes | None:
+    """A Graph of this node alone, or None where types are unknown or there are inner graphs.
+
+    Names are normal and values are left out but for small constants, so that equal nodes of many
+    layers give equal bytes.
+    """
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attributes(node)):
+        return None
+    inputs: list[ir.Value | None] = []
+    constants = []
+    renamed: dict[ir.Value, ir.Value] = {}
+    for value in node.inputs:
+        if value is None:
+            inputs.append(None)
+            continue
+        if value.dtype is None:
+            return None
+        if value not in renamed:
+            renamed[value] = ir.Value(
+                name=f"i{len(renamed)}", type=value.type, shape=_anonymous(value.shape)
+            )
+            tensor = ir.convenience.get_const_tensor(value)
+            if tensor is not None and tensor.nbytes <= _SMALL_BYTES:
+                renamed[value].const_value = ir.tensor(
+                    tensor.numpy(), dtype=tensor.dtype, name=renamed[value].name
+                )
+                constants.append(renamed[value])
+        inputs.append(renamed[value])
+    alone = ir.Node(
+        "", node.op_type, inputs, _attributes(node), num_outputs=len(node.outputs), name="node"
+    )
+    for position, (value, new) in enumerate(zip(node.outputs, alone.outputs, strict=True)):
+        new.name = f"o{position}" if value.name else ""
+        new.type, new.shape = value.type, None
+    graph = ir.Graph(
+        [value for value in renamed.values() if value.const_value is None],
+        [value for value in alone.outputs if value.name],
+        nodes=[alone],
+        initializers=constants,
+        opset_imports={"": OPSET},
+        name="question",
+    )
+    proto = ir.to_proto(ir.Model(graph, ir_version=10))
+    return proto.SerializeToString(deterministic=True)
+
+
+def _attributes(node: ir.Node) -> list[ir.Attr]:
+    return [node.attributes[name] for name in sorted(node.attributes)]
+
+
+def _anonymous(shape: ir.Shape | None) -> ir.Shape | None:
+    if shape is None:
+        return None
+    return ir.Shape([dim if isinstance(dim, int) else None for dim in shape])
+
+
+@functools.lru_cache(maxsize=4096)
+def _frontend_refusal(question: bytes) -> str | None:
+    """Why OpenVINO's frontend does not take a Graph of one node, or None."""
+    try:
+        _openvino().Core().read_model(question)
+    except RuntimeError as error:
+        return f"OpenVINO's frontend: {_reason(str(error))}"
+    return None
+
+
+def _openvino():  # type: ignore[no-untyped-def]
+    import openvino
+
+    return openvino

@@ -1,0 +1,140 @@
+"""OpenVINO IR files of several programs over one file of weights.
+
+An IR is an XML of layers, whose constants say where in a binary file their data stand
+(OpenVINO documentation, "Operation sets and IR", Const-1). Nothing here needs OpenVINO.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import onnx
+
+#: Constants stand at multiples of this, a cache line and the widest vector.
+_ALIGNMENT = 64
+
+#: What the IR calls the types that weights have in ONNX.
+_TYPES = {
+    onnx.TensorProto.FLOAT: "f32",
+    onnx.TensorProto.DOUBLE: "f64",
+    onnx.TensorProto.FLOAT16: "f16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+    onnx.TensorProto.INT8: "i8",
+    onnx.TensorProto.INT16: "i16",
+    onnx.TensorProto.INT32: "i32",
+    onnx.TensorProto.INT64: "i64",
+    onnx.TensorProto.UINT8: "u8",
+    onnx.TensorProto.UINT16: "u16",
+    onnx.TensorProto.UINT32: "u32",
+    onnx.TensorProto.UINT64: "u64",
+    onnx.TensorProto.BOOL: "boolean",
+    onnx.TensorProto.FLOAT8E4M3FN: "f8e4m3",
+    onnx.TensorProto.FLOAT8E5M2: "f8e5m2",
+}
+
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """Where one weight stands in the shared file: its IR type, bytes from the start, and bytes."""
+
+    element_type: str
+    offset: int
+    size: int
+
+
+def weights_as_inputs(proto: onnx.ModelProto) -> dict[str, WeightPlace]:
+    """Make each weight that has its data elsewhere an input, and say where its data are.
+
+    A converter that sees an input of a known type and shape does not read, copy or hash data.
+
+    Returns:
+        By name, where each weight stands.
+    """
+    places: dict[str, WeightPlace] = {}
+    small = []
+    for tensor in proto.graph.initializer:
+        element_type = _TYPES.get(tensor.data_type)
+        if tensor.data_location != onnx.TensorProto.EXTERNAL or element_type is None:
+            small.append(tensor)
+            continue
+        external = {entry.key: entry.value for entry in tensor.external_data}
+        places[tensor.name] = WeightPlace(
+            element_type, int(external["offset"]), int(external["length"])
+        )
+        proto.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
+    kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in small]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    return places
+
+
+class SharedWeights:
+    """The one file of weights: data are appended at its end, each content once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offsets: dict[bytes, int] = {}
+
+    def place(self, data: bytes) -> int:
+        """The offset of ``data``, written unless it was before."""
+        digest = hashlib.sha256(data).digest()
+        if digest not in self._offsets:
+            with open(self.path, "ab") as stream:
+                stream.write(bytes(-stream.tell() % _ALIGNMENT))
+                self._offsets[digest] = stream.tell()
+                stream.write(data)
+        return self._offsets[digest]
+
+
+def rewrite_ir(
+    xml: Path, binary: Path, places: Mapping[str, WeightPlace], weights: SharedWeights, out: Path
+) -> None:
+    """Write an IR whose every constant stands in the shared file.
+
+    Args:
+        xml: an IR as OpenVINO wrote it, with a Parameter of each weight's name.
+        binary: the data of the constants it has.
+        places: by Parameter name, the weight that it becomes.
+        weights: the shared file, which gets the constants of ``binary``.
+        out: where the IR is written.
+    """
+    tree = ElementTree.parse(xml)
+    with open(binary, "rb") as stream:
+        for layer in tree.iter("layer"):
+            _drop_counters(layer)
+            data = layer.find("data")
+            if layer.get("type") == "Const" and data is not None:
+                stream.seek(int(data.attrib["offset"]))
+                content = stream.read(int(data.attrib["size"]))
+                data.set("offset", str(weights.place(content)))
+            elif layer.get("type") == "Parameter" and layer.get("name") in places:
+                _make_constant(layer, places[layer.attrib["name"]])
+    tree.write(out, encoding="utf-8", xml_declaration=True)
+
+
+def _drop_counters(layer: ElementTree.Element) -> None:
+    """Forget the names a layer had before its last one: they hold a counter of the process."""
+    for info in layer.findall("rt_info"):
+        for attribute in info.findall("attribute"):
+            if attribute.get("name") == "fused_names":
+                info.remove(attribute)
+
+
+def _make_constant(layer: ElementTree.Element, place: WeightPlace) -> None:
+    data = layer.find("data")
+    assert data is not None
+    shape = data.attrib["shape"]
+    layer.set("type", "Const")
+    data.attrib.clear()
+    data.attrib.update(
+        element_type=place.element_type,
+        shape=shape,
+        offset=str(place.offset),
+        size=str(place.size),
+    )

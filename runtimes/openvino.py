@@ -1,0 +1,169 @@
+"""Runs ``openvino`` artifacts with OpenVINO."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omnigraph.artifact import ProgramEntry
+from omnigraph.errors import DeviceError
+from omnigraph.runtimes.base import Executable, Session
+
+if TYPE_CHECKING:
+    import openvino
+
+#: What a device computes in, by the artifact's precision. It is always said, because OpenVINO
+#: would choose bf16 by itself on a CPU that has it, and fp16 on a GPU.
+_EXECUTION = {
+    "cpu": {"fp32": "f32", "fp16": "f32", "bf16": "bf16"},
+    "gpu": {"fp32": "f32", "fp16": "f16", "bf16": "f16"},
+    "npu": {"fp32": "f16", "fp16": "f16", "bf16": "f16"},
+}
+#: Seconds between two sweeps of pages that compiling has read.
+_SWEEP = 0.02
+
+
+class OpenVinoSession(Session):
+    """A Session over OpenVINO: device "cpu", or "gpu" or "npu" where there is one."""
+
+    target = "openvino"
+
+    def _open_device(self, device: str) -> str:
+        self._core = _openvino().Core()
+        here = [name.lower() for name in self._core.available_devices]
+        made_for = self.artifact.manifest["device"]
+        wanted = made_for if device == "auto" else device.lower()
+        found = wanted in here or any(name.startswith(f"{wanted}.") for name in here)
+        if found and wanted.split(".")[0] in _EXECUTION:
+            return wanted
+        raise DeviceError(
+            f"OpenVINO cannot run on device {wanted!r} here",
+            expected=" or ".join(["auto", *here]),
+            hint="a GPU or NPU needs its driver; device='cpu' always runs",
+        )
+
+    def _compile(self, name: str, entry: ProgramEntry) -> Executable:
+        xml = self.artifact.read(entry.files["model"]).tobytes()
+        weights = (
+            self.artifact.read(entry.files["weights"])
+            if "weights" in entry.files
+            else np.empty(0, np.uint8)
+        )
+        model = self._core.read_model(xml, _tensor_over(weights))
+        with _pages_released(weights):
+            compiled = self._core.compile_model(model, self.device.upper(), self._config())
+        return _executable(compiled, entry, weights)
+
+    def _config(self) -> dict[str, Any]:
+        execution = _EXECUTION[self.device.split(".")[0]]
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": execution[self.artifact.manifest["precision"]],
+        }
+        if self.threads is not None and self.device == "cpu":
+            config["INFERENCE_NUM_THREADS"] = self.threads
+        return config
+
+    def _release(self) -> None:
+        del self._core
+
+
+def _executable(
+    compiled: openvino.CompiledModel, entry: ProgramEntry, weights: np.ndarray
+) -> Executable:
+    """A function that runs ``compiled``, from any thread.
+
+    Inputs are used where they are. Each run gets output tensors of its own, which OpenVINO
+    resizes and writes into, so that nothing is copied and no later run overwrites them.
+    """
+    tensor = _openvino().Tensor
+    inputs = [_position(compiled.inputs, spec.name) for spec in entry.inputs]
+    outputs = []
+    for spec in entry.outputs:
+        position = _position(compiled.outputs, spec.name)
+        port = compiled.outputs[position]
+        least = [dim.get_min_length() for dim in port.get_partial_shape()]
+        outputs.append((position, port.get_element_type(), _openvino().Shape(least)))
+    idle: list[openvino.InferRequest] = []  # its append and pop are atomic
+
+    def execute(arrays: Sequence[np.ndarray], _keep: np.ndarray = weights) -> list[np.ndarray]:
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
+        for position, array in zip(inputs, arrays, strict=True):
+            flags = array.flags
+            if not (flags.c_contiguous and flags.writeable):  # OpenVINO shares no other array
+                array = array.copy(order="C")
+            request.set_input_tensor(position, tensor(array, shared_memory=True))
+        results = []
+        for position, kind, shape in outputs:
+            result = tensor(kind, shape)
+            request.set_output_tensor(position, result)
+            results.append(result)
+        request.infer()
+        idle.append(request)  # a request that failed is not used again
+        return [result.data for result in results]
+
+    return execute
+
+
+def _position(ports: Sequence[Any], name: str) -> int:
+    return next(i for i, port in enumerate(ports) if name in port.get_names())
+
+
+def _tensor_over(data: np.ndarray) -> openvino.Tensor:
+    """A tensor over bytes where they are mapped; OpenVINO reads weights, and never writes them."""
+    if not data.size:
+        return _openvino().Tensor(np.empty(0, np.uint8))
+    # OpenVINO shares no array that numpy calls read-only, as a mapped file is.
+    buffer = (ctypes.c_uint8 * data.size).from_address(data.ctypes.data)
+    return _openvino().Tensor(np.ctypeslib.as_array(buffer), shared_memory=True)
+
+
+@contextlib.contextmanager
+def _pages_released(data: np.ndarray) -> Iterator[None]:
+    """Let go of mapped pages as they are read, so that weights are not resident twice.
+
+    Compiling reads each weight once, into a layout of its own. The pages stay in the system's
+    cache, and are mapped again where something still reads them, such as an embedding.
+    """
+    mapped: Any = data
+    while isinstance(mapped, np.ndarray):
+        mapped = mapped.base
+    if isinstance(mapped, memoryview):
+        mapped = mapped.obj
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        yield
+        return
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.wait(_SWEEP):
+            mapped.madvise(mmap.MADV_DONTNEED)
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+    sweeper = threading.Thread(target=sweep, name="omnigraph-pages", daemon=True)
+    sweeper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        sweeper.join()
+
+
+def _openvino():  # type: ignore[no-untyped-def]
+    try:
+        import openvino
+    except ImportError as error:
+        raise DeviceError(
+            "OpenVINO is not installed, and this artifact runs on it",
+            hint="pip install 'omnigraph[openvino]'",
+        ) from error
+    return openvino
