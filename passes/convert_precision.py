@@ -8,10 +8,10 @@ from typing import ClassVar
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from omnigraph.passes.base import Graph, Pass
-from omnigraph.passes.precision import PrecisionPlan, indifferent, is_weight
 
 from omnigraph.errors import UsageError
+from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.precision import PrecisionPlan, indifferent, is_weight
 
 _HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
@@ -39,12 +39,17 @@ class ConvertPrecision(Pass):
     least float32 in a mask, becomes the largest half of its sign, and not an infinity, which times
     zero is no number. An infinity stays one.
 
+    Args:
+        precision: "fp16" or "bf16".
+        fp32_ops: ops to keep in fp32 besides, such as those a target has in no half type.
+
     Needs: a type on every value. Leaves alone: integers, booleans, other float types, subgraphs.
 
     Rounds: each converted result once, to 11 bits (fp16) or 8 bits (bf16).
     """
 
     precision: str = "fp16"
+    fp32_ops: tuple[str, ...] = ()
 
     rounds: ClassVar[bool] = True
 
@@ -58,16 +63,16 @@ class ConvertPrecision(Pass):
 
     def apply(self, graph: Graph) -> bool:
         """Convert in place."""
-        return _Conversion(graph.graph, self.precision).run()
+        return _Conversion(graph.graph, self.precision, self.fp32_ops).run()
 
 
 class _Conversion:
     """One graph being converted: each float32 value gets at most one twin of the other type."""
 
-    def __init__(self, graph: ir.Graph, precision: str) -> None:
+    def __init__(self, graph: ir.Graph, precision: str, fp32_ops: tuple[str, ...]) -> None:
         self.graph, self.half, self.suffix = graph, _HALVES[precision], f"_{precision}"
         self.limit = float(ml_dtypes.finfo(self.half.numpy()).max)
-        self.plan = PrecisionPlan(graph, self.half, self.limit)
+        self.plan = PrecisionPlan(graph, self.half, self.limit, fp32_ops)
         self.twins: dict[ir.Value, ir.Value] = {}
 
     def run(self) -> bool:

@@ -5,15 +5,14 @@ square roots, and for positions. `PrecisionPlan` finds the nodes that meet those
 converts all others.
 """
 
-# ruff: noqa: SIM905 (a list of names reads best as words)
-
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx
 import onnx_ir as ir
+
 from omnigraph.passes.base import OPSET
 
 #: Computed in the half type: products, summed in fp32 by every kernel, and arithmetic that rounds
@@ -37,6 +36,8 @@ SCALES = frozenset(
     "ReduceMean ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMax ReduceMin ReduceProd "
     "ReduceLogSum ReduceLogSumExp Pow Sqrt Reciprocal Exp Log CumSum".split()
 )
+#: Products, whose own sums are in fp32 whatever they are given.
+_PRODUCTS = frozenset("MatMul Gemm Einsum Conv ConvTranspose Attention".split())
 #: Bounded whatever they are given, so that their results are no positions any more.
 _BOUNDED = frozenset("Sin Cos Sigmoid Tanh Erf Attention Softmax".split())
 _SOURCES = frozenset("Range EyeLike".split())
@@ -56,10 +57,13 @@ class PrecisionPlan:
         graph: the main graph of a Graph; nodes of subgraphs are not looked at.
         half: the half type.
         limit: its largest number.
+        fp32_ops: further ops that stay in fp32.
     """
 
-    def __init__(self, graph: ir.Graph, half: ir.DataType, limit: float) -> None:
-        self._half, self._limit = half, limit
+    def __init__(
+        self, graph: ir.Graph, half: ir.DataType, limit: float, fp32_ops: Collection[str] = ()
+    ) -> None:
+        self._half, self._limit, self._fp32_ops = half, limit, fp32_ops
         self._constant: set[ir.Value] = set()
         self._exact: set[ir.Value] = set()
         self.huge: set[ir.Value] = set()
@@ -102,8 +106,10 @@ class PrecisionPlan:
     def _is_narrow(self, node: ir.Node) -> bool:
         if node.domain != "" or node.op_type not in NARROW or not exists_in(node, self._half):
             return False
-        if any(v in self._exact for v in node.outputs):
+        if node.op_type in self._fp32_ops or any(v in self._exact for v in node.outputs):
             return False
+        if node.op_type in _PRODUCTS:
+            return True
         producers = (v.producer() for v in float_inputs(node))
         return not any(p is not None and p.op_type in SCALES for p in producers)
 

@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from omnigraph.passes.base import MODULE_KEY, count_ops, run_passes
-from omnigraph.passes.compress_weights import CompressWeights
-from omnigraph.passes.convert_precision import ConvertPrecision
 from onnx_ir.passes.common import ShapeInferencePass
 
 from omnigraph.contract import Tolerance, deviations
 from omnigraph.errors import UsageError
+from omnigraph.passes.base import MODULE_KEY, count_ops, run_passes
+from omnigraph.passes.compress_weights import CompressWeights
+from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.verify import GraphRunner
 
 LEAST = float(np.finfo(np.float32).min)
@@ -349,6 +349,29 @@ def test_op_without_bfloat16_stays_in_fp32() -> None:
         """
     assert dtypes(convert(graph_of(text), "bf16"))["y"] == ir.DataType.FLOAT
     assert "y_fp16" in dtypes(convert(graph_of(text), "fp16"))
+
+
+def test_pooled_features_meet_a_product_in_half() -> None:
+    graph = graph_of(
+        """
+        float[n, t, 4] x => float[n, 4] y
+        {
+            pooled = ReduceMean<keepdims = 0>(x, axes)
+            y = MatMul(pooled, w)
+        }
+        """,
+        axes=np.array([1], np.int64),
+        w=np.ones((4, 4), np.float32),
+    )
+    assert dtypes(convert(graph))["w"] == ir.DataType.FLOAT16
+
+
+def test_ops_asked_for_stay_in_fp32() -> None:
+    graph = graph_of("float[n, 4] x => float[n, 4] y\n{ a = Mish(x) y = HardSwish(a) }")
+    assert ConvertPrecision("bf16", fp32_ops=("Mish",))(graph).modified
+    found = dtypes(graph)
+    assert found["a"] == ir.DataType.FLOAT
+    assert found["y_bf16"] == ir.DataType.BFLOAT16
 
 
 def test_unknown_precision_is_refused() -> None:
