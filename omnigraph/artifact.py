@@ -202,11 +202,16 @@ class Artifact:
                     found="no such file" if found is None else f"{found} bytes",
                     hint=_REBUILD,
                 )
-            if check_hashes and _sha256(self._bytes(name)) != expected["sha256"]:
+            if check_hashes and self._hash(name) != expected["sha256"]:
                 raise ArtifactError(
                     f"{name} in {self.path} is not what was exported: its sha256 differs",
                     hint=_REBUILD,
                 )
+
+    def _hash(self, name: str) -> str:
+        if self._offsets is None:
+            return _sha256(self.path / name)
+        return _sha256(self.path, *self._offsets[name])
 
     def _file_size(self, name: str) -> int | None:
         if self._offsets is not None:
@@ -261,7 +266,7 @@ def seal(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
     sealed: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest}
     sealed["files"] = {
-        name: {"bytes": path.stat().st_size, "sha256": _sha256(_map_file(path))}
+        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for name, path in files.items()
     }
     sealed["integrity"] = _integrity(sealed)
@@ -384,10 +389,16 @@ def _map_file(path: Path) -> np.ndarray:
     return np.frombuffer(mapped, np.uint8)
 
 
-def _sha256(data: np.ndarray) -> str:
+def _sha256(path: Path, offset: int = 0, length: int | None = None) -> str:
+    """The hash of a file or a part of it, read in pieces so that none of it stays in memory."""
     digest = hashlib.sha256()
-    for start in range(0, len(data), _CHUNK):
-        digest.update(data[start : start + _CHUNK])
+    left = path.stat().st_size if length is None else length
+    buffer = memoryview(bytearray(min(_CHUNK, left)))
+    with open(path, "rb", buffering=0) as stream:
+        stream.seek(offset)
+        while left and (count := stream.readinto(buffer[: min(left, _CHUNK)])):
+            digest.update(buffer[:count])
+            left -= count
     return digest.hexdigest()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from omnigraph.errors import ContractError
 from omnigraph.passes.base import OPSET, Graph
 from omnigraph.program import Case
 from omnigraph.verify import GraphRunner
+
+
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -69,23 +73,27 @@ def check_artifact(
     """
     artifact = Artifact(directory, check_hashes=False)
     checks: list[NumberCheck] = []
-    if execute:
-        from omnigraph.runtimes import load
-
-        with load(artifact) as session:
-            for program, sets in references.items():
-                run = _runner_of(session, program)
-                checks += _check_program(program, run, sets, tolerances[program])
-    else:
-        for program, sets in references.items():
-            path = directory / artifact.programs[program].files["lowered"]
-            run = GraphRunner(_runnable(ir.load(path))).run
+    for program, sets in references.items():
+        # One program at a time, so that no two are in memory.
+        with (_executing if execute else _emulating)(artifact, program) as run:
             checks += _check_program(program, run, sets, tolerances[program])
     return checks
 
 
-def _runner_of(session: Any, program: str) -> Any:
-    return lambda feeds: session.run(feeds, program=program)
+@contextmanager
+def _executing(artifact: Artifact, program: str) -> Iterator[Run]:
+    """The program in the runtime that the artifact is for."""
+    from omnigraph.runtimes import load
+
+    with load(artifact, program=program) as session:
+        yield session.run
+
+
+@contextmanager
+def _emulating(artifact: Artifact, program: str) -> Iterator[Run]:
+    """The lowered Graph that the program was compiled from, in onnxruntime."""
+    path = artifact.path / artifact.programs[program].files["lowered"]
+    yield GraphRunner(_runnable(ir.load(path))).run
 
 
 def _runnable(graph: Graph) -> Graph:
@@ -98,7 +106,7 @@ def _runnable(graph: Graph) -> Graph:
 
 
 def _check_program(
-    program: str, run: Any, sets: Sequence[Reference], tolerance: Tolerance
+    program: str, run: Run, sets: Sequence[Reference], tolerance: Tolerance
 ) -> list[NumberCheck]:
     worst: dict[str, NumberCheck] = {}
     for reference in sets:

@@ -15,7 +15,7 @@ from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, describe
 from omnigraph.weights import weights_elsewhere
 
 #: Initializers at least this large are handed to onnxruntime where they are, not copied.
-_EXTERNAL_BYTES = 1024
+_LARGE_BYTES = 1024
 
 #: Ops that move or select values, or compute on integers and booleans: they round nothing.
 _EXACT_OPS = frozenset(
@@ -49,15 +49,7 @@ def check_graph(graph: Graph, stage: str) -> None:
     for output in graph.graph.outputs:
         if output.dtype is None:
             raise GraphError(f"Output {output.name!r} after {stage} has no dtype")
-    proto = to_proto(graph, external_bytes=1)
-    for initializer in proto.graph.initializer:
-        # The checker wants the data of external tensors on disk; as inputs they need none.
-        proto.graph.input.append(
-            onnx.helper.make_tensor_value_info(
-                initializer.name, initializer.data_type, list(initializer.dims)
-            )
-        )
-    del proto.graph.initializer[:]
+    proto = proto_without_weights(graph)
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -68,10 +60,19 @@ def check_graph(graph: Graph, stage: str) -> None:
         ) from error
 
 
-def to_proto(graph: Graph, *, external_bytes: int = _EXTERNAL_BYTES) -> onnx.ModelProto:
-    """The Graph as protobuf, its larger weights left out and marked as external data."""
-    with weights_elsewhere(graph, lambda *_: ("weights", 0), least_bytes=external_bytes):
-        return ir.to_proto(graph)
+def proto_without_weights(graph: Graph) -> onnx.ModelProto:
+    """The Graph as protobuf, its larger weights turned into inputs of the same name and type."""
+    with weights_elsewhere(graph, lambda *_: ("weights", 0), least_bytes=_LARGE_BYTES):
+        proto = ir.to_proto(graph)
+    initializers = list(proto.graph.initializer)
+    del proto.graph.initializer[:]
+    for tensor in initializers:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            proto.graph.input.append(info)
+        else:
+            proto.graph.initializer.append(tensor)
+    return proto
 
 
 class GraphRunner:
@@ -90,15 +91,13 @@ class GraphRunner:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.enable_cpu_mem_arena = False
-        proto = to_proto(graph)
-        self._kept = {
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        proto = proto_without_weights(graph)
+        self._weights = {
             name: _ort_value(value.const_value)
             for name, value in graph.graph.initializers.items()
-            if value.const_value is not None and value.const_value.nbytes >= _EXTERNAL_BYTES
+            if value.const_value is not None and value.const_value.nbytes >= _LARGE_BYTES
         }
-        options.add_external_initializers(list(self._kept), list(self._kept.values()))
         try:
             self._session = onnxruntime.InferenceSession(
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -115,16 +114,21 @@ class GraphRunner:
         Raises:
             GraphError: onnxruntime failed; the message names the node and its module.
         """
-        wanted = {value.name for value in self.graph.graph.inputs}
-        names = [value.name for value in self.graph.graph.outputs]
+        from onnxruntime import OrtValue
+
+        values = dict(self._weights)
+        for value in self.graph.graph.inputs:
+            assert value.name is not None
+            values[value.name] = OrtValue.ortvalue_from_numpy(feeds[value.name])
+        names = [value.name or "" for value in self.graph.graph.outputs]
         try:
-            results = self._session.run(None, {k: v for k, v in feeds.items() if k in wanted})
+            results = self._session.run_with_ort_values(names, values)
         except Exception as error:
             raise GraphError(
                 f"Graph {self.graph.graph.name!r} does not run in onnxruntime",
                 found=_node_of(self.graph, error),
             ) from error
-        return dict(zip(names, results, strict=True))  # type: ignore[arg-type]
+        return {name: result.numpy() for name, result in zip(names, results, strict=True)}
 
 
 def _ort_value(tensor: ir.TensorProtocol):  # type: ignore[no-untyped-def]

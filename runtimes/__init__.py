@@ -53,6 +53,7 @@ def load(
     *,
     device: str = "auto",
     threads: int | None = None,
+    program: str | None = None,
     verify: bool = False,
     check_hashes: bool = True,
 ) -> Session:
@@ -62,6 +63,7 @@ def load(
         path: the directory or ``.omni`` file that ``omnigraph export`` wrote.
         device: "auto", or a device of the target's runtime such as "cpu", "cuda", "gpu", "npu".
         threads: threads of one run; None leaves it to the vendor's runtime.
+        program: the default program of this session; None is the artifact's own.
         verify: run the golden pair of each program here before returning.
         check_hashes: compare the sha256 of every file, not only its size.
 
@@ -71,7 +73,9 @@ def load(
         ContractError: with ``verify``, numbers beyond the tolerance on this machine.
     """
     artifact = path if isinstance(path, Artifact) else Artifact(path, check_hashes=check_hashes)
-    session = session_class(artifact.target)(artifact, device=device, threads=threads)
+    session = session_class(artifact.target)(
+        artifact, device=device, threads=threads, program=program
+    )
     if verify:
         try:
             failed = [check for check in session.verify() if not check.passed]

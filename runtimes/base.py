@@ -63,7 +63,12 @@ class Session(abc.ABC):
     target: ClassVar[str]
 
     def __init__(
-        self, artifact: Artifact, *, device: str = "auto", threads: int | None = None
+        self,
+        artifact: Artifact,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        program: str | None = None,
     ) -> None:
         self.artifact = artifact
         self.device = self._open_device(device)
@@ -72,7 +77,7 @@ class Session(abc.ABC):
         self._programs: dict[str, _LoadedProgram] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._default = artifact.manifest["default_program"]
+        self._default = program or artifact.manifest["default_program"]
         self._program(self._default)
 
     # What a runtime has to say --------------------------------------------------------------------
