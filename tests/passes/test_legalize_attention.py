@@ -216,5 +216,16 @@ def test_reason(options: dict[str, Any], reason: str | None) -> None:
     assert pass_(graph).modified == (reason is not None)
 
 
+def test_queries_that_are_keys_are_written_out_where_that_has_no_kernel() -> None:
+    graph = attention()
+    node = graph.graph[0]
+    copy = ir.node("Identity", [node.inputs[0]])
+    copy.outputs[0].type, copy.outputs[0].shape = node.inputs[0].type, node.inputs[0].shape
+    node.prepend(copy)
+    node.replace_input_with(1, copy.outputs[0])
+    assert not DecomposeAttention()(graph).modified
+    check(DecomposeAttention(separate=True), graph, feeds(graph))
+
+
 def test_causal_attention_is_not_written_out() -> None:
     assert not DecomposeAttention(smallest_head=9)(attention(is_causal=1)).modified

@@ -1,0 +1,185 @@
+"""Who may import whom, read from the syntax trees; and what running an artifact really imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("omnigraph", "passes", "runtimes", "models")
+VENDORS = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "jax", "nncf")
+COMPILING = ("torch", "onnx", "onnx_ir", "onnxscript")
+
+#: What an artifact needs to run: these may import only each other, numpy and the standard library.
+EMBEDDED = (
+    "omnigraph",
+    "omnigraph.artifact",
+    "omnigraph.cli",
+    "omnigraph.contract",
+    "omnigraph.errors",
+    "omnigraph.program",
+    "omnigraph.report",
+)
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            prefix = () if folder == "omnigraph" else ("omnigraph",)
+            name = ".".join((*prefix, *parts)).removesuffix(".__init__")
+            yield name, path
+
+
+def imports(name: str, path: Path, *, top_level: bool = False) -> set[str]:
+    """Absolute names that a file imports; with ``top_level``, only when it is itself imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(_at_import(tree)) if top_level else list(ast.walk(tree))
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def _at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """Statements that run when the file is imported: not in functions, not for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        yield node
+        yield from _at_import(node)
+
+
+def uses(found: set[str], packages: tuple[str, ...]) -> set[str]:
+    return {n for n in found for p in packages if n == p or n.startswith(p + ".")}
+
+
+ALL = dict(modules())
+
+
+def select(prefix: str) -> list[str]:
+    return [n for n in ALL if n == prefix or n.startswith(prefix + ".")]
+
+
+def test_the_folders_are_found():
+    assert {"omnigraph.passes.base", "omnigraph.runtimes.base", "omnigraph.models"} <= set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_mapped_folders_are_imported_by_their_full_names(name: str):
+    assert not uses(imports(name, ALL[name]), ("passes", "runtimes", "models"))
+
+
+@pytest.mark.parametrize("name", select("omnigraph.runtimes"))
+def test_runtimes_import_no_torch_no_onnx_and_no_pass(name: str):
+    found = imports(name, ALL[name])
+    allowed = (
+        "omnigraph.runtimes",
+        "omnigraph.artifact",
+        "omnigraph.errors",
+        "omnigraph.contract",
+        "omnigraph.program",
+    )
+    assert not uses(found, COMPILING)
+    own = uses(found, ("omnigraph",)) - {"omnigraph"}
+    assert own == uses(own, allowed)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_what_an_artifact_needs_imports_only_numpy_at_first(name: str):
+    found = imports(name, ALL[name], top_level=True)
+    assert not uses(found, (*COMPILING, *VENDORS, "rich"))
+    own = {n for n in uses(found, ("omnigraph",)) if n in ALL}
+    assert own <= set(EMBEDDED)
+
+
+@pytest.mark.parametrize("name", select("omnigraph.passes"))
+def test_passes_import_no_torch_and_no_vendor(name: str):
+    found = imports(name, ALL[name])
+    assert not uses(found, ("torch", *VENDORS))
+    allowed = ("omnigraph.passes", "omnigraph.errors", "omnigraph.ops")
+    own = uses(found, ("omnigraph",)) - {"omnigraph"}
+    assert own == uses(own, allowed)
+
+
+@pytest.mark.parametrize("name", select("omnigraph.models"))
+def test_models_import_of_omnigraph_only_what_a_program_is(name: str):
+    own = uses(imports(name, ALL[name]), ("omnigraph",)) - {"omnigraph"}
+    assert own == uses(own, ("omnigraph.models", "omnigraph.program"))
+
+
+SPINE = [n for n in ALL if not n.startswith(tuple(f"omnigraph.{f}" for f in FOLDERS[1:]))]
+
+
+@pytest.mark.parametrize("name", SPINE)
+def test_only_trace_imports_torch_in_the_spine(name: str):
+    found = imports(name, ALL[name], top_level=True)
+    assert bool(uses(found, ("torch",))) == (name == "omnigraph.trace")
+
+
+@pytest.mark.parametrize("name", select("omnigraph.lowering"))
+def test_lowering_does_not_know_the_driver(name: str):
+    above = ("omnigraph.driver", "omnigraph.cli", "omnigraph.trace", "omnigraph.runtimes")
+    assert not uses(imports(name, ALL[name]), (*above, "torch"))
+
+
+VENDOR_FILES = {
+    "omnigraph.verify": {"onnxruntime"},  # numbers of a Graph, between passes
+    **{
+        f"omnigraph.{side}.{target}": vendors
+        for side in ("lowering", "runtimes")
+        for target, vendors in {
+            "onnx": {"onnxruntime"},
+            "openvino": {"openvino"},
+            "openvino_ir": {"openvino"},
+            "tensorrt": {"tensorrt", "tensorrt_rtx"},
+            "tensorrt_builder": {"tensorrt", "tensorrt_rtx"},
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_vendor_is_imported_only_in_its_own_files(name: str):
+    found = {n.partition(".")[0] for n in uses(imports(name, ALL[name]), VENDORS)}
+    assert found <= VENDOR_FILES.get(name, set())
+
+
+def run_python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_omnigraph_imports_no_torch_and_no_vendor():
+    code = "import omnigraph, sys; print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    assert not set(ast.literal_eval(run_python(code))) & {*COMPILING, *VENDORS, "numpy"}
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_running_an_artifact_imports_neither_torch_nor_onnx(target: str, tiny_artifacts):
+    code = """
+import sys, numpy, omnigraph
+with omnigraph.load(sys.argv[1], verify=True) as net:
+    out = net.run(input_ids=numpy.array([[1, 2, 3]]))
+assert out["logits"].shape == (1, 3, 256)
+print(sorted({m.partition('.')[0] for m in sys.modules}))
+"""
+    loaded = set(ast.literal_eval(run_python(code, str(tiny_artifacts[target]))))
+    assert not loaded & {"torch", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"}
+    assert "omnigraph" in loaded
