@@ -34,6 +34,7 @@ class DecomposeAttention(Pass):
     Args:
         smallest_head: head sizes below this have no kernel.
         largest_head: nor have those above.
+        separate: nor has an Attention whose queries and keys are one tensor.
 
     Needs: shapes with known heads and head sizes. Leaves alone: what a kernel takes: heads within
     the limits, of one size for keys and values, no softcap, no output of the scores; and what is
@@ -42,6 +43,7 @@ class DecomposeAttention(Pass):
 
     smallest_head: int = 1
     largest_head: int = 256
+    separate: bool = False
 
     def apply(self, graph: Graph) -> bool:
         """Rewrite in place; whether anything changed."""
@@ -60,6 +62,8 @@ class DecomposeAttention(Pass):
             return f"heads of {size}, outside {self.smallest_head} to {self.largest_head}"
         if head_size(node, 2) != size:
             return f"values of {head_size(node, 2)} and queries of {size}"
+        if self.separate and origin(node.inputs[0]) is origin(node.inputs[1]):
+            return "queries and keys that are one tensor"
         if node.attributes.get_float("softcap", 0.0):
             return "a softcap"
         if "softmax_precision" in node.attributes:
@@ -83,6 +87,15 @@ def head_size(node: ir.Node, index: int) -> int | None:
     value = node.inputs[index]
     size = value.shape[3] if value is not None and value.shape is not None else None
     return size if isinstance(size, int) else None
+
+
+def origin(value: ir.Value | None) -> ir.Value | None:
+    """The value behind any copies."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.domain != "" or node.op_type != "Identity":
+            break
+        value = node.inputs[0]
+    return value
 
 
 class _Decomposition:

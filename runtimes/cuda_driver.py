@@ -162,14 +162,22 @@ class Stream:
         """Copy a contiguous array to the GPU."""
         if array.nbytes:
             self._driver.call(
-                "cuMemcpyHtoDAsync_v2", buffer.address, array.ctypes.data, array.nbytes, self._stream
+                "cuMemcpyHtoDAsync_v2",
+                buffer.address,
+                array.ctypes.data,
+                array.nbytes,
+                self._stream,
             )
 
     def download(self, buffer: Buffer, array: np.ndarray) -> None:
         """Copy from the GPU into a contiguous array, which is whole after ``wait``."""
         if array.nbytes:
             self._driver.call(
-                "cuMemcpyDtoHAsync_v2", array.ctypes.data, buffer.address, array.nbytes, self._stream
+                "cuMemcpyDtoHAsync_v2",
+                array.ctypes.data,
+                buffer.address,
+                array.nbytes,
+                self._stream,
             )
 
     def wait(self) -> None:

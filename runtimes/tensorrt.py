@@ -17,7 +17,9 @@ from omnigraph.runtimes.cuda_driver import Buffer, CudaContext, CudaError, Gpu, 
 
 #: The modules that an artifact may ask for; no other name in a manifest is ever imported.
 _FLAVOURS = ("tensorrt_rtx", "tensorrt")
-_ELSEWHERE = "copy the artifact to a machine with such a GPU, or export with --target onnx to run here"
+_ELSEWHERE = (
+    "copy the artifact to a machine with such a GPU, or export with --target onnx to run here"
+)
 
 
 class TensorRtSession(Session):
@@ -86,7 +88,9 @@ class _Engine:
                 hint="export with smaller maxima: --dynamic batch=1:4,sequence=1:512",
             )
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        host = {n for n in names if self._engine.get_tensor_location(n) == vendor.TensorLocation.HOST}
+        host = {
+            n for n in names if self._engine.get_tensor_location(n) == vendor.TensorLocation.HOST
+        }
         #: Inputs in order: position, name, whether it is read on the host, least and largest shape.
         self._inputs = [
             (position, spec.name, spec.name in host, profile.get(spec.name))

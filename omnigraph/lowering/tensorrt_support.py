@@ -3,7 +3,6 @@
 The list is that of TensorRT-RTX 1.7, whose parser and compiler were given the standard's own test
 case of every op; the conditions are what they refused, or crashed on.
 """
-# ruff: noqa: SIM905 (a list of names reads best as words)
 
 from __future__ import annotations
 
@@ -13,8 +12,6 @@ import onnx_ir as ir
 
 from omnigraph.passes.decompose_attention import DecomposeAttention, head_size
 
-#: Head sizes that an attention kernel exists for, on every GPU and in both half types.
-SMALLEST_HEAD, LARGEST_HEAD = 9, 256
 #: Ops that exist in fp32 and fp16, and not in bf16.
 NO_BFLOAT16 = ("HardSwish", "Mish")
 
@@ -40,8 +37,9 @@ _CONVERTERS = frozenset("Cast QuantizeLinear DequantizeLinear Constant".split())
 _ONE_OUTPUT = frozenset("LayerNormalization BatchNormalization Dropout MaxPool".split())
 _MASK, _PAST_KEY = 3, 4
 
-#: One Attention's reason; its options are those the pipeline decomposes by.
-ATTENTION = DecomposeAttention(SMALLEST_HEAD, LARGEST_HEAD)
+#: What makes an Attention one that a kernel takes. The compiler has no kernel for heads outside
+#: these sizes, on any GPU and in both half types, and it crashes on queries that are also keys.
+ATTENTION = DecomposeAttention(smallest_head=9, largest_head=256, separate=True)
 
 
 def refusal(node: ir.Node) -> str | None:
@@ -72,7 +70,7 @@ def _wrong_outputs(node: ir.Node) -> str | None:
 
 
 def _attention(node: ir.Node) -> str | None:
-    query, key = node.inputs[:2]
+    query = node.inputs[0]
     mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
     if query is not None and query.dtype == ir.DataType.FLOAT:
         return "TensorRT has attention kernels for fp16 and bf16 only"
@@ -80,21 +78,10 @@ def _attention(node: ir.Node) -> str | None:
         return "TensorRT takes a mask or is_causal, not both"
     if any(value is not None for value in node.inputs[_PAST_KEY:]):
         return "TensorRT takes no past and no nonpad_kv_seqlen in an Attention"
-    if query is not None and key is not None and _source(query) is _source(key):
-        return "TensorRT's compiler crashes where queries and keys are one tensor"
     if "q_num_heads" in node.attributes:
         return None
     reason = ATTENTION.why_no_kernel(node) if head_size(node, 0) is not None else None
     return f"TensorRT has no attention kernel for {reason}" if reason else None
-
-
-def _source(value: ir.Value) -> ir.Value:
-    """The value behind any copies."""
-    producer = value.producer()
-    while producer is not None and producer.op_type == "Identity" and producer.inputs[0] is not None:
-        value = producer.inputs[0]
-        producer = value.producer()
-    return value
 
 
 def _constant_axes(node: ir.Node) -> str | None:
@@ -113,7 +100,11 @@ def _reduction(node: ir.Node) -> str | None:
 
 def _scatter(node: ir.Node) -> str | None:
     mode = node.attributes.get_string("reduction", "none")
-    return f"TensorRT scatters without a reduction, and this one is {mode!r}" if mode != "none" else None
+    return (
+        f"TensorRT scatters without a reduction, and this one is {mode!r}"
+        if mode != "none"
+        else None
+    )
 
 
 def _cache(node: ir.Node) -> str | None:
@@ -135,7 +126,9 @@ def _modulo(node: ir.Node) -> str | None:
 
 def _range(node: ir.Node) -> str | None:
     kinds = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT)
-    return None if node.outputs[0].dtype in kinds else "TensorRT has Range for int32, int64 and fp32"
+    return (
+        None if node.outputs[0].dtype in kinds else "TensorRT has Range for int32, int64 and fp32"
+    )
 
 
 def _training(node: ir.Node) -> str | None:

@@ -1,0 +1,160 @@
+"""The ``tensorrt`` target: engines for NVIDIA GPUs, built on a machine that needs none."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from omnigraph.errors import UsageError
+from omnigraph.lowering.base import Emission, Lowered, Target
+from omnigraph.lowering.onnx_files import write_onnx
+from omnigraph.lowering.tensorrt_build import Flavour, build_engine, rtx_flavour
+from omnigraph.lowering.tensorrt_support import ATTENTION, NO_BFLOAT16, refusal
+from omnigraph.passes.base import Pass
+from omnigraph.passes.convert_precision import ConvertPrecision
+from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
+from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
+from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
+from omnigraph.passes.lift_constants import LiftConstants
+from omnigraph.passes.pipelines import canonical
+from omnigraph.passes.share_constants import ShareConstants
+from omnigraph.runtimes.cuda_driver import CudaError, Gpu, driver
+
+#: Kernels are those of the oldest GPU asked for, and these five share theirs: one engine for all
+#: of them is as large as for one. sm75 is not among them, for it has no bf16 and older kernels.
+_DEFAULT_COMPUTE = ("sm80", "sm86", "sm89", "sm120", "sm121")
+_NO_BFLOAT16_GPU = "sm75"
+
+
+class TensorRtTarget(Target):
+    """Engines by TensorRT-RTX, ahead of time; by TensorRT, on the GPU they will run on.
+
+    Precision is what the Graph says, node by node: networks are strongly typed. Attention is
+    computed in the half type with its softmax in fp32, by a fused kernel where there is one.
+
+    The same input gives the same engine, byte for byte, with one version of TensorRT-RTX.
+    """
+
+    name = "tensorrt"
+    purpose = "TensorRT engines for NVIDIA GPUs, built without one"
+    precisions = ("fp16", "bf16")
+    options = {
+        "compute": "compute capabilities of the GPUs to build for, such as sm89,sm120 "
+        f"(default {','.join(_DEFAULT_COMPUTE)}); kernels are those of the oldest",
+    }
+
+    def unusable(self) -> str | None:
+        """Why neither flavour of the compiler can be used here, or None."""
+        if importlib.util.find_spec("tensorrt_rtx") is not None:
+            return None
+        if importlib.util.find_spec("tensorrt") is None:
+            return (
+                "tensorrt_rtx is not installed: pip install 'omnigraph[tensorrt]' (Linux, x86-64)"
+            )
+        return None if _gpu_here() else "tensorrt is installed, but builds only on a GPU"
+
+    def supports(self, node: ir.Node, precision: str) -> str | None:
+        """Why TensorRT cannot take a node, by what its compiler refused when it was asked."""
+        return refusal(node)
+
+    def pipeline(self, precision: str) -> Sequence[Pass]:
+        """Attention as the kernels take it, then the half type, then what that made twice."""
+        return (
+            *canonical(),
+            # The mask before the past: where a query stands depends on the past's length.
+            LegalizeCausalMask(),
+            LegalizeAttentionPast(),
+            # Before precision, so that a softmax that is written out stays in fp32.
+            ATTENTION,
+            LiftConstants(),
+            ConvertPrecision(precision, NO_BFLOAT16 if precision == "bf16" else ()),
+            ShareConstants(),
+            EliminateCommonSubexpressions(),
+            EliminateDeadCode(),
+        )
+
+    def check_options(self, options: Mapping[str, str]) -> None:
+        """Refuse an unknown option, and a compute capability that cannot be built for."""
+        super().check_options(options)
+        _choose(options)
+
+    def emit(
+        self,
+        programs: Sequence[Lowered],
+        directory: Path,
+        *,
+        precision: str,
+        options: Mapping[str, str],
+    ) -> Emission:
+        """Write the lowered ONNX with its weights, and an engine for each program."""
+        flavour, compute = _choose(options)
+        if precision == "bf16" and _NO_BFLOAT16_GPU in compute:
+            raise UsageError(
+                f"{_NO_BFLOAT16_GPU} has no bf16",
+                hint=f"leave {_NO_BFLOAT16_GPU} out of --set compute=…, or export with fp16",
+            )
+        written = write_onnx(programs, directory)
+        files: dict[str, dict[str, str]] = {}
+        details = {}
+        for program in programs:
+            lowered = written[program.name]
+            engine = build_engine(flavour, program, directory / lowered["model"], compute)
+            name = f"{program.name}.engine"
+            with open(directory / name, "wb") as stream:
+                stream.write(engine.data)
+            details[program.name] = {**engine.details, "compute": list(compute)}
+            files[program.name] = {**lowered, "lowered": lowered["model"], "model": name}
+        version = str(next(iter(details.values()))["version"])
+        gpu = _gpu_here()
+        return Emission(
+            files=files,
+            device="cuda",
+            requires={flavour.module: f"=={version}"},
+            details=details,
+            executes_here=gpu is not None and gpu.capability in compute,
+        )
+
+
+def _gpu_here() -> Gpu | None:
+    """The first GPU of this machine, or None."""
+    try:
+        return next(iter(driver().gpus()), None)
+    except CudaError:
+        return None
+
+
+def _choose(options: Mapping[str, str]) -> tuple[Flavour, tuple[str, ...]]:
+    """The compiler to use, and the compute capabilities to build for.
+
+    Raises:
+        UsageError: a capability is asked for that this compiler cannot build for.
+    """
+    asked = tuple(dict.fromkeys(c.strip().lower() for c in options.get("compute", "").split(",")))
+    asked = tuple(name for name in asked if name)
+    rtx, gpu = rtx_flavour(), _gpu_here()
+    full = gpu is not None and importlib.util.find_spec("tensorrt") is not None
+    if gpu is not None and full and (rtx is None or asked == (gpu.capability,) or not asked):
+        flavour = Flavour("tensorrt", (gpu.capability,))
+        default = flavour.capabilities
+    elif rtx is not None:
+        flavour = rtx
+        default = tuple(name for name in _DEFAULT_COMPUTE if name in rtx.capabilities)
+    else:
+        raise UsageError("Neither tensorrt_rtx nor tensorrt with a GPU is here")
+    for name in asked:
+        if name not in flavour.capabilities:
+            raise UsageError(
+                f"{flavour.module} cannot build for compute capability {name!r}",
+                expected=", ".join(flavour.capabilities),
+                hint="see NVIDIA's list of CUDA GPUs; an RTX 4090 is sm89, an RTX 5090 sm120",
+            )
+    if "compute" in options and not asked:
+        raise UsageError("No compute capability is asked for", expected="such as compute=sm89")
+    return flavour, asked or default
+
+
+TARGET = TensorRtTarget()
