@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -42,7 +43,7 @@ class TensorRtTarget(Target):
     name = "tensorrt"
     purpose = "TensorRT engines for NVIDIA GPUs, built without one"
     precisions = ("fp16", "bf16")
-    options = {
+    options: ClassVar[Mapping[str, str]] = {
         "compute": "compute capabilities of the GPUs to build for, such as sm89,sm120 "
         f"(default {','.join(_DEFAULT_COMPUTE)}); kernels are those of the oldest",
     }
