@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -159,11 +160,17 @@ def _pages_released(data: np.ndarray) -> Iterator[None]:
 
 
 def _openvino():  # type: ignore[no-untyped-def]
+    """The vendor's package, imported without the event that it would send to Google Analytics."""
     try:
+        if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
+            sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         import openvino
     except ImportError as error:
         raise DeviceError(
             "OpenVINO is not installed, and this artifact runs on it",
             hint="pip install 'omnigraph[openvino]'",
         ) from error
+    finally:
+        if sys.modules.get("openvino_telemetry", sys) is None:
+            del sys.modules["openvino_telemetry"]
     return openvino

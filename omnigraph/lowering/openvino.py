@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ class OpenVinoTarget(Target):
             source.unlink()
             places = weights_as_inputs(proto)
             model = _convert(program, proto)
-            _bound_and_name(model, program, set(places))
+            _bound_and_name(model, program)
             out = directory / f"{program.name}.xml"
             with tempfile.TemporaryDirectory() as scratch:
                 xml, binary = Path(scratch) / "model.xml", Path(scratch) / "model.bin"
@@ -149,8 +150,8 @@ def _reason(message: str) -> str:
     return (said or [n for n in lines if n] or ["no reason given"])[-1][:300]
 
 
-def _bound_and_name(model: openvino.Model, program: Lowered, weights: set[str]) -> None:
-    """Give a model exactly the program's inputs and outputs, their bounds, and names that last.
+def _bound_and_name(model: openvino.Model, program: Lowered) -> None:
+    """Give a model all of the program's inputs, with their bounds, and names that last.
 
     Names that OpenVINO made up hold a counter of the process, and would differ from run to run.
     """
@@ -162,8 +163,6 @@ def _bound_and_name(model: openvino.Model, program: Lowered, weights: set[str]) 
             parameter.output(0).get_tensor().set_names({spec.name})
             model.add_parameters([parameter])
     model.reshape({spec.name: _partial_shape(spec, program.dims) for spec in program.inputs})
-    for output, spec in zip(model.outputs, program.outputs, strict=True):
-        output.get_tensor().set_names({spec.name})
     model.set_friendly_name(program.name)
     for position, node in enumerate(model.get_ordered_ops()):
         if node.get_friendly_name() == node.get_name():
@@ -284,6 +283,12 @@ def _frontend_refusal(question: bytes) -> str | None:
 
 
 def _openvino():  # type: ignore[no-untyped-def]
-    import openvino
-
+    """The vendor's package, imported without the event that it would send to Google Analytics."""
+    try:
+        if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
+            sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        import openvino
+    finally:
+        if sys.modules.get("openvino_telemetry", sys) is None:
+            del sys.modules["openvino_telemetry"]
     return openvino
