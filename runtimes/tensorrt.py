@@ -78,7 +78,7 @@ class _Engine:
             raise DeviceError(
                 f"TensorRT does not load the engine of program {program!r}",
                 found=self._log.first_error(),
-                hint="an engine runs with the version and on the GPUs it was made for: export again",
+                hint="an engine runs on the GPUs and with the version that it was made for",
             )
         self._execution = self._engine.create_execution_context()
         if self._execution is None:

@@ -142,7 +142,7 @@ def _optimization_profile(builder: Any, network: Any, shapes: Mapping[str, Shape
         tensor = network.get_input(index)
         if tensor.is_shape_tensor:
             raise UnsupportedError(
-                f"Input {tensor.name!r} is read as a shape, which TensorRT must know the numbers of",
+                f"Input {tensor.name!r} is read as a shape, whose numbers TensorRT must know",
                 hint="make it a dimension of an input instead, or a constant of the model",
             )
         if -1 in tuple(tensor.shape):
