@@ -147,7 +147,7 @@ def block_reference(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     return ReferenceEvaluator(proto).run(["hidden"], dict(feeds))[0]
 
 
-# What is written ------------------------------------------------------------------------------------
+# What is written ----------------------------------------------------------------------------------
 
 
 def test_registered() -> None:
@@ -306,7 +306,7 @@ def test_same_bytes_in_another_process(tmp_path: Path) -> None:
     assert digests(tmp_path / "here") == digests(tmp_path / "there")
 
 
-# Attention ------------------------------------------------------------------------------------------
+# Attention ----------------------------------------------------------------------------------------
 
 HEADS, HEAD = 4, 16
 _TENSORS = "float[b,4,t,16] q, float[b,{kv},s,16] k, float[b,{kv},s,16] v"
@@ -421,7 +421,7 @@ def test_attention_with_its_own_past(tmp_path: Path, causal: int) -> None:
             np.testing.assert_allclose(found[name], reference, atol=2e-6)
 
 
-# Other ops, at sizes beyond one vector --------------------------------------------------------------
+# Other ops, at sizes beyond one vector ------------------------------------------------------------
 
 _ROTARY = {
     "cos": np.cos(np.arange(200)[:, None] * 0.1 ** np.arange(8)).astype(np.float32),
@@ -497,7 +497,7 @@ def test_op(tmp_path: Path, case: str) -> None:
         assert deviation(found, expected).within(tolerance)
 
 
-# What is refused ------------------------------------------------------------------------------------
+# What is refused ----------------------------------------------------------------------------------
 
 REFUSED = {
     "float[n] x => float[n] y { y = ai.omnigraph.Thing(x) }": "domain 'ai.omnigraph'",
@@ -540,7 +540,7 @@ def test_a_node_of_unknown_type_is_left_to_the_frontend() -> None:
 
 def test_what_the_frontend_refuses_names_the_node(tmp_path: Path) -> None:
     lowered = program("float[n,n] x => float[] z { y = Det(x) z = Neg(y) }")
-    with pytest.raises(CompileError, match="Det .*of module 'block'.*of program 'forward'") as e:
+    with pytest.raises(CompileError, match=r"Det .*of module 'block'.*of program 'forward'") as e:
         TARGET.emit([lowered], tmp_path, precision="fp32", options={})
     assert isinstance(e.value.__cause__, RuntimeError)
     assert "no conversion rule for Det" in str(e.value)

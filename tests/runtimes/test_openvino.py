@@ -130,7 +130,7 @@ def check(found: dict[str, np.ndarray], given: dict[str, np.ndarray], precision:
         assert deviation(found[name], expected).within(tolerance), name
 
 
-# Numbers --------------------------------------------------------------------------------------------
+# Numbers ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("single_file", [False, True])
@@ -224,7 +224,7 @@ def test_outputs_share_no_memory_with_inputs(tmp_path: Path) -> None:
         assert not np.shares_memory(out["z"], out["w"])
 
 
-# Inputs ---------------------------------------------------------------------------------------------
+# Inputs -------------------------------------------------------------------------------------------
 
 
 def test_inputs_of_any_layout(session: Session) -> None:
@@ -242,11 +242,11 @@ def test_inputs_of_any_layout(session: Session) -> None:
 def test_wrong_inputs_are_refused(session: Session) -> None:
     with pytest.raises(InputError, match=r"'ids'.*\n?.*int64.*int32"):
         session.run(ids=feeds()["ids"].astype(np.int32))
-    with pytest.raises(InputError, match="'past'.*0:40.*41"):
+    with pytest.raises(InputError, match=r"'past'.*0:40.*41"):
         session.run(feeds(past=41))
 
 
-# Threads --------------------------------------------------------------------------------------------
+# Threads ------------------------------------------------------------------------------------------
 
 
 def test_eight_threads_get_what_one_gets(session: Session) -> None:
@@ -259,11 +259,11 @@ def test_eight_threads_get_what_one_gets(session: Session) -> None:
             np.testing.assert_array_equal(array, other[name])
 
 
-# What is not here -----------------------------------------------------------------------------------
+# What is not here ---------------------------------------------------------------------------------
 
 
 def test_a_device_that_is_not_here(artifact: Path) -> None:
-    with pytest.raises(DeviceError, match="'tpu'.*auto or cpu"):
+    with pytest.raises(DeviceError, match=r"'tpu'.*auto or cpu"):
         load(artifact, device="tpu")
 
 
