@@ -213,6 +213,7 @@ def _array(name: str, value: str, spec: Any) -> np.ndarray:
             f"Input {name!r} is neither a .npy file nor numbers",
             expected=f"{name}=FILE.npy or {name}=1,2,3",
             found=repr(value),
+            hint="nested lists are written as JSON: input_ids=[1,2],[3,4]",
         ) from error
     rank = len(spec.shape) if spec is not None else array.ndim
     return array.reshape((1,) * max(0, rank - array.ndim) + array.shape)
@@ -234,7 +235,11 @@ def _write_npz(path: Path, outputs: dict[str, np.ndarray]) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UsageError(f"The outputs cannot be written to {path}", found=str(error)) from error
+        raise UsageError(
+            f"The outputs cannot be written to {path}",
+            found=str(error),
+            hint="give --out a path in a folder that exists and may be written to",
+        ) from error
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -320,7 +325,11 @@ def _settings(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise UsageError(f"--set {text!r} is no setting", expected="key=value")
+            raise UsageError(
+                f"--set {text!r} is no setting",
+                expected="key=value",
+                hint="for example --set positions=alibi",
+            )
         settings[key] = value
     return settings
 

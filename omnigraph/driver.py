@@ -332,7 +332,10 @@ def _dumper(directory: Path) -> Observer:
 
 def _check_target(target: Target, precision: str | None, options: Mapping[str, str]) -> None:
     if reason := target.unusable():
-        raise UsageError(f"Target {target.name!r} cannot compile here: {reason}")
+        raise UsageError(
+            f"Target {target.name!r} cannot compile here: {reason}",
+            hint="`omnigraph targets` lists those that can",
+        )
     if precision is not None:
         target.check_precision(precision)
     target.check_options(options)
@@ -344,13 +347,19 @@ def _choose(
     known = [program.name for program in source.programs]
     for name in wanted or ():
         if name not in known:
-            raise UsageError(f"{source.name} has no program {name!r}", expected=" or ".join(known))
+            raise UsageError(
+                f"{source.name} has no program {name!r}",
+                expected=" or ".join(known),
+                hint="leave --programs out to compile all of them",
+            )
     chosen = [p for p in source.programs if wanted is None or p.name in wanted]
     dims = {dim for program in chosen for dim in (*program.dims, *program.dim_names())}
     for dim in dynamic:
         if dim not in dims:
             raise UsageError(
-                f"{source.name} has no dimension {dim!r}", expected=", ".join(sorted(dims))
+                f"{source.name} has no dimension {dim!r}",
+                expected=", ".join(sorted(dims)),
+                hint="`omnigraph inspect MODEL` shows the dimensions of each input",
             )
     return tuple(program.with_dims(dynamic) for program in chosen)
 
@@ -371,6 +380,7 @@ def _paths(
             "Several targets do not fit into one file",
             expected="--out DIRECTORY, which gets one artifact for each",
             found=str(out),
+            hint="give a directory, or export one target at a time",
         )
     return [Path(out) / file for file in usual]
 

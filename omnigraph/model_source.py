@@ -117,7 +117,9 @@ def _factory(where: str, name: str) -> Callable[..., Any]:
     if not callable(factory):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise UsageError(
-            f"{where} has no callable {name!r}", expected=", ".join(names[:8]) or "a function"
+            f"{where} has no callable {name!r}",
+            expected=", ".join(names[:8]) or "a function",
+            hint="MODEL names a function that gives (module, inputs)",
         )
     return factory
 

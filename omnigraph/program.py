@@ -41,6 +41,7 @@ class Dim:
                 "A dimension's range is empty or negative",
                 expected="0 <= min <= max",
                 found=f"{self.min}:{self.max}",
+                hint="both ends are included: 1:1 is the one size 1",
             )
 
     def clamp(self, size: int) -> int:

@@ -211,7 +211,12 @@ def program_from_module(
         ) from error
     names = tuple(_output_names(result))
     if not names:
-        raise TraceError("The module returns no tensors", found=type(result).__name__)
+        raise TraceError(
+            "The module returns no tensors",
+            expected="a tensor, or tensors in a list, tuple or mapping",
+            found=type(result).__name__,
+            hint="wrap the module in one that returns its tensors",
+        )
     dims = {t: Dim(1) for s in specs for d in s.shape if isinstance(d, str) for t in dim_terms(d)}
 
     def make_inputs(case: Case) -> dict[str, torch.Tensor]:
@@ -291,6 +296,7 @@ class _Entry(nn.Module):
                 "The module's outputs are not those that its program names",
                 expected=", ".join(self.outputs),
                 found=f"{len(tensors)} tensors",
+                hint="name one output for each tensor that the module returns",
             )
         return tensors
 
@@ -377,6 +383,7 @@ def _check_inputs(program: Program, inputs: Mapping[str, torch.Tensor]) -> None:
             f"The example inputs of program {program.name!r} are not the ones it declares",
             expected=", ".join(wanted),
             found=", ".join(inputs),
+            hint="make_inputs gives one tensor for each TensorSpec of the program",
         )
 
 
@@ -394,6 +401,7 @@ def _check_dynamic(graph: Graph, program: Program, watch: _SpecializationWatch) 
                     f"{spec.name!r}, which was declared dynamic",
                     expected="a symbolic size",
                     found=str(value.shape),
+                    hint="declare it fixed with --dynamic DIM=N:N, or trace with another example",
                 )
 
 

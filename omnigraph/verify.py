@@ -39,7 +39,12 @@ def check_graph(graph: Graph, stage: str) -> None:
     """
     opset = graph.opset_imports.get("")
     if opset != OPSET:
-        raise GraphError(f"Graph after {stage} has the wrong opset", expected=OPSET, found=opset)
+        raise GraphError(
+            f"Graph after {stage} has the wrong opset",
+            expected=OPSET,
+            found=opset,
+            hint="convert it with onnx.version_converter first",
+        )
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
         if MODULE_KEY not in node.metadata_props:
             raise GraphError(
@@ -48,7 +53,10 @@ def check_graph(graph: Graph, stage: str) -> None:
             )
     for output in graph.graph.outputs:
         if output.dtype is None:
-            raise GraphError(f"Output {output.name!r} after {stage} has no dtype")
+            raise GraphError(
+                f"Output {output.name!r} after {stage} has no dtype",
+                hint="a pass that replaces a value gives the new one its type and shape",
+            )
     proto = proto_without_weights(graph)
     try:
         onnx.checker.check_model(proto)
@@ -106,6 +114,7 @@ class GraphRunner:
             raise GraphError(
                 f"onnxruntime does not load graph {graph.graph.name!r}",
                 found=_node_of(graph, error),
+                hint="the node named here is valid ONNX, but onnxruntime has no kernel for it",
             ) from error
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -127,6 +136,7 @@ class GraphRunner:
             raise GraphError(
                 f"Graph {self.graph.graph.name!r} does not run in onnxruntime",
                 found=_node_of(self.graph, error),
+                hint="check the shapes that reach the node named here",
             ) from error
         return {name: result.numpy() for name, result in zip(names, results, strict=True)}
 
@@ -173,6 +183,7 @@ def compare_graph(
                     f"after {stage}",
                     expected=f"an error within {tolerance.rms:.2e} rms and {tolerance.peak:.2e} peak",
                     found=f"{found.rms:.2e} rms and {found.peak:.2e} peak",
+                    hint="OMNIGRAPH_DUMP=DIR writes the graph after each pass",
                 )
 
 

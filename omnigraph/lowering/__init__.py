@@ -34,6 +34,7 @@ def find_target(name: str) -> Target:
         raise UsageError(
             f"Target {name!r} is registered by {known[name].value}, which does not import",
             found=str(error),
+            hint="reinstall that package, or uninstall it",
         ) from error
 
 

@@ -124,6 +124,7 @@ class Target(abc.ABC):
                 raise UsageError(
                     f"Target {self.name!r} has no option {name!r}",
                     expected=" or ".join(self.options) or "none",
+                    hint="`omnigraph targets --json` says what each option is for",
                 )
 
     def check_nodes(self, program: str, graph: Graph, precision: str) -> None:
