@@ -145,8 +145,8 @@ def _ort_value(tensor: ir.TensorProtocol):  # type: ignore[no-untyped-def]
     from onnxruntime import OrtValue
 
     array = np.ascontiguousarray(tensor.numpy())
-    if array.dtype.kind in "fiub" and array.dtype.isbuiltin:
-        return OrtValue.ortvalue_from_numpy(array)
+    if array.dtype.type.__module__ == "numpy":
+        return OrtValue.ortvalue_from_numpy(array.view(array.dtype.newbyteorder("=")))
     raw = array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
     return OrtValue.ortvalue_from_numpy_with_onnx_type(raw, int(tensor.dtype))
 
