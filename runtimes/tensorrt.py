@@ -17,9 +17,6 @@ from omnigraph.runtimes.cuda_driver import Buffer, CudaContext, CudaError, Gpu, 
 
 #: The modules that an artifact may ask for; no other name in a manifest is ever imported.
 _FLAVOURS = ("tensorrt_rtx", "tensorrt")
-_ELSEWHERE = (
-    "copy the artifact to a machine with such a GPU, or export with --target onnx to run here"
-)
 
 
 class TensorRtSession(Session):
@@ -32,7 +29,7 @@ class TensorRtSession(Session):
 
     def _open_device(self, device: str) -> str:
         details = self._details(self.artifact.manifest["default_program"])
-        gpu = _choose_gpu(device, details["compute"])
+        gpu = choose_gpu(device, _gpus_here(details["compute"]), details["compute"])
         self._vendor = _import_vendor(details["flavour"], details["version"])
         self._context = CudaContext(gpu)
         self._engines: list[_Engine] = []
@@ -102,8 +99,15 @@ class _Engine:
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         arrays = [np.ascontiguousarray(array) for array in arrays]
-        for position, _, _, limits in self._inputs:
-            self._check_limits(position, arrays[position], limits)
+        for position, name, _, limits in self._inputs:
+            if limits is not None:
+                check_limits(
+                    self._program,
+                    name,
+                    self._entry.inputs[position].shape,
+                    arrays[position],
+                    limits,
+                )
         with self._lock, self._context:
             if self._execution is None:
                 raise DeviceError("This session is closed", hint="load the artifact again")
@@ -157,23 +161,29 @@ class _Engine:
                 hint="run `omnigraph verify` on the artifact",
             )
 
-    def _check_limits(
-        self, position: int, array: np.ndarray, limits: Mapping[str, Sequence[int]] | None
-    ) -> None:
-        if limits is None:
-            return
-        for axis, size in enumerate(array.shape):
-            least, most = limits["min"][axis], limits["max"][axis]
-            if not least <= size <= most:
-                spec = self._entry.inputs[position]
-                dim = spec.shape[axis]
-                raise InputError(
-                    f"Input {spec.name!r} of program {self._program!r} is outside the sizes that "
-                    f"its engine was made for: {dim!r} on axis {axis}",
-                    expected=f"{least} to {most}",
-                    found=size,
-                    hint=f"export again with --dynamic {dim}=MIN:MAX that has this size",
-                )
+
+def check_limits(
+    program: str,
+    name: str,
+    dims: Sequence[int | str],
+    array: np.ndarray,
+    limits: Mapping[str, Sequence[int]],
+) -> None:
+    """Refuse an input outside the sizes that its engine was made for.
+
+    Raises:
+        InputError: naming the dimension, its limits and the size found.
+    """
+    for axis, size in enumerate(array.shape):
+        least, most = limits["min"][axis], limits["max"][axis]
+        if not least <= size <= most:
+            raise InputError(
+                f"Input {name!r} of program {program!r} is outside the sizes that its engine was "
+                f"made for: {dims[axis]!r} on axis {axis}",
+                expected=f"{least} to {most}",
+                found=size,
+                hint=f"export again with --dynamic {dims[axis]}=MIN:MAX that has this size",
+            )
 
 
 def _make_log(vendor: Any) -> Any:
@@ -197,39 +207,51 @@ def _make_log(vendor: Any) -> Any:
     return Log()
 
 
-def _choose_gpu(device: str, capabilities: Sequence[str]) -> Gpu:
-    """The GPU that ``device`` ("auto", "cuda" or "cuda:N") stands for, which can run the engine.
+def _gpus_here(capabilities: Sequence[str]) -> Sequence[Gpu]:
+    """The GPUs of this machine.
 
     Raises:
-        DeviceError: there is no driver, no GPU, or none that the engine was made for.
+        DeviceError: there is no driver, or it has none.
     """
-    made_for = f"an NVIDIA GPU of compute capability {' or '.join(capabilities)}"
-    kind, _, number = device.partition(":")
-    if device != "auto" and (kind != "cuda" or (number and not number.isdigit())):
-        raise DeviceError(
-            f"A tensorrt artifact cannot run on device {device!r}",
-            expected="auto, cuda, or cuda:1 for another GPU",
-            hint=f"this one needs {made_for}",
-        )
     try:
         found = driver().gpus()
     except CudaError as error:
         raise DeviceError(
             "This artifact holds TensorRT engines, and there is no NVIDIA GPU here to run them",
-            expected=made_for,
+            expected=_made_for(capabilities),
             found=str(error),
-            hint=_ELSEWHERE,
+            hint="copy the artifact to a machine with such a GPU, or export with --target onnx",
         ) from error
-    wanted = [gpu for gpu in found if not number or gpu.index == int(number)]
+    return found
+
+
+def choose_gpu(device: str, gpus: Sequence[Gpu], capabilities: Sequence[str]) -> Gpu:
+    """The GPU that ``device`` ("auto", "cuda" or "cuda:N") stands for, which can run the engine.
+
+    Raises:
+        DeviceError: there is none of that name, or none that the engine was made for.
+    """
+    kind, _, number = device.partition(":")
+    if device != "auto" and (kind != "cuda" or (number and not number.isdigit())):
+        raise DeviceError(
+            f"A tensorrt artifact cannot run on device {device!r}",
+            expected="auto, cuda, or cuda:1 for another GPU",
+            hint=f"this one needs {_made_for(capabilities)}",
+        )
+    wanted = [gpu for gpu in gpus if not number or gpu.index == int(number)]
     for gpu in wanted:
         if gpu.capability in capabilities:
             return gpu
     raise DeviceError(
         "This artifact's TensorRT engines were not made for the GPU that is here",
-        expected=made_for,
+        expected=_made_for(capabilities),
         found=", ".join(f"{g.name} ({g.capability})" for g in wanted) or "no such GPU",
         hint="export again with --set compute=CAPABILITY, or with --target onnx for other GPUs",
     )
+
+
+def _made_for(capabilities: Sequence[str]) -> str:
+    return f"an NVIDIA GPU of compute capability {' or '.join(capabilities)}"
 
 
 def _import_vendor(flavour: str, version: str) -> Any:

@@ -99,16 +99,15 @@ class TensorRtTarget(Target):
                 hint=f"leave {_NO_BFLOAT16_GPU} out of --set compute=…, or export with fp16",
             )
         written = write_onnx(programs, directory)
+        for program in programs:
+            _read_weights_back(program, directory / written[program.name]["model"])
         files: dict[str, dict[str, str]] = {}
         details = {}
         for program in programs:
             lowered = written[program.name]
-            engine = build_engine(flavour, program, directory / lowered["model"], compute)
-            name = f"{program.name}.engine"
-            with open(directory / name, "wb") as stream:
-                stream.write(engine.data)
-            details[program.name] = {**engine.details, "compute": list(compute)}
-            files[program.name] = {**lowered, "lowered": lowered["model"], "model": name}
+            model, engine = directory / lowered["model"], directory / f"{program.name}.engine"
+            details[program.name] = build_engine(flavour, program, model, compute, engine)
+            files[program.name] = {**lowered, "lowered": model.name, "model": engine.name}
         version = str(next(iter(details.values()))["version"])
         gpu = _gpu_here()
         return Emission(
@@ -118,6 +117,13 @@ class TensorRtTarget(Target):
             details=details,
             executes_here=gpu is not None and gpu.capability in compute,
         )
+
+
+def _read_weights_back(program: Lowered, model: Path) -> None:
+    """Let a Graph have its weights from the file written, so that those in memory can go."""
+    written = ir.load(model).graph.initializers
+    for name, value in program.graph.graph.initializers.items():
+        value.const_value = written[name].const_value
 
 
 def _gpu_here() -> Gpu | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import mmap
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import onnx_ir as ir
 
@@ -24,6 +25,9 @@ UNBOUNDED_LENGTH = 1024
 #: The sizes that kernels are chosen for, where a range allows them.
 _TYPICAL = {"batch": 1}
 _TYPICAL_LENGTH = 128
+
+#: The name that each fused attention kernel has in an engine.
+_ATTENTION_KERNEL = b"function={ name=_gemm_mha"
 
 #: Least, typical and largest shape of one input.
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -96,18 +100,20 @@ def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(evaluate_dim(dim, sizes) for dim in spec.shape)
 
 
-@dataclass(frozen=True)
-class Engine:
-    """A built engine: its bytes, and what is known of it without a GPU to load it on."""
-
-    data: Any
-    details: Mapping[str, Any]
-
-
 def build_engine(
-    flavour: Flavour, program: Lowered, path: Path, capabilities: Sequence[str]
-) -> Engine:
-    """Compile a lowered Graph's ONNX file, in exactly the types that the Graph says.
+    flavour: Flavour, program: Lowered, model: Path, capabilities: Sequence[str], engine: Path
+) -> dict[str, Any]:
+    """Compile a lowered Graph's ONNX file into an engine, in exactly the types the Graph says.
+
+    Args:
+        flavour: the vendor's compiler.
+        program: what ``model`` was written from.
+        model: the ONNX file.
+        capabilities: compute capabilities of the GPUs to build for.
+        engine: the file to write.
+
+    Returns:
+        What is known of the engine without a GPU to load it on, JSON-ready.
 
     Raises:
         CompileError: the vendor's parser or compiler refused.
@@ -119,7 +125,7 @@ def build_engine(
     strict = 1 << int(vendor.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(strict)
     parser = vendor.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
+    if not parser.parse_from_file(str(model)):
         raise _refused(program, "parser", _parser_errors(parser) or log.errors)
     config = builder.create_builder_config()
     # Positions are computed in fp32, and TF32 has no more digits than fp16.
@@ -130,10 +136,32 @@ def build_engine(
             config.set_compute_capability(getattr(vendor.ComputeCapability, name.upper()), index)
     profile = profile_of(program)
     config.add_optimization_profile(_optimization_profile(builder, network, profile))
-    data = builder.build_serialized_network(network, config)
-    if data is None:
-        raise _refused(program, "compiler", log.errors)
-    return Engine(data, _details(flavour, vendor, program, network, profile, data, log))
+    # Written as it is made: the engine holds all weights, and is never whole in memory.
+    with open(engine, "wb") as stream:
+        writer = _make_writer(vendor, stream)
+        if not builder.build_serialized_network_to_stream(network, config, writer):
+            raise _refused(program, "compiler", log.errors)
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    return {
+        "flavour": flavour.module,
+        "version": vendor.__version__,
+        "compute": list(capabilities),
+        "profile": {
+            name: dict(zip(("min", "opt", "max"), map(list, shapes), strict=True))
+            for name, shapes in profile.items()
+        },
+        "tensors": {t.name: f"{t.dtype.name.lower()} {list(t.shape)}" for t in tensors},
+        "engine": {
+            "bytes": engine.stat().st_size,
+            "activation_bytes": log.figure("Total Activation Memory"),
+            "weight_bytes": log.figure("Total Weights Memory"),
+        },
+        "attention": {
+            "nodes": sum(node.op_type == "Attention" for node in program.graph.graph),
+            "kernels": _count(engine, _ATTENTION_KERNEL),
+        },
+    }
 
 
 def _optimization_profile(builder: Any, network: Any, shapes: Mapping[str, Shapes]) -> Any:
@@ -150,34 +178,23 @@ def _optimization_profile(builder: Any, network: Any, shapes: Mapping[str, Shape
     return profile
 
 
-def _details(
-    flavour: Flavour,
-    vendor: Any,
-    program: Lowered,
-    network: Any,
-    profile: Mapping[str, Shapes],
-    data: Any,
-    log: Any,
-) -> dict[str, Any]:
-    tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    tensors += [network.get_output(i) for i in range(network.num_outputs)]
-    attentions = sum(node.op_type == "Attention" for node in program.graph.graph)
-    return {
-        "flavour": flavour.module,
-        "version": vendor.__version__,
-        "profile": {
-            name: dict(zip(("min", "opt", "max"), map(list, shapes), strict=True))
-            for name, shapes in profile.items()
-        },
-        "tensors": {t.name: f"{t.dtype.name.lower()} {list(t.shape)}" for t in tensors},
-        "engine": {
-            "bytes": data.nbytes,
-            "activation_bytes": log.figure("Total Activation Memory"),
-            "weight_bytes": log.figure("Total Weights Memory"),
-        },
-        # Each fused attention kernel stands in the engine under this name.
-        "attention": {"nodes": attentions, "kernels": bytes(data).count(b"name=_gemm_mha")},
-    }
+def _count(path: Path, text: bytes) -> int:
+    """How often a text stands in a file."""
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found, position = 0, data.find(text)
+        while position >= 0:
+            found, position = found + 1, data.find(text, position + len(text))
+    return found
+
+
+def _make_writer(vendor: Any, stream: IO[bytes]) -> Any:
+    """A writer for the vendor's compiler to an open file."""
+
+    class Writer(vendor.IStreamWriter):  # type: ignore[misc]
+        def write(self, data: bytes) -> int:
+            return stream.write(data)
+
+    return Writer()
 
 
 def _make_log(vendor: Any) -> Any:
