@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import mmap
+import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import onnx_ir as ir
 
-from omnigraph.errors import CompileError, UnsupportedError
+from omnigraph.errors import CompileError, OmniGraphError, UnsupportedError
+from omnigraph.lowering import tensorrt_worker
 from omnigraph.lowering.base import Lowered
 from omnigraph.passes.base import describe
 from omnigraph.program import Dim, TensorSpec, dim_terms, evaluate_dim
@@ -26,8 +31,8 @@ UNBOUNDED_LENGTH = 1024
 _TYPICAL = {"batch": 1}
 _TYPICAL_LENGTH = 128
 
-#: The name that each fused attention kernel has in an engine.
-_ATTENTION_KERNEL = b"function={ name=_gemm_mha"
+#: What the worker is given of the environment; the rest would move its memory about.
+_KEPT = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR", "SYSTEMROOT")
 
 #: Least, typical and largest shape of one input.
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -48,10 +53,6 @@ class Flavour:
 
     module: str
     capabilities: tuple[str, ...]
-
-    def load(self) -> Any:
-        """The vendor's module."""
-        return importlib.import_module(self.module)
 
 
 def rtx_flavour() -> Flavour | None:
@@ -110,126 +111,90 @@ def build_engine(
         program: what ``model`` was written from.
         model: the ONNX file.
         capabilities: compute capabilities of the GPUs to build for.
-        engine: the file to write.
+        engine: the file to write, in the same directory.
 
     Returns:
         What is known of the engine without a GPU to load it on, JSON-ready.
 
     Raises:
-        CompileError: the vendor's parser or compiler refused.
+        CompileError: the vendor's parser or compiler refused, or crashed.
         UnsupportedError: an input whose numbers are a shape.
     """
-    vendor = flavour.load()
-    log = _make_log(vendor)
-    builder = vendor.Builder(log)
-    strict = 1 << int(vendor.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(strict)
-    parser = vendor.OnnxParser(network, log)
-    if not parser.parse_from_file(str(model)):
-        raise _refused(program, "parser", _parser_errors(parser) or log.errors)
-    config = builder.create_builder_config()
-    # Positions are computed in fp32, and TF32 has no more digits than fp16.
-    config.clear_flag(vendor.BuilderFlag.TF32)
-    if flavour.module == "tensorrt_rtx":
-        config.num_compute_capabilities = len(capabilities)
-        for index, name in enumerate(capabilities):
-            config.set_compute_capability(getattr(vendor.ComputeCapability, name.upper()), index)
     profile = profile_of(program)
-    config.add_optimization_profile(_optimization_profile(builder, network, profile))
-    # Written as it is made: the engine holds all weights, and is never whole in memory.
-    with open(engine, "wb") as stream:
-        writer = _make_writer(vendor, stream)
-        if not builder.build_serialized_network_to_stream(network, config, writer):
-            raise _refused(program, "compiler", log.errors)
-    tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    ahead = flavour.module == "tensorrt_rtx"
+    job = {
+        "module": flavour.module,
+        "model": model.name,
+        "engine": engine.name,
+        "capabilities": list(capabilities) if ahead else [],
+        "profile": profile,
+        "packages": _packages_of(flavour.module),
+    }
+    result = _run_worker(program, job, engine.parent)
+    if result["errors"]:
+        raise _refusal(program, result["refused"], result["errors"])
     return {
         "flavour": flavour.module,
-        "version": vendor.__version__,
+        "version": result["version"],
         "compute": list(capabilities),
         "profile": {
             name: dict(zip(("min", "opt", "max"), map(list, shapes), strict=True))
             for name, shapes in profile.items()
         },
-        "tensors": {t.name: f"{t.dtype.name.lower()} {list(t.shape)}" for t in tensors},
+        "tensors": result["tensors"],
         "engine": {
             "bytes": engine.stat().st_size,
-            "activation_bytes": log.figure("Total Activation Memory"),
-            "weight_bytes": log.figure("Total Weights Memory"),
+            "activation_bytes": result["figures"].get("Total Activation Memory"),
+            "weight_bytes": result["figures"].get("Total Weights Memory"),
         },
         "attention": {
             "nodes": sum(node.op_type == "Attention" for node in program.graph.graph),
-            "kernels": _count(engine, _ATTENTION_KERNEL),
+            "kernels": result["attention_kernels"],
         },
     }
 
 
-def _optimization_profile(builder: Any, network: Any, shapes: Mapping[str, Shapes]) -> Any:
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        if tensor.is_shape_tensor:
-            raise UnsupportedError(
-                f"Input {tensor.name!r} is read as a shape, whose numbers TensorRT must know",
-                hint="make it a dimension of an input instead, or a constant of the model",
-            )
-        if -1 in tuple(tensor.shape):
-            profile.set_shape(tensor.name, *shapes[tensor.name])
-    return profile
+def _packages_of(module: str) -> str:
+    """The directory that the vendor's packages are installed in."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return os.fspath(Path(spec.origin).parent.parent)
 
 
-def _count(path: Path, text: bytes) -> int:
-    """How often a text stands in a file."""
-    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        found, position = 0, data.find(text)
-        while position >= 0:
-            found, position = found + 1, data.find(text, position + len(text))
-    return found
+def _run_worker(program: Lowered, job: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, os.fspath(tensorrt_worker.__file__)],
+        input=json.dumps(job).encode(),
+        capture_output=True,
+        cwd=directory,
+        env={"PYTHONHASHSEED": "0", **{k: os.environ[k] for k in _KEPT if k in os.environ}},
+        check=False,
+    )
+    if done.returncode == 0:
+        return json.loads(done.stdout)
+    said = done.stderr.decode(errors="replace").strip()
+    how = f"exit status {done.returncode}"
+    if done.returncode < 0:
+        how = signal.Signals(-done.returncode).name
+    raise CompileError(
+        f"TensorRT's compiler crashed on program {program.name!r}",
+        found=f"{how}{': ' + said.splitlines()[-1][:300] if said else ''}",
+        hint="export one module at a time to find what it crashes on, or export to another target",
+    ) from TensorRtError(said or how)
 
 
-def _make_writer(vendor: Any, stream: IO[bytes]) -> Any:
-    """A writer for the vendor's compiler to an open file."""
-
-    class Writer(vendor.IStreamWriter):  # type: ignore[misc]
-        def write(self, data: bytes) -> int:
-            return stream.write(data)
-
-    return Writer()
-
-
-def _make_log(vendor: Any) -> Any:
-    """A logger for the vendor's compiler that keeps what it says."""
-
-    class Log(vendor.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-            self._figures: dict[str, int] = {}
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (vendor.ILogger.INTERNAL_ERROR, vendor.ILogger.ERROR):
-                self.errors.append(message)
-            elif found := re.match(r"(Total [\w ]+): (\d+) bytes", message):
-                self._figures[found[1]] = int(found[2])
-
-        def figure(self, name: str) -> int | None:
-            return self._figures.get(name)
-
-    return Log()
-
-
-def _parser_errors(parser: Any) -> list[str]:
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return [f"{e.desc().strip()} (at {e.node_operator()} {e.node_name()!r})" for e in errors]
-
-
-def _refused(program: Lowered, part: str, errors: Sequence[str]) -> CompileError:
-    first = " ".join((errors[0] if errors else "no error was given").split())
+def _refusal(program: Lowered, part: str, errors: Sequence[str]) -> OmniGraphError:
+    if part == "input":
+        return UnsupportedError(
+            f"Input {errors[0]!r} of program {program.name!r} is read as a shape, whose numbers "
+            "TensorRT must know",
+            hint="make it a dimension of an input instead, or a constant of the model",
+        )
     node = _named_node(program, errors)
     refusal = CompileError(
         f"TensorRT's {part} refused program {program.name!r}"
         + (f" at {describe(node)}" if node is not None else ""),
-        found=first[:400],
+        found=" ".join(errors[0].split())[:400],
         hint="change the module named here, or export it to another target"
         if node is not None
         else "smaller maxima (--dynamic), another precision or another target may pass",

@@ -37,6 +37,7 @@ _STORED = frozenset("INT8 UINT8 INT4 FLOAT8E4M3FN".split())
 _CONVERTERS = frozenset("Cast QuantizeLinear DequantizeLinear Constant".split())
 _ONE_OUTPUT = frozenset("LayerNormalization BatchNormalization Dropout MaxPool".split())
 _MASK, _PAST_KEY = 3, 4
+_MOST_TOP = 3840
 
 #: What makes an Attention one that a kernel takes. The compiler has no kernel for heads outside
 #: these sizes, on any GPU and in both half types, and it crashes on queries that are also keys.
@@ -101,11 +102,7 @@ def _reduction(node: ir.Node) -> str | None:
 
 def _scatter(node: ir.Node) -> str | None:
     mode = node.attributes.get_string("reduction", "none")
-    return (
-        f"TensorRT scatters without a reduction, and this one is {mode!r}"
-        if mode != "none"
-        else None
-    )
+    return None if mode == "none" else f"TensorRT scatters without a reduction, not by {mode!r}"
 
 
 def _cache(node: ir.Node) -> str | None:
@@ -132,19 +129,34 @@ def _range(node: ir.Node) -> str | None:
     )
 
 
+def _top(node: ir.Node) -> str | None:
+    count = node.inputs[1]
+    tensor = ir.convenience.get_const_tensor(count) if count is not None else None
+    most = int(tensor.numpy().max()) if tensor is not None else 0
+    return f"TensorRT finds the top {_MOST_TOP} at most" if most > _MOST_TOP else None
+
+
+def _pool(node: ir.Node) -> str | None:
+    dilated = any(step != 1 for step in node.attributes.get_ints("dilations", []))
+    return "TensorRT does not pool with dilations" if dilated else None
+
+
 def _training(node: ir.Node) -> str | None:
     return "TensorRT does not train" if node.attributes.get_int("training_mode", 0) else None
 
 
 _CONDITIONS: dict[str, Callable[[ir.Node], str | None]] = {
     "Attention": _attention,
+    "AveragePool": _pool,
     "BatchNormalization": _training,
+    "MaxPool": _pool,
     "Mod": _modulo,
     "Range": _range,
     "ScatterElements": _scatter,
     "ScatterND": _scatter,
     "Squeeze": _constant_axes,
     "TensorScatter": _cache,
+    "TopK": _top,
     "Unsqueeze": _constant_axes,
     **{op: _reduction for op in _TAKEN if op.startswith("Reduce")},
 }
