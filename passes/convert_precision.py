@@ -108,7 +108,7 @@ class _Conversion:
         lazy = ir.LazyTensor(
             lambda: ir.Tensor(_rounded(tensor.numpy(), self.half.numpy(), self.limit), name=name),
             dtype=self.half,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape),  # type: ignore[arg-type]
             name=name,
         )
         twin = ir.Value(
@@ -163,16 +163,16 @@ class _Conversion:
 
     def _drop_empty_cast(self, node: ir.Node) -> None:
         """Remove a cast of a half to itself, which was one of a half to float32."""
-        if node.op_type != "Cast" or node.inputs[0].dtype != self.half:
-            return
-        if not node.outputs[0].is_graph_output():
-            node.outputs[0].replace_all_uses_with(node.inputs[0])
+        source = node.inputs[0] if node.op_type == "Cast" else None
+        if source is not None and source.dtype == self.half:
+            node.outputs[0].replace_all_uses_with(source)
             self.graph.remove(node, safe=True)
 
     def _drop_unused(self) -> None:
         for value in self.twins:
             if is_weight(value) and not value.uses() and not value.is_graph_output():
                 twin, name = self.twins[value], value.name
+                assert name is not None
                 self.graph.initializers.pop(name)
                 twin.name = name
 

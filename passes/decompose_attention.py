@@ -186,6 +186,6 @@ class _Decomposition:
         new = ir.node("Constant", [], {"value": tensor})
         value = new.outputs[0]
         value.const_value, value.type = tensor, ir.TensorType(tensor.dtype)
-        value.shape = ir.Shape(tensor.shape)
+        value.shape = ir.Shape(list(tensor.numpy().shape))
         self.node.prepend(new)
         return value

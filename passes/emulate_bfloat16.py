@@ -35,9 +35,9 @@ class EmulateBfloat16(Pass):
         """Rewrite in place; whether anything changed."""
         work = [node for node in graph.graph if node.op_type != "Cast" and _touches_bfloat16(node)]
         for node in work:
-            for value in node.outputs:
-                if value.dtype == _NARROW:
-                    _round(value, node)
+            for result in node.outputs:
+                if result.dtype == _NARROW:
+                    _round(result, node)
         # What is still bf16 now is stored so: weights, inputs, and the results of casts.
         twins: dict[ir.Value, ir.Value] = {}
         for node in work:

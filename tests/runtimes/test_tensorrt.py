@@ -1,4 +1,4 @@
-"""The runtime of tensorrt artifacts, as far as it goes without a GPU, and its clear errors there."""
+"""The runtime of tensorrt artifacts, as far as it goes without a GPU, and its errors there."""
 
 from __future__ import annotations
 
