@@ -37,6 +37,9 @@ _TYPES = {
 }
 
 
+_HALVES = ("f16", "bf16")
+
+
 @dataclass(frozen=True)
 class WeightPlace:
     """Where one weight stands in the shared file: its IR type, bytes from the start, and bytes."""
@@ -115,6 +118,7 @@ def rewrite_ir(
                 data.set("offset", str(weights.place(content)))
             elif layer.get("type") == "Parameter" and layer.get("name") in places:
                 _make_constant(layer, places[layer.attrib["name"]])
+    _mark_decompressions(tree)
     tree.write(out, encoding="utf-8", xml_declaration=True)
 
 
@@ -124,6 +128,25 @@ def _drop_counters(layer: ElementTree.Element) -> None:
         for attribute in info.findall("attribute"):
             if attribute.get("name") == "fused_names":
                 info.remove(attribute)
+
+
+def _mark_decompressions(tree: ElementTree.ElementTree) -> None:
+    """Say of each Convert of a half weight that it decompresses, so that it stays one.
+
+    Without the mark, OpenVINO widens the weight when it loads, and keeps both that and the layout
+    that the kernel made of it: twice the float32 weights in memory, where half is enough.
+    """
+    layers = {layer.get("id"): layer for layer in tree.iter("layer")}
+    for edge in tree.iter("edge"):
+        weight, convert = layers[edge.get("from-layer")], layers[edge.get("to-layer")]
+        if weight.get("type") != "Const" or convert.get("type") != "Convert":
+            continue
+        stored, wide = weight.find("data"), convert.find("data")
+        assert stored is not None and wide is not None
+        if stored.get("element_type") in _HALVES and wide.get("destination_type") == "f32":
+            info = ElementTree.Element("rt_info")
+            ElementTree.SubElement(info, "attribute", name="decompression", version="0")
+            convert.insert(1, info)
 
 
 def _make_constant(layer: ElementTree.Element, place: WeightPlace) -> None:

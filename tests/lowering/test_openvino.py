@@ -282,6 +282,14 @@ def test_constants_are_aligned_and_within_the_file(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", 0), ("fp16", 3), ("bf16", 3)])
+def test_halves_are_marked_to_stay_halves(tmp_path: Path, precision: str, expected: int) -> None:
+    emit([block()], tmp_path, precision)
+    layers = ElementTree.parse(tmp_path / "forward.xml").iter("layer")
+    marked = [e for e in layers if e.find("rt_info/attribute[@name='decompression']") is not None]
+    assert [layer.get("type") for layer in marked] == ["Convert"] * expected
+
+
 def test_same_bytes_twice_in_a_process(tmp_path: Path) -> None:
     emit([block("encode"), block()], tmp_path / "one")
     CORE.compile_model(read(tmp_path / "one"), "CPU")  # moves OpenVINO's counters of names
