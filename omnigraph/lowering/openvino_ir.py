@@ -118,7 +118,7 @@ def rewrite_ir(
                 data.set("offset", str(weights.place(content)))
             elif layer.get("type") == "Parameter" and layer.get("name") in places:
                 _make_constant(layer, places[layer.attrib["name"]])
-    _mark_decompressions(tree)
+    _mark_decompressions(tree.getroot())
     tree.write(out, encoding="utf-8", xml_declaration=True)
 
 
@@ -130,14 +130,14 @@ def _drop_counters(layer: ElementTree.Element) -> None:
                 info.remove(attribute)
 
 
-def _mark_decompressions(tree: ElementTree.ElementTree) -> None:
+def _mark_decompressions(net: ElementTree.Element) -> None:
     """Say of each Convert of a half weight that it decompresses, so that it stays one.
 
     Without the mark, OpenVINO widens the weight when it loads, and keeps both that and the layout
     that the kernel made of it: twice the float32 weights in memory, where half is enough.
     """
-    layers = {layer.get("id"): layer for layer in tree.iter("layer")}
-    for edge in tree.iter("edge"):
+    layers = {layer.get("id"): layer for layer in net.iter("layer")}
+    for edge in net.iter("edge"):
         weight, convert = layers[edge.get("from-layer")], layers[edge.get("to-layer")]
         if weight.get("type") != "Const" or convert.get("type") != "Convert":
             continue
