@@ -174,6 +174,7 @@ class _Conversion:
                 twin, name = self.twins[value], value.name
                 assert name is not None
                 self.graph.initializers.pop(name)
+                value.const_value = None  # onnx_ir remembers the value, and would keep its data
                 twin.name = name
 
 
