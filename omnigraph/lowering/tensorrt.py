@@ -58,6 +58,10 @@ class TensorRtTarget(Target):
             )
         return None if _gpu_here() else "tensorrt is installed, but builds only on a GPU"
 
+    def unrunnable(self) -> str | None:
+        """Engines run on the GPUs they were built for, and on nothing else."""
+        return self.unusable() or (None if _gpu_here() else "there is no NVIDIA GPU here")
+
     def supports(self, node: ir.Node, precision: str) -> str | None:
         """Why TensorRT cannot take a node, by what its compiler refused when it was asked."""
         return refusal(node)
