@@ -75,13 +75,22 @@ def _program(
     def make_inputs(case: Case) -> dict[str, Tensor]:
         return _make_inputs(model.config.vocab_size, specs, case)
 
-    return Program(name, module, specs, tuple(outputs), _dims(model, specs), make_inputs, state)
+    return Program(
+        name,
+        module,
+        specs,
+        tuple(outputs),
+        _dims(model, specs),
+        make_inputs,
+        state,
+        root="" if module is model else "model",
+    )
 
 
 def _dims(model: OmniNet, specs: tuple[TensorSpec, ...]) -> dict[str, Dim]:
     # Learned positions end where the table ends; all others go on.
     longest = model.config.max_positions if model.config.positions == "absolute" else None
-    names = {d for spec in specs for d in spec.shape if isinstance(d, str)}
+    names = dict.fromkeys(d for spec in specs for d in spec.shape if isinstance(d, str))
     dims = {name: Dim(1, longest) for name in names if name != "batch"}
     if "past" in names:
         dims["past"] = Dim(0, None if longest is None else longest - 1)

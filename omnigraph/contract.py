@@ -12,26 +12,29 @@ We allow ``2 * u * sqrt(depth)``: 3.5 times that, for the kernels' approximation
 tanh, and for the reference's own roundings. The largest of a million such errors is 5 deviations
 out, and rows of an output differ in scale, so 16 times the bound is allowed to a single element.
 
-For fp32, sums are also accumulated in fp32. A dot product of ``K`` terms that is summed in 16
-lanes rounds K/16 times, which makes its relative error ``sqrt(K) / 4`` roundings; the half types
-are accumulated in fp32, so only the rounding of what is stored counts.
+For fp32, sums are also accumulated in fp32. A dot product of ``K`` terms is summed in 16 lanes,
+each of which rounds K/16 times, and then over the lanes, which rounds 4 times more: its relative
+error is that of ``K/16 + 4`` roundings, ``sqrt(K/16 + 4)``. The half types are accumulated in fp32,
+so only the rounding of what is stored counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 #: Unit roundoff of what is stored (IEEE 754-2019 table 3.5; bfloat16 has 8 bits of precision).
 UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+#: Elements that are compared at a time.
+_SLICE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The largest root-mean-square and the largest single error, relative to the reference's RMS."""
+    """The largest RMS and the largest single error, relative to the reference's RMS."""
 
     rms: float
     peak: float
@@ -47,7 +50,7 @@ class Tolerance:
         """
         unit = UNIT_ROUNDOFF[precision]
         if precision == "fp32":
-            unit *= max(1.0, math.sqrt(contraction) / 4)
+            unit *= math.sqrt(contraction / 16 + 4)
         rms = 2 * unit * math.sqrt(max(1, depth))
         return cls(rms, 16 * rms)
 
@@ -72,10 +75,13 @@ class Deviation:
         return Deviation(max(self.rms, other.rms), max(self.peak, other.peak))
 
 
-def deviation(found: np.ndarray, reference: np.ndarray) -> Deviation:
+def deviation(found: np.ndarray, reference: np.ndarray, scale: float | None = None) -> Deviation:
     """The deviation of one output from its reference, both of any one shape, computed in float64.
 
     Equal infinities agree; a NaN, or an infinity against anything else, is an infinite deviation.
+
+    Args:
+        scale: what errors are relative to; None is the root mean square of this reference.
     """
     if found.shape != reference.shape:
         return Deviation(math.inf, math.inf)
@@ -84,29 +90,51 @@ def deviation(found: np.ndarray, reference: np.ndarray) -> Deviation:
     if reference.dtype.kind in "biu":
         wrong = float(np.mean(found != reference))
         return Deviation(wrong, float(wrong > 0))
-    total = scale = peak = 0.0
-    # In slices, so that float64 copies of large outputs are never whole in memory.
-    flat_found, flat_reference = found.reshape(-1), reference.reshape(-1)
-    for start in range(0, flat_reference.size, 1 << 20):
-        ref = flat_reference[start : start + (1 << 20)].astype(np.float64)
-        out = flat_found[start : start + (1 << 20)].astype(np.float64)
+    total = squares = peak = 0.0
+    for ref, out in zip(_slices(reference), _slices(found), strict=True):
         same = (ref == out) & np.isinf(ref)
         error = np.subtract(out, ref, where=~same, out=np.zeros_like(ref))
         if not np.isfinite(error).all():
             return Deviation(math.inf, math.inf)
         total += float(error @ error)
-        scale += float(np.square(ref[np.isfinite(ref)]).sum())
+        squares += float(np.square(ref[np.isfinite(ref)]).sum())
         peak = max(peak, float(np.abs(error).max()))
     if total == 0.0:
         return Deviation(0.0, 0.0)
-    rms = math.sqrt(scale / reference.size)
-    if rms == 0.0:
+    if scale is None:
+        scale = math.sqrt(squares / reference.size)
+    if scale == 0.0:
         return Deviation(math.inf, math.inf)
-    return Deviation(math.sqrt(total / reference.size) / rms, peak / rms)
+    return Deviation(math.sqrt(total / reference.size) / scale, peak / scale)
+
+
+def _slices(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The elements in float64, so many at a time that no whole copy of a large output is made."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _SLICE):
+        yield flat[start : start + _SLICE].astype(np.float64)
+
+
+def output_scales(references: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """The root mean square of each output over every input set: what its errors are relative to.
+
+    One input set may give so few numbers, or such small ones, that their own is no measure.
+    """
+    scales = {}
+    for name in references[0] if references else ():
+        arrays = [reference[name] for reference in references]
+        squares = sum(float(np.square(s[np.isfinite(s)]).sum()) for a in arrays for s in _slices(a))
+        scales[name] = math.sqrt(squares / max(1, sum(array.size for array in arrays)))
+    return scales
 
 
 def deviations(
-    found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
+    found: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    scales: Mapping[str, float] | None = None,
 ) -> dict[str, Deviation]:
-    """The deviation of each output of a program."""
-    return {name: deviation(found[name], expected) for name, expected in reference.items()}
+    """The deviation of each output of a program, relative to ``scales`` where they are given."""
+    return {
+        name: deviation(found[name], expected, scales[name] if scales else None)
+        for name, expected in reference.items()
+    }

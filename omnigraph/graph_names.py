@@ -1,9 +1,9 @@
-"""What stands in a traced Graph under which name: tensors, dimensions, and where nodes came from."""
+"""Names in a traced Graph: of tensors, of dimensions, and of the modules nodes came from."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,11 @@ import onnx_ir as ir
 from omnigraph.errors import TraceError
 from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Graph, inherit_provenance
 from omnigraph.program import Program, TensorSpec, dim_terms
+
+#: The name under which the tracer's wrapper holds a program's module.
+_WRAPPER = "module"
+#: What stands for the path of the whole model, which is empty.
+_WHOLE = "model"
 
 
 def name_tensors(graph: Graph, program: Program) -> None:
@@ -27,8 +32,9 @@ def name_tensors(graph: Graph, program: Program) -> None:
             f"The trace of program {program.name!r} has other tensors than the program",
             expected=f"{wanted[0]} inputs and {wanted[1]} outputs",
             found=f"{found[0]} and {found[1]}",
-            hint="an input that is not used, or an output given twice, cannot be traced",
+            hint="a module that changes its own buffers gives more; let it take and return them",
         )
+    _free_names(graph, {*(spec.name for spec in program.inputs), *program.outputs})
     for value, spec in zip(graph.graph.inputs, program.inputs, strict=True):
         value.name = spec.name
     taken: set[ir.Value] = set(graph.graph.inputs)
@@ -41,10 +47,24 @@ def name_tensors(graph: Graph, program: Program) -> None:
             graph.graph.outputs[position] = value = copy.outputs[0]
         value.name = name
         taken.add(value)
+    names = {value.name for value in _values(graph)}
     for name in list(graph.graph.initializers):
-        own = _own_path(name)
-        if own and own not in graph.graph.initializers:
+        own = _model_path(name, program.root)
+        if own and own not in names and own not in graph.graph.initializers:
             graph.graph.initializers[name].name = own
+
+
+def _free_names(graph: Graph, wanted: set[str]) -> None:
+    """Rename values inside the Graph that have a name which inputs and outputs are to have."""
+    values = [*_values(graph), *graph.graph.initializers.values()]
+    taken = {value.name for value in values} | wanted
+    for value in values:
+        if value.name in wanted:
+            fresh = f"{value.name}_inner"
+            while fresh in taken:
+                fresh += "_"
+            taken.add(fresh)
+            value.name = fresh
 
 
 def name_dimensions(graph: Graph, program: Program) -> None:
@@ -54,6 +74,11 @@ def name_dimensions(graph: Graph, program: Program) -> None:
         for axis, dim in enumerate(spec.shape):
             found = symbol(value, axis)
             if isinstance(dim, str) and len(dim_terms(dim)) == 1 and found and found.isidentifier():
+                names.setdefault(found, dim)
+    for value, spec in zip(graph.graph.inputs, program.inputs, strict=True):
+        for axis, dim in enumerate(spec.shape):  # a sum that no single names stand for
+            found = symbol(value, axis)
+            if isinstance(dim, str) and found and found.isidentifier():
                 names.setdefault(found, dim)
     # A sum that the program spells keeps the program's order of terms.
     spelled = {
@@ -98,39 +123,50 @@ def output_specs(graph: Graph) -> tuple[TensorSpec, ...]:
     )
 
 
-def keep_provenance(graph: Graph) -> None:
-    """Reduce torch's long metadata to the module path and the source line, for every node."""
+def keep_provenance(graph: Graph, program: Program, skip: Sequence[str]) -> None:
+    """Reduce torch's long metadata to the module path and the source line, for every node.
+
+    Args:
+        skip: files and folders that are not the model's source: torch's, and the tracer's.
+    """
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
         stack = node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
         node.metadata_props.clear()
         node.doc_string = None
-        if module := _module_path(scopes):
+        if module := _module_path(scopes, program.root):
             node.metadata_props[MODULE_KEY] = module
-        if line := _source_line(stack):
+        if line := _source_line(stack, skip):
             node.metadata_props[SOURCE_KEY] = line
     inherit_provenance(graph)
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
-        node.metadata_props.setdefault(MODULE_KEY, "model")
+        node.metadata_props.setdefault(MODULE_KEY, _WHOLE)
     graph.metadata_props.clear()
     graph.producer_name, graph.producer_version = "omnigraph", None
     for value in (*_values(graph), *graph.graph.initializers.values()):
         value.metadata_props.clear()
 
 
-def _module_path(scopes: str) -> str:
+def _module_path(scopes: str, root: str) -> str:
     """The innermost module in torch's list of scopes, without the wrapper's name."""
     names = re.findall(r"'([^']*)'", scopes)[:-1]  # the last one is the operation itself
     path = next((name for name in reversed(names) if name), "")
-    return _own_path(path) if path.startswith("module") else ""
+    return (_model_path(path, root) or _WHOLE) if path.startswith(_WRAPPER) else ""
 
 
-def _own_path(path: str) -> str:
-    """A path below the wrapper as the model itself has it: "module.model.encoder" is "encoder"."""
-    return re.sub(r"^module\.?(model(?=\.|$)\.?)?", "", path)
+def _model_path(path: str, root: str) -> str:
+    """A path below the tracer's wrapper as the model has it: "module.encoder" is "encoder"."""
+    return own_path(path.removeprefix(_WRAPPER).removeprefix("."), root)
 
 
-def _source_line(stack: str) -> str:
+def own_path(path: str, root: str) -> str:
+    """A path below a program's module as the model itself has it, which stands at ``root``."""
+    if root and (path == root or path.startswith(f"{root}.")):
+        return path[len(root) + 1 :]
+    return path
+
+
+def _source_line(stack: str, skip: Sequence[str]) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+)', stack)
-    own = [f for f in frames if "/torch/" not in f[0] and not f[0].endswith("omnigraph/trace.py")]
+    own = [f for f in frames if not f[0].startswith(("<", *skip))]
     return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""

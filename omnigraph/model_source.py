@@ -130,7 +130,7 @@ def _as_programs(made: object, where: str) -> tuple[Program, ...]:
     if isinstance(made, Sequence) and made and all(isinstance(p, Program) for p in made):
         return tuple(made)
     if isinstance(made, Sequence) and len(made) in (2, 3) and isinstance(made[1], Mapping):
-        from omnigraph.trace import program_from_module
+        from omnigraph.module_program import program_from_module
 
         return (program_from_module(made[0], made[1], dynamic=made[2] if made[2:] else None),)
     raise UsageError(

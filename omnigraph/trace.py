@@ -7,34 +7,49 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from torch import nn
 
-from omnigraph.contract import Tolerance, deviations
-from omnigraph.errors import GraphError, TraceError
+from omnigraph.contract import output_scales
+from omnigraph.errors import TraceError
 from omnigraph.graph_names import (
     keep_provenance,
     name_dimensions,
     name_tensors,
     output_specs,
+    own_path,
     symbol,
 )
 from omnigraph.numbers import Reference
-from omnigraph.passes.base import OPSET, Graph, run_passes
+from omnigraph.passes.base import OPSET, Graph, describe, run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
-from omnigraph.program import Case, Dim, Program, TensorSpec, dim_terms, evaluate_dim, fit_sizes
-from omnigraph.verify import GraphRunner, longest_contraction, rounding_depth
+from omnigraph.program import Case, Dim, Program, dim_terms, fit_sizes
+from omnigraph.specialization import (
+    SpecializationWatch,
+    fault_of,
+    guilty_dimensions,
+    narrowed_error,
+    parted_error,
+)
+from omnigraph.verify import GraphRunner
 
-__all__ = ["check_trace", "output_specs", "program_from_module", "reference_for", "trace"]
+__all__ = ["check_trace", "output_specs", "reference_for", "returned", "trace"]
 
 #: Sizes a program is traced at: different, coprime, and none of them 0 or 1, which torch.export
 #: would make constants (its "0/1 specialization").
 _TRACE_SIZES = (2, 7, 5, 3, 11, 13, 17, 19)
+#: Where the source of a model is not.
+_NOT_THE_MODEL = (str(Path(torch.__file__).parent), __file__)
+#: How the names of ops begin whose outputs are drawn.
+_DRAWN = ("Random", "Bernoulli", "Multinomial")
 
 
 def trace(program: Program) -> Graph:
@@ -51,6 +66,7 @@ def trace(program: Program) -> Graph:
         TraceError: torch cannot trace the module, or the trace fixed a dimension that was declared
             dynamic; the message names the dimension and the module.
     """
+    _check_weights(program)
     case = example_case(program)
     inputs = program.make_inputs(case)
     _check_inputs(program, inputs)
@@ -59,9 +75,9 @@ def trace(program: Program) -> Graph:
         {i: torch.export.Dim.DYNAMIC for i, d in enumerate(spec.shape) if isinstance(d, str)}
         for spec in program.inputs
     )
-    watch = _SpecializationWatch(entry, program)
+    watch = SpecializationWatch(entry, program)
     try:
-        with _quiet(), watch, torch.no_grad():
+        with _quiet(), watch, _written_out(), torch.no_grad():
             exported = torch.export.export(
                 entry,
                 tuple(inputs[spec.name] for spec in program.inputs),
@@ -70,6 +86,9 @@ def trace(program: Program) -> Graph:
             )
     except Exception as error:
         raise _trace_failure(program, watch, error) from error
+    if watch.found:
+        raise narrowed_error(program, watch)
+    _check_state(program, exported)
     try:
         with _quiet(), torch.no_grad():
             onnx_program = torch.onnx.export(
@@ -86,197 +105,126 @@ def trace(program: Program) -> Graph:
     graph.graph.name = program.name
     name_tensors(graph, program)
     name_dimensions(graph, program)
-    keep_provenance(graph)
+    keep_provenance(graph, program, _NOT_THE_MODEL)
     # A Graph runs in onnxruntime as it stands, from here to the end.
     run_passes(graph, (ExpandAttentionMask(),))
-    _check_dynamic(graph, program, watch)
+    _check_dynamic(graph, program)
+    _check_drawn(graph, program)
     return graph
 
 
 def example_case(program: Program) -> Case:
-    """The sizes a program is traced at: all different where the ranges allow."""
-    return Case(
-        "trace", fit_sizes(program, dict(zip(program.dim_names(), _TRACE_SIZES, strict=False)))
-    )
+    """The sizes a program is traced at: all different where the ranges allow, and none below 2."""
+    wanted = dict(zip(program.dim_names(), _TRACE_SIZES, strict=False))
+    sizes = fit_sizes(program, wanted)
+    for dim in program.dim_names():
+        sizes[dim] = max(sizes[dim], 2)
+    return Case("trace", sizes)
 
 
 def reference_for(program: Program, case: Case) -> Reference:
-    """A case's inputs, and the outputs of the torch module itself, in fp32."""
+    """A case's inputs, and the outputs of the torch module itself, in fp32.
+
+    Raises:
+        TraceError: the module does not run at these sizes; the message names the dimensions.
+    """
     inputs = program.make_inputs(case)
-    with torch.no_grad():
-        outputs = _Entry(program)(*(inputs[spec.name] for spec in program.inputs))
-    return Reference(
-        case,
-        {name: tensor.numpy() for name, tensor in inputs.items()},
-        {name: t.numpy() for name, t in zip(program.outputs, outputs, strict=True)},
-    )
+    feeds = {name: _array(tensor).copy() for name, tensor in inputs.items()}
+    try:
+        outputs = _run(program, inputs)
+    except TraceError:
+        raise
+    except Exception as error:
+        guilty = guilty_dimensions(example_case(program), case, partial(_fails, program))
+        dims = ", ".join(f"{dim}={case.sizes[dim]}" for dim in guilty or case.sizes)
+        raise TraceError(
+            f"The module of program {program.name!r} does not run at {dims}, which its dimensions "
+            f"allow{_at(error)}",
+            expected="a run at " + ", ".join(f"{d}={r}" for d, r in program.dims.items()),
+            found=_first_line(error),
+            hint="declare the sizes that the module takes, with --dynamic DIM=MIN:MAX",
+        ) from error
+    arrays = (_array(tensor).copy() for tensor in outputs)
+    return Reference(case, feeds, dict(zip(program.outputs, arrays, strict=True)))
 
 
-def check_trace(
-    program: Program,
-    graph: Graph,
-    references: Sequence[Reference],
-) -> None:
+def returned(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+    """What a module returns for example inputs by name.
+
+    Raises:
+        TraceError: it does not run on them.
+    """
+    try:
+        with _written_out(), torch.no_grad():
+            return module(**{name: tensor.clone() for name, tensor in inputs.items()})
+    except Exception as error:
+        raise TraceError(
+            f"The module does not run on its own example inputs{_at(error)}",
+            found=_first_line(error),
+            hint="the factory gives (module, inputs), and module(**inputs) must run",
+        ) from error
+
+
+def _run(program: Program, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    with _written_out(), torch.no_grad():
+        return _Entry(program)(*(inputs[spec.name] for spec in program.inputs))
+
+
+def _fails(program: Program, case: Case) -> bool:
+    try:
+        _run(program, program.make_inputs(case))
+    except Exception:
+        return True
+    return False
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def check_trace(program: Program, graph: Graph, references: Sequence[Reference]) -> None:
     """Run the traced Graph at other sizes than it was traced at, and compare it with torch.
 
     Raises:
         TraceError: a size or a number is not that of the module: the trace fixed something that
-            depends on a dimension; the message names the dimension.
+            depends on a dimension; the message names the dimension and the module.
     """
     runner = GraphRunner(graph)
+    scales = output_scales([reference.outputs for reference in references])
     for sample in references:
-        case = sample.case
-        if (fault := _fault(runner, sample)) is not None:
-            culprits = _guilty_dimensions(program, runner, case)
-            raise TraceError(
-                f"The trace of program {program.name!r} is not what the model computes at other "
-                f"sizes than it was traced at: dimension {' and '.join(culprits)} was specialized",
-                expected=f"the model's outputs at {dict(case.sizes)}",
-                found=fault,
-                hint="in the module named here, compute with tensor.shape and not with numbers "
-                "taken from an example; declare a fixed size with --dynamic DIM=N:N",
+        if (fault := fault_of(runner, sample, scales)) is not None:
+            raise parted_error(
+                program,
+                runner,
+                sample,
+                fault,
+                traced=example_case(program),
+                reference=partial(reference_for, program),
+                recorded=_module_outputs(program, sample.case),
             )
 
 
-def _fault(runner: GraphRunner, sample: Reference) -> str | None:
-    expected = sample.outputs
+def _module_outputs(program: Program, case: Case) -> list[tuple[str, list[np.ndarray]]]:
+    """The path and the outputs of each module of a program's model, in the order they finish."""
+    recorded: list[tuple[str, list[np.ndarray]]] = []
+
+    def recorder(path: str) -> Callable[..., None]:
+        def record(_: nn.Module, __: object, result: Any) -> None:
+            recorded.append((path, [_array(t).copy() for t in flatten_outputs(result)]))
+
+        return record
+
+    hooks = [
+        module.register_forward_hook(recorder(path))
+        for name, module in program.module.named_modules()
+        if (path := own_path(name, program.root))
+    ]
     try:
-        found = runner.run(sample.feeds)
-    except GraphError as error:
-        return str(error.found or error.message)
-    graph = runner.graph
-    tolerance = Tolerance.for_precision(
-        "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
-    )
-    for name, deviation in deviations(found, expected).items():
-        if found[name].shape != expected[name].shape:
-            return f"{name} of shape {found[name].shape} where the model has {expected[name].shape}"
-        if not deviation.within(tolerance):
-            return (
-                f"{name} with an error of {deviation.rms:.1e} rms (tolerance {tolerance.rms:.1e})"
-            )
-    return None
-
-
-def _guilty_dimensions(program: Program, runner: GraphRunner, case: Case) -> list[str]:
-    """The dimensions that alone, at the size they have in ``case``, part the trace from torch."""
-    traced = example_case(program)
-    guilty = []
-    for dim, size in case.sizes.items():
-        alone = Case(dim, {**traced.sizes, dim: size}, case.padding, case.seed)
-        if _fault(runner, reference_for(program, alone)) is not None:
-            guilty.append(repr(dim))
-    return guilty or [" or ".join(map(repr, case.sizes))]
-
-
-def program_from_module(
-    module: nn.Module,
-    inputs: Mapping[str, torch.Tensor],
-    *,
-    name: str = "forward",
-    dynamic: Mapping[str, Mapping[int, str]] | None = None,
-) -> Program:
-    """A program of anyone's module, from one set of example inputs by name.
-
-    Args:
-        module: called with the inputs by name, in eval mode.
-        inputs: example tensors of any sizes; values of other sizes are drawn like them: integers
-            from their range, floats with their mean and deviation, 0/1 masks with padding.
-        dynamic: for each input, axis to dimension name. By default axis 0 is "batch" and axis 1
-            "sequence" where the sizes agree with the first input's, and other axes are fixed.
-
-    Raises:
-        TraceError: the module does not run on its own example, or returns no tensors.
-    """
-    axes = dynamic if dynamic is not None else _usual_axes(inputs)
-    specs = tuple(
-        TensorSpec(
-            key,
-            str(tensor.dtype).removeprefix("torch."),
-            tuple(axes.get(key, {}).get(i, size) for i, size in enumerate(tensor.shape)),
-        )
-        for key, tensor in inputs.items()
-    )
-    module = module.eval()
-    try:
-        with torch.no_grad():
-            result = module(**inputs)
-    except Exception as error:
-        place = _user_frame(error)
-        raise TraceError(
-            "The module does not run on its own example inputs"
-            + (f", at {place}" if place else ""),
-            found=_first_line(error),
-            hint="the factory gives (module, inputs), and module(**inputs) must run",
-        ) from error
-    names = tuple(_output_names(result))
-    if not names:
-        raise TraceError(
-            "The module returns no tensors",
-            expected="a tensor, or tensors in a list, tuple or mapping",
-            found=type(result).__name__,
-            hint="wrap the module in one that returns its tensors",
-        )
-    dims = {t: Dim(1) for s in specs for d in s.shape if isinstance(d, str) for t in dim_terms(d)}
-
-    def make_inputs(case: Case) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(case.seed)
-        return {
-            spec.name: _resample(
-                inputs[spec.name],
-                [evaluate_dim(d, case.sizes) for d in spec.shape],
-                case.padding,
-                generator,
-            )
-            for spec in specs
-        }
-
-    return Program(name, module, specs, names, dims, make_inputs)
-
-
-def _usual_axes(inputs: Mapping[str, torch.Tensor]) -> dict[str, dict[int, str]]:
-    first = next(iter(inputs.values()))
-    usual = {
-        axis: (dim, first.shape[axis])
-        for axis, dim in ((0, "batch"), (1, "sequence"))
-        if axis < first.ndim
-    }
-    return {
-        key: {
-            axis: dim
-            for axis, (dim, size) in usual.items()
-            if axis < t.ndim and t.shape[axis] == size
-        }
-        for key, t in inputs.items()
-    }
-
-
-def _output_names(result: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(result, torch.Tensor):
-        yield prefix or "output"
-    elif isinstance(result, Mapping):
-        for key, value in result.items():
-            yield from _output_names(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(result, list | tuple):
-        for position, value in enumerate(result):
-            yield from _output_names(value, f"{prefix or 'output'}.{position}")
-
-
-def _resample(
-    example: torch.Tensor, shape: list[int], padding: str, generator: torch.Generator
-) -> torch.Tensor:
-    """A tensor of another shape with values like the example's."""
-    if example.dtype.is_floating_point:
-        values = torch.randn(shape, generator=generator) * example.float().std(correction=0)
-        return (values + example.float().mean()).to(example.dtype)
-    low, high = int(example.min()), int(example.max())
-    if example.dtype == torch.bool or (low >= 0 and high == 1):
-        mask = torch.ones(shape, dtype=example.dtype)
-        if padding != "none" and len(shape) == 2 and shape[1] > 1:
-            padded = shape[1] // 2
-            mask[-1, slice(None, padded) if padding == "left" else slice(-padded, None)] = 0
-        return mask
-    return torch.randint(low, high + 1, shape, generator=generator, dtype=example.dtype)
+        _run(program, program.make_inputs(case))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return recorded
 
 
 class _Entry(nn.Module):
@@ -290,7 +238,7 @@ class _Entry(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         result = self.module(**dict(zip(self.names, inputs, strict=True)))
-        tensors = _flatten_outputs(result)
+        tensors = flatten_outputs(result)
         if len(tensors) != len(self.outputs):
             raise TraceError(
                 "The module's outputs are not those that its program names",
@@ -301,79 +249,41 @@ class _Entry(nn.Module):
         return tensors
 
 
-def _flatten_outputs(result: Any) -> tuple[torch.Tensor, ...]:
-    """The tensors in what a module returned, depth first, as ``_output_names`` names them."""
+def flatten_outputs(result: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors in what a module returned, depth first; what is none is left out."""
     if isinstance(result, torch.Tensor):
         return (result,)
     if isinstance(result, Mapping):
-        return tuple(tensor for value in result.values() for tensor in _flatten_outputs(value))
+        return tuple(tensor for value in result.values() for tensor in flatten_outputs(value))
     if isinstance(result, list | tuple):
-        return tuple(tensor for value in result for tensor in _flatten_outputs(value))
+        return tuple(tensor for value in result for tensor in flatten_outputs(value))
     return ()
 
 
-class _SpecializationWatch:
-    """Notes after which module a dimension that was declared dynamic became a number."""
-
-    def __init__(self, entry: _Entry, program: Program) -> None:
-        self._entry, self._program = entry, program
-        self._symbols: list[tuple[str, Any]] = []
-        self._hooks: list[Any] = []
-        self.found: dict[str, tuple[str, int]] = {}
-
-    def __enter__(self) -> None:
-        self._hooks.append(self._entry.register_forward_pre_hook(self._begin))
-        for name, module in self._entry.module.named_modules():
-            label = name or type(module).__name__
-            self._hooks.append(module.register_forward_hook(self._make_look(label)))
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _begin(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._symbols = [
-            (dim, tensor.shape[axis])
-            for spec, tensor in zip(self._program.inputs, inputs, strict=True)
-            for axis, dim in enumerate(spec.shape)
-            if isinstance(dim, str) and len(dim_terms(dim)) == 1
-        ]
-
-    def _make_look(self, label: str):  # type: ignore[no-untyped-def]
-        def look(*_: object) -> None:
-            for dim, size in self._symbols:
-                if dim not in self.found and isinstance(size, torch.SymInt):
-                    number = size.node.maybe_as_int()
-                    if number is not None:
-                        self.found[dim] = (label, number)
-
-        return look
-
-
-def _trace_failure(program: Program, watch: _SpecializationWatch, error: Exception) -> TraceError:
+def _trace_failure(program: Program, watch: SpecializationWatch, error: Exception) -> TraceError:
     if isinstance(error, TraceError):
         return error
     if watch.found:
-        return _specialized(program, watch)
-    place = _user_frame(error)
+        return narrowed_error(program, watch)
     return TraceError(
-        f"Program {program.name!r} could not be traced" + (f", at {place}" if place else ""),
+        f"Program {program.name!r} could not be traced{_at(error)}",
         found=_first_line(error),
         hint="torch.export must see one graph for all inputs: replace branches on tensor values, "
         ".item(), and in-place edits of inputs; --traceback shows torch's own report",
     )
 
 
-def _specialized(program: Program, watch: _SpecializationWatch) -> TraceError:
-    dim, (module, number) = next(iter(watch.found.items()))
-    return TraceError(
-        f"The trace of program {program.name!r} fixed dimension {dim!r}, which was declared "
-        f"dynamic, in module {module!r}",
-        expected=f"any size in {program.dims.get(dim, Dim())}",
-        found=f"the constant {number}",
-        hint=f"in that module, do not compare or convert the size; or declare it fixed with "
-        f"--dynamic {dim}={number}:{number}",
-    )
+def _check_weights(program: Program) -> None:
+    halves = (torch.float16, torch.bfloat16)
+    for name, tensor in (*program.module.named_parameters(), *program.module.named_buffers()):
+        if tensor.dtype in halves:
+            raise TraceError(
+                f"The model of program {program.name!r} has weights of half precision: "
+                f"{own_path(name, program.root)!r}",
+                expected="float32, which outputs are compared with",
+                found=str(tensor.dtype).removeprefix("torch."),
+                hint="call model.float(): the precision of an artifact is chosen by --precision",
+            )
 
 
 def _check_inputs(program: Program, inputs: Mapping[str, torch.Tensor]) -> None:
@@ -387,15 +297,40 @@ def _check_inputs(program: Program, inputs: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def _check_dynamic(graph: Graph, program: Program, watch: _SpecializationWatch) -> None:
+def _check_state(program: Program, exported: torch.export.ExportedProgram) -> None:
+    """Refuse a module that writes to its own buffers or weights."""
+    signature = exported.graph_signature
+    own = {**signature.inputs_to_buffers, **signature.inputs_to_parameters}
+    for node in exported.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        if (written := own.get(_viewed(node.args[0]).name)) is not None:
+            path = own_path(written.removeprefix("module."), program.root)
+            raise TraceError(
+                f"The module of program {program.name!r} changes its own tensor {path!r}",
+                expected="outputs that depend on the inputs alone",
+                found="state that is kept between calls",
+                hint="take the state as an input, and return it as an output",
+            )
+
+
+def _viewed(node: Any) -> Any:
+    """The node whose memory a chain of views shows."""
+    while (schema := getattr(node.target, "_schema", None)) is not None:
+        if not schema.returns or schema.returns[0].alias_info is None:
+            break
+        node = node.args[0]
+    return node
+
+
+def _check_dynamic(graph: Graph, program: Program) -> None:
     for value, spec in zip(graph.graph.inputs, program.inputs, strict=True):
         for axis, dim in enumerate(spec.shape):
             if isinstance(dim, str) and symbol(value, axis) is None:
                 bounds = [program.dims.get(term, Dim()) for term in dim_terms(dim)]
                 if all(b.min == b.max for b in bounds):
                     continue  # declared with one size: nothing to keep open
-                if watch.found:
-                    raise _specialized(program, watch)
                 raise TraceError(
                     f"The trace of program {program.name!r} fixed dimension {dim!r} of input "
                     f"{spec.name!r}, which was declared dynamic",
@@ -405,17 +340,39 @@ def _check_dynamic(graph: Graph, program: Program, watch: _SpecializationWatch) 
                 )
 
 
-def _user_frame(error: BaseException) -> str | None:
-    """The innermost frame of an error that is neither torch's nor this file's."""
+def _check_drawn(graph: Graph, program: Program) -> None:
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        if node.op_type.startswith(_DRAWN):
+            raise TraceError(
+                f"Program {program.name!r} draws random numbers, at {describe(node)}",
+                expected="outputs that depend on the inputs alone",
+                found=node.op_type,
+                hint="call model.eval(), which stops dropout; or take the noise as an input",
+            )
+
+
+def _at(error: BaseException) -> str:
+    """Where an error arose: the innermost frame that is neither torch's nor this file's."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if "/torch/" not in frame.filename and frame.filename != __file__:
-            return f"{Path(frame.filename).name}:{frame.lineno}"
-    return None
+        if not frame.filename.startswith(("<", *_NOT_THE_MODEL)):
+            return f", at {Path(frame.filename).name}:{frame.lineno}"
+    return ""
 
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return text.splitlines()[0][:300].rstrip(".")
+
+
+@contextlib.contextmanager
+def _written_out() -> Iterator[None]:
+    """torch without its fused encoder layers, which give other numbers where a mask hides."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract import Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError, GraphError
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, describe
 from omnigraph.weights import weights_elsewhere
@@ -19,13 +20,15 @@ _LARGE_BYTES = 1024
 
 #: Ops that move or select values, or compute on integers and booleans: they round nothing.
 _EXACT_OPS = frozenset(
-    "Cast CastLike Concat Constant ConstantOfShape Dropout Equal Expand Flatten Gather GatherElements "
-    "GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Not And Or Xor Pad Range "
-    "Reshape ScatterElements ScatterND Shape Size Slice Split Squeeze TensorScatter Tile Transpose "
-    "Trilu Unsqueeze Where Neg Abs Relu Clip".split()
+    "Cast CastLike Concat Constant ConstantOfShape Dropout Equal Expand Flatten Gather "
+    "GatherElements GatherND Greater GreaterOrEqual Identity Less LessOrEqual Max Min Not And Or "
+    "Xor Pad Range Reshape ScatterElements ScatterND Shape Size Slice Split Squeeze TensorScatter "
+    "Tile Transpose Trilu Unsqueeze Where Neg Abs Relu Clip".split()
 )
 #: Roundings that one op stands for: two products, a scale and a softmax in Attention, and so on.
 _ROUNDINGS = {"Attention": 5, "LayerNormalization": 3, "RMSNormalization": 3, "Gelu": 2, "Gemm": 2}
+#: What an axis of no fixed size counts as, which is what the input sets of the contract have.
+_USUAL_LENGTH = 64
 
 
 def check_graph(graph: Graph, stage: str) -> None:
@@ -169,19 +172,20 @@ def compare_graph(
     tolerance: Tolerance,
     stage: str,
 ) -> None:
-    """Refuse a Graph whose numbers are not the reference's.
+    """Refuse a Graph whose numbers are not the reference's, over all the inputs given.
 
     Raises:
         ContractError: naming the stage, the output, the error and the tolerance.
     """
-    runner = GraphRunner(graph)
+    runner, scales = GraphRunner(graph), output_scales(references)
     for given, reference in zip(feeds, references, strict=True):
-        for output, found in deviations(runner.run(given), reference).items():
+        for output, found in deviations(runner.run(given), reference, scales).items():
             if not found.within(tolerance):
                 raise ContractError(
                     f"Output {output!r} of program {graph.graph.name!r} parted from the reference "
                     f"after {stage}",
-                    expected=f"an error within {tolerance.rms:.2e} rms and {tolerance.peak:.2e} peak",
+                    expected=f"an error within {tolerance.rms:.2e} rms and "
+                    f"{tolerance.peak:.2e} peak",
                     found=f"{found.rms:.2e} rms and {found.peak:.2e} peak",
                     hint="OMNIGRAPH_DUMP=DIR writes the graph after each pass",
                 )
@@ -201,19 +205,52 @@ def rounding_depth(graph: Graph) -> int:
 
 
 def longest_contraction(graph: Graph) -> int:
-    """Terms of the longest dot product with a weight in the Graph."""
-    terms = 1
-    for node in graph.graph:
-        if node.op_type in ("MatMul", "Gemm") and (weight := node.inputs[1]) is not None:
-            transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
-            producer = weight.producer()
-            if producer is not None and producer.op_type == "Transpose":
-                weight, transposed = producer.inputs[0], not transposed
-            shape = weight.shape if weight is not None else None
-            if shape is not None and len(shape) >= 2:
-                size = shape[-1] if transposed else shape[-2]
-                terms = max(terms, size if isinstance(size, int) else 1)
-    return terms
+    """Terms of the longest sum in the Graph: of a product of matrices, or over some axes."""
+    return max((_terms(node) for node in graph.graph), default=1)
+
+
+def _terms(node: ir.Node) -> int:
+    """Terms of each sum that a node makes; an axis of no fixed size counts as a usual length."""
+    if node.op_type in ("MatMul", "Gemm"):
+        return max(_summed(node, 0), _summed(node, 1))
+    if node.op_type == "Conv" and (kernel := node.inputs[1]) is not None and kernel.shape:
+        return math.prod(_length(size) for size in list(kernel.shape)[1:])
+    if node.op_type in ("ReduceSum", "ReduceMean", "ReduceL2", "ReduceSumSquare"):
+        return math.prod(_length(size) for size in _reduced(node))
+    return 1
+
+
+def _summed(node: ir.Node, side: int) -> int:
+    """The length of the axis of a factor that a product of matrices sums over, or 1."""
+    factor = node.inputs[side]
+    assert factor is not None
+    turned = node.op_type == "Gemm" and node.attributes.get_int("transB" if side else "transA", 0)
+    producer = factor.producer()
+    if factor.shape is None and producer is not None and producer.op_type == "Transpose":
+        factor, turned = producer.inputs[0], not turned
+    if factor is None or factor.shape is None or len(factor.shape) < 2:
+        return 1
+    return _length(factor.shape[-2 if bool(side) != bool(turned) else -1])
+
+
+def _reduced(node: ir.Node) -> list[int | ir.SymbolicDim]:
+    """The sizes of the axes that a reduction sums over, by what is left of them."""
+    whole, result = node.inputs[0], node.outputs[0]
+    if whole is None or whole.shape is None or result.shape is None:
+        return []
+    if len(whole.shape) == len(result.shape):
+        return [a for a, b in zip(whole.shape, result.shape, strict=True) if a != b]
+    left, gone = list(result.shape), []
+    for size in whole.shape:
+        if left and left[0] == size:
+            left.pop(0)
+        else:
+            gone.append(size)
+    return gone
+
+
+def _length(size: int | ir.SymbolicDim) -> int:
+    return size if isinstance(size, int) else _USUAL_LENGTH
 
 
 def _is_float(value: ir.Value) -> bool:

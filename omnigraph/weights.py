@@ -1,4 +1,4 @@
-"""Weights outside the protobuf: where a Graph's larger initializers are kept while it is written."""
+"""Weights outside the protobuf: where a Graph's larger initializers are while it is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Place = Callable[[str, ir.TensorProtocol], tuple[str, int]]
 
 @contextlib.contextmanager
 def weights_elsewhere(graph: Graph, place: Place, *, least_bytes: int) -> Iterator[None]:
-    """Within the block, initializers of at least ``least_bytes`` are references to external data."""
+    """Within the block, initializers of ``least_bytes`` or more are references to external data."""
     kept: dict[str, ir.TensorProtocol] = {}
     try:
         for name, value in graph.graph.initializers.items():
@@ -35,7 +35,7 @@ def weights_elsewhere(graph: Graph, place: Place, *, least_bytes: int) -> Iterat
 
 
 def tensor_bytes(tensor: ir.TensorProtocol) -> memoryview:
-    """The data of a tensor as ONNX stores it (little-endian, row-major), without a copy if it can."""
+    """The data of a tensor as ONNX stores it: little-endian, row-major, not copied if it can be."""
     if tensor.dtype.bitwidth < 8:
         return memoryview(tensor.tobytes())
     array = np.ascontiguousarray(tensor.numpy())
