@@ -157,12 +157,12 @@ def fault_of(
     except GraphError as error:
         return str(error.found or error.message)
     tolerance = _exact(runner.graph)
-    for name, error in deviations(found, expected, scales).items():
+    for name, part in deviations(found, expected, scales).items():
         if found[name].shape != expected[name].shape:
             return f"{name} of shape {found[name].shape} where the model has {expected[name].shape}"
-        if not error.within(tolerance):
+        if not part.within(tolerance):
             return (
-                f"{name} with an error of {error.rms:.1e} rms, {error.peak:.1e} peak "
+                f"{name} with an error of {part.rms:.1e} rms, {part.peak:.1e} peak "
                 f"(tolerance {tolerance.rms:.1e}, {tolerance.peak:.1e})"
             )
     return None

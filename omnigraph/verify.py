@@ -224,13 +224,14 @@ def _summed(node: ir.Node, side: int) -> int:
     """The length of the axis of a factor that a product of matrices sums over, or 1."""
     factor = node.inputs[side]
     assert factor is not None
-    turned = node.op_type == "Gemm" and node.attributes.get_int("transB" if side else "transA", 0)
+    flag = "transB" if side else "transA"
+    turned = node.op_type == "Gemm" and bool(node.attributes.get_int(flag, 0))
     producer = factor.producer()
     if factor.shape is None and producer is not None and producer.op_type == "Transpose":
         factor, turned = producer.inputs[0], not turned
     if factor is None or factor.shape is None or len(factor.shape) < 2:
         return 1
-    return _length(factor.shape[-2 if bool(side) != bool(turned) else -1])
+    return _length(factor.shape[-2 if bool(side) != turned else -1])
 
 
 def _reduced(node: ir.Node) -> list[int | ir.SymbolicDim]:

@@ -26,7 +26,12 @@ def weights_elsewhere(graph: Graph, place: Place, *, least_bytes: int) -> Iterat
             location, offset = place(name, tensor)
             kept[name] = tensor
             value.const_value = ir.ExternalTensor(
-                location, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+                location,
+                offset,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=name,
             )
         yield
     finally:
@@ -39,4 +44,4 @@ def tensor_bytes(tensor: ir.TensorProtocol) -> memoryview:
     if tensor.dtype.bitwidth < 8:
         return memoryview(tensor.tobytes())
     array = np.ascontiguousarray(tensor.numpy())
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
