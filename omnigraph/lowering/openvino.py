@@ -100,7 +100,7 @@ class OpenVinoTarget(Target):
             with tempfile.TemporaryDirectory() as scratch:
                 xml, binary = Path(scratch) / "model.xml", Path(scratch) / "model.bin"
                 _openvino().serialize(model, xml, binary)
-                rewrite_ir(xml, binary, places, weights, out)
+                rewrite_ir(xml, binary, places, weights, out, half_products=precision == "bf16")
             files[program.name] = {"model": out.name}
         if weights.path.exists():
             files = {name: {**roles, "weights": _WEIGHTS} for name, roles in files.items()}

@@ -96,7 +96,13 @@ class SharedWeights:
 
 
 def rewrite_ir(
-    xml: Path, binary: Path, places: Mapping[str, WeightPlace], weights: SharedWeights, out: Path
+    xml: Path,
+    binary: Path,
+    places: Mapping[str, WeightPlace],
+    weights: SharedWeights,
+    out: Path,
+    *,
+    half_products: bool,
 ) -> None:
     """Write an IR whose every constant stands in the shared file.
 
@@ -106,6 +112,9 @@ def rewrite_ir(
         places: by Parameter name, the weight that it becomes.
         weights: the shared file, which gets the constants of ``binary``.
         out: where the IR is written.
+        half_products: whether products are computed in a half type, so that half weights need not
+            be widened. (Where they are computed in f32, a kernel that widens them itself makes a new
+            layout of them for each new length, and keeps them all.)
     """
     tree = ElementTree.parse(xml)
     with open(binary, "rb") as stream:
@@ -118,7 +127,8 @@ def rewrite_ir(
                 data.set("offset", str(weights.place(content)))
             elif layer.get("type") == "Parameter" and layer.get("name") in places:
                 _make_constant(layer, places[layer.attrib["name"]])
-    _mark_decompressions(tree.getroot())
+    if half_products:
+        _mark_decompressions(tree.getroot())
     tree.write(out, encoding="utf-8", xml_declaration=True)
 
 
@@ -133,17 +143,16 @@ def _drop_counters(layer: ElementTree.Element) -> None:
 def _mark_decompressions(net: ElementTree.Element) -> None:
     """Say of each Convert of a half weight that it decompresses, so that it stays one.
 
-    Without the mark, OpenVINO widens the weight when it loads, and keeps both that and the layout
-    that the kernel made of it: twice the float32 weights in memory, where half is enough.
+    Without the mark, OpenVINO widens the weight when it loads, and keeps that beside the layout
+    that a kernel makes of it.
     """
     layers = {layer.get("id"): layer for layer in net.iter("layer")}
     for edge in net.iter("edge"):
         weight, convert = layers[edge.get("from-layer")], layers[edge.get("to-layer")]
-        if weight.get("type") != "Const" or convert.get("type") != "Convert":
+        data = weight.find("data")
+        if weight.get("type") != "Const" or convert.get("type") != "Convert" or data is None:
             continue
-        stored, wide = weight.find("data"), convert.find("data")
-        assert stored is not None and wide is not None
-        if stored.get("element_type") in _HALVES and wide.get("destination_type") == "f32":
+        if data.get("element_type") in _HALVES:
             info = ElementTree.Element("rt_info")
             ElementTree.SubElement(info, "attribute", name="decompression", version="0")
             convert.insert(1, info)
