@@ -45,6 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_json({"error": error.to_dict()})
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except ModuleNotFoundError as error:
+        if args.traceback or error.name is None or error.name.startswith("omnigraph"):
+            raise
+        print(
+            f"error: `omnigraph {args.command}` needs {error.name}, which is not installed.\n"
+            "hint: pip install torch==2.13.0 && pip install 'omnigraph[all]' installs the compiler",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
@@ -186,9 +195,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         _print_json({"outputs": shown, "out": args.out})
         return 0
-    rows = [
-        (name, str(a.dtype), str(list(a.shape)), _summary(a)) for name, a in outputs.items()
-    ]
+    rows = [(name, str(a.dtype), str(list(a.shape)), _summary(a)) for name, a in outputs.items()]
     print(table(("output", "dtype", "shape", "mean and deviation"), rows))
     return 0
 

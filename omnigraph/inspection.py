@@ -78,9 +78,11 @@ def describe_text(found: Mapping[str, Any]) -> str:
         tools = {**found["tools"], **{k: f"needs {v}" for k, v in found["requires"].items()}}
         lines.append(", ".join(f"{name} {version}" for name, version in tools.items()))
         lines.append(
-            "\n" + table(("file", "size"), [
-                (name, size_text(file["bytes"])) for name, file in found["files"].items()
-            ])
+            "\n"
+            + table(
+                ("file", "size"),
+                [(name, size_text(file["bytes"])) for name, file in found["files"].items()],
+            )
         )
     else:
         lines.append(found["name"])

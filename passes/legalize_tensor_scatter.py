@@ -75,7 +75,9 @@ class _Rewrite:
         new.name = name
         self.node.graph.remove(self.node, safe=True)
 
-    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: int | ir.TensorProtocol) -> ir.Value:
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, **attributes: int | ir.TensorProtocol
+    ) -> ir.Value:
         new = ir.node(op_type, inputs, attributes)
         new.outputs[0].type = ir.TensorType(ir.DataType.INT64)
         self.made.append(new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -412,6 +413,27 @@ def _shape_text(shape: Sequence[int | str]) -> str:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
+
+
+def check_version(package: str, found: str, artifact: Artifact) -> None:
+    """Refuse a vendor's runtime that is older than the artifact needs.
+
+    Raises:
+        DeviceError: with the version that the manifest asks for.
+    """
+    wanted = str(artifact.manifest["requires"].get(package, ""))
+    least = re.match(r">=([\d.]+)", wanted)
+    if least and _numbers(found) < _numbers(least[1]):
+        raise DeviceError(
+            f"{artifact.path} needs another version of {package}",
+            expected=wanted,
+            found=found,
+            hint=f"pip install '{package}{wanted}'",
+        )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
 def resident_bytes() -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from omnigraph.runtimes.base import Executable, Session
+from omnigraph.runtimes.base import Executable, Session, check_version
 
 from omnigraph.artifact import ProgramEntry
 from omnigraph.errors import DeviceError
@@ -14,6 +16,7 @@ from omnigraph.errors import DeviceError
 if TYPE_CHECKING:
     import onnxruntime
 
+_FROM_MEMORY = "add_external_initializers_from_files_in_memory"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -24,6 +27,7 @@ class OnnxSession(Session):
 
     def _open_device(self, device: str) -> str:
         ort = _onnxruntime()
+        check_version("onnxruntime", ort.__version__, self.artifact)
         here = [
             d for d, provider in _PROVIDERS.items() if provider in ort.get_available_providers()
         ]
@@ -33,7 +37,7 @@ class OnnxSession(Session):
             raise DeviceError(
                 f"onnxruntime cannot run on device {device!r} here",
                 expected=" or ".join(["auto", *here]),
-                hint="onnxruntime-gpu brings the CUDA provider" if chosen == "cuda" else None,
+                hint="leave the device out; onnxruntime-gpu brings the CUDA provider",
             )
         return chosen
 
@@ -45,17 +49,23 @@ class OnnxSession(Session):
             options.intra_op_num_threads = self.threads
         providers = [_PROVIDERS[self.device]]
         path = self.artifact.file(entry.files["model"])
+        weights = entry.files.get("weights")
         if path is not None:
             session = ort.InferenceSession(str(path), options, providers=providers)
+        elif weights and not hasattr(options, _FROM_MEMORY):
+            # onnxruntime before 1.24 reads weights from files only.
+            with tempfile.TemporaryDirectory() as scratch:
+                for file in entry.files.values():
+                    self.artifact.read(file).tofile(Path(scratch) / file)
+                model = Path(scratch) / entry.files["model"]
+                session = ort.InferenceSession(str(model), options, providers=providers)
         else:
             # From a single file: the graph as bytes, and the weights where they are mapped.
-            if weights := entry.files.get("weights"):
+            if weights:
                 data = self.artifact.read(weights)
-                options.add_external_initializers_from_files_in_memory(
-                    [weights], [data], [len(data)]
-                )
-            model = self.artifact.read(entry.files["model"]).tobytes()
-            session = ort.InferenceSession(model, options, providers=providers)
+                getattr(options, _FROM_MEMORY)([weights], [data], [len(data)])
+            graph = self.artifact.read(entry.files["model"]).tobytes()
+            session = ort.InferenceSession(graph, options, providers=providers)
         return _executable(session, entry)
 
 

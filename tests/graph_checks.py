@@ -44,8 +44,11 @@ def graph_text(graph: Graph) -> str:
     for node in graph.graph:
         attributes = {k: str(v.value) for k, v in sorted(node.attributes.items())}
         if node.op_type == "Constant":
-            attributes = {k: str(v.as_tensor().numpy().tolist()) for k, v in node.attributes.items()
-                          if v.type == ir.AttributeType.TENSOR} or attributes
+            attributes = {
+                k: str(v.as_tensor().numpy().tolist())
+                for k, v in node.attributes.items()
+                if v.type == ir.AttributeType.TENSOR
+            } or attributes
         inputs = ", ".join(name(v) for v in node.inputs)
         outputs = ", ".join(name(v) for v in node.outputs)
         lines.append(f"{outputs} = {node.op_type}({inputs}){attributes or ''}")

@@ -11,9 +11,13 @@ import onnx_ir as ir
 
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx_files import write_onnx
-from omnigraph.passes.base import Pass
+from omnigraph.passes.base import OPSET, Graph, Pass
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.pipelines import canonical
+from omnigraph.verify import proto_without_weights
+
+#: The first onnxruntime that takes each opset.
+_SINCE = {23: "1.23", OPSET: "1.24"}
 
 #: Types that no kernel of onnxruntime's CPU provider computes with; casts to and from them exist.
 _NO_ARITHMETIC = (ir.DataType.BFLOAT16,)
@@ -56,11 +60,31 @@ class OnnxTarget(Target):
         options: Mapping[str, str],
     ) -> Emission:
         """Write the graphs, and their weights once for all."""
+        opset = max(_least_opset(program.graph) for program in programs)
+        for program in programs:
+            program.graph.opset_imports[""] = opset
         return Emission(
             files=write_onnx(programs, directory),
             device="cpu",
-            requires={"onnxruntime": ">=1.23"},
+            requires={"onnxruntime": f">={_SINCE[opset]}"},
         )
+
+
+def _least_opset(graph: Graph) -> int:
+    """The earliest opset at which a Graph means the same, so that older runtimes take it.
+
+    From 23 to 24 no op changed its meaning: some took more types, attributes or inputs, and the
+    checker refuses at 23 whatever uses those (ONNX operator changelog, version 24).
+    """
+    proto = proto_without_weights(graph)
+    for entry in proto.opset_import:
+        if entry.domain == "":
+            entry.version = min(_SINCE)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return OPSET
+    return min(_SINCE)
 
 
 TARGET = OnnxTarget()

@@ -70,12 +70,14 @@ def profile_of(program: Lowered) -> dict[str, Shapes]:
     Every shape follows from one size for each named dimension, so that sums such as
     "past + sequence" agree with their terms in all three.
     """
-    names = {t for s in program.inputs for d in s.shape if isinstance(d, str) for t in dim_terms(d)}
-    ranges = {name: program.dims.get(name, Dim()) for name in names if not name.isdigit()}
+    sums = [dim_terms(dim) for spec in program.inputs for dim in spec.shape if isinstance(dim, str)]
+    names = {name for terms in sums for name in terms if not name.isdigit()}
+    ranges = {name: program.dims.get(name, Dim()) for name in names}
     largest = {name: _largest(name, dim) for name, dim in ranges.items()}
-    steps = any(name.endswith("past") for name in names)
+    # What is added to a past is mostly one token.
+    steps = {name for terms in sums if "past" in terms for name in terms} - {"past"}
     typical = {
-        name: max(dim.min, min(_typical(name, steps), largest[name]))
+        name: max(dim.min, min(1 if name in steps else _typical(name), largest[name]))
         for name, dim in ranges.items()
     }
     least = {name: dim.min for name, dim in ranges.items()}
@@ -90,10 +92,7 @@ def _largest(name: str, dim: Dim) -> int:
     return max(dim.min, UNBOUNDED.get(name, UNBOUNDED_LENGTH)) if dim.max is None else dim.max
 
 
-def _typical(name: str, steps: bool) -> int:
-    # With a past, most calls add one token to it.
-    if steps and name.endswith("sequence"):
-        return 1
+def _typical(name: str) -> int:
     return _TYPICAL.get(name, _TYPICAL_LENGTH)
 
 
