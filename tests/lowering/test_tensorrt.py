@@ -246,12 +246,19 @@ def profile(inputs: tuple[TensorSpec, ...], **dims: Dim) -> Any:
 
 
 def test_sums_agree_with_their_terms() -> None:
-    inputs = specs(x=("batch", "sequence"), mask=("batch", "past + sequence"), past=("past", 8))
-    found = profile(inputs, batch=Dim(2, 4), sequence=Dim(1, 16), past=Dim(0, 64))
+    inputs = specs(
+        x=("batch", "sequence"),
+        mask=("batch", "past + sequence"),
+        past=("past", 8),
+        memory=("memory", 8),
+    )
+    ranges = {"batch": Dim(2, 4), "sequence": Dim(1, 16), "past": Dim(0, 64), "memory": Dim(1, 32)}
+    found = profile(inputs, **ranges)
     assert found == {
         "x": ((2, 1), (2, 1), (4, 16)),
         "mask": ((2, 1), (2, 65), (4, 80)),
         "past": ((0, 8), (64, 8), (64, 8)),
+        "memory": ((1, 8), (32, 8), (32, 8)),
     }
 
 
