@@ -155,7 +155,10 @@ def _choose(options: Mapping[str, str]) -> tuple[Flavour, tuple[str, ...]]:
         flavour = rtx
         default = tuple(name for name in _DEFAULT_COMPUTE if name in rtx.capabilities)
     else:
-        raise UsageError("Neither tensorrt_rtx nor tensorrt with a GPU is here")
+        raise UsageError(
+            "Neither tensorrt_rtx nor tensorrt with a GPU is here",
+            hint="pip install 'omnigraph[tensorrt]' (Linux, x86-64)",
+        )
     for name in asked:
         if name not in flavour.capabilities:
             raise UsageError(
@@ -164,7 +167,10 @@ def _choose(options: Mapping[str, str]) -> tuple[Flavour, tuple[str, ...]]:
                 hint="see NVIDIA's list of CUDA GPUs; an RTX 4090 is sm89, an RTX 5090 sm120",
             )
     if "compute" in options and not asked:
-        raise UsageError("No compute capability is asked for", expected="such as compute=sm89")
+        raise UsageError(
+            "No compute capability is asked for",
+            hint=f"--set compute=sm89,sm120; without it, {','.join(default)}",
+        )
     return flavour, asked or default
 
 
