@@ -59,6 +59,7 @@ class ConvertPrecision(Pass):
                 "convert-precision converts to a half type",
                 expected=" or ".join(_HALVES),
                 found=repr(self.precision),
+                hint="int8 and narrower types come from quantization, fp32 from no conversion",
             )
 
     def apply(self, graph: Graph) -> bool:
