@@ -78,14 +78,25 @@ def load(
     )
     if verify:
         try:
-            failed = [check for check in session.verify() if not check.passed]
+            _check_contract(session)
         except BaseException:
             session.close()
             raise
-        if failed:
-            session.close()
-            raise ContractError(
-                f"{artifact.path} does not keep its contract on this machine: {failed[0]}",
-                hint="`omnigraph verify` lists every output; export again on this machine",
-            )
     return session
+
+
+def _check_contract(session: Session) -> None:
+    """Refuse a session whose golden pairs do not come out here, or that has none to show it."""
+    path = session.artifact.path
+    if bare := [name for name in session.programs if session.entry(name).golden is None]:
+        raise ContractError(
+            f"{path} cannot be verified",
+            expected="a golden pair for each program",
+            found=f"none for {', '.join(bare)}",
+            hint="export it again: `omnigraph export` always writes them",
+        )
+    if failed := [check for check in session.verify() if not check.passed]:
+        raise ContractError(
+            f"{path} does not keep its contract on this machine: {failed[0]}",
+            hint="`omnigraph verify` lists every output; export again on this machine",
+        )

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from omnigraph.runtimes.base import Executable, Session, check_version
 
 from omnigraph.artifact import ProgramEntry
 from omnigraph.errors import DeviceError
+from omnigraph.runtimes.base import Executable, Session, check_version
 
 if TYPE_CHECKING:
     import onnxruntime
