@@ -113,8 +113,8 @@ def rewrite_ir(
         weights: the shared file, which gets the constants of ``binary``.
         out: where the IR is written.
         half_products: whether products are computed in a half type, so that half weights need not
-            be widened. (Where they are computed in f32, a kernel that widens them itself makes a new
-            layout of them for each new length, and keeps them all.)
+            be widened. (Where they are computed in f32, a kernel that widens them itself makes
+            a new layout of them for each new length, and keeps them all.)
     """
     tree = ElementTree.parse(xml)
     with open(binary, "rb") as stream:
