@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from omnigraph.numbers import NumberCheck, Reference, check_artifact
 from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
 from omnigraph.program import Case, Dim, Program, TensorSpec, contract_cases, fit_sizes
 from omnigraph.verify import check_graph, compare_graph, longest_contraction, rounding_depth
+from omnigraph.weights import release_memory
 
 #: Told of each step: what is being done, and which of how many steps it is.
 Progress = Callable[[str, int, int], None]
@@ -133,7 +133,7 @@ def export(
             job.build(*item, traced, last=position == len(targets) - 1)
             for position, item in enumerate(zip(targets, precisions, options, staged, strict=True))
         ]
-        gc.collect()  # torch's weights are not needed from here on
+        release_memory()  # torch's weights are not needed from here on
         reports = []
         for chosen, directory, path, product in zip(targets, staged, paths, built, strict=True):
             manifest = _manifest(name, config_fields, chosen, product, traced)

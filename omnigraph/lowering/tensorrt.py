@@ -23,6 +23,7 @@ from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.pipelines import canonical
 from omnigraph.passes.share_constants import ShareConstants
+from omnigraph.weights import release_memory
 from omnigraph.runtimes.cuda_driver import CudaError, Gpu, driver
 
 #: Kernels are those of the oldest GPU asked for, and these five share theirs: one engine for all
@@ -105,6 +106,7 @@ class TensorRtTarget(Target):
         written = write_onnx(programs, directory)
         for program in programs:
             _read_weights_back(program, directory / written[program.name]["model"])
+        release_memory()  # the compiler needs three times the weights of its own
         files: dict[str, dict[str, str]] = {}
         details = {}
         for program in programs:
