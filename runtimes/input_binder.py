@@ -76,11 +76,11 @@ class InputBinder:
                 least = f"at least {shapes[position][axis] - sizes[dim]} on axis {axis}"
                 self._refuse_shape(plan, position, shapes[position], least)
         sizes.update(plan.least)
-        for position, axis, dim, terms, number in plan.sums:
+        for given, axis, dim, terms, number in plan.sums:
             sizes[dim] = size = number + sum([sizes[t] for t in terms])
-            if position is not None and shapes[position][axis] != size:
+            if given is not None and shapes[given][axis] != size:
                 wanted = f"{size} on axis {axis} ({dim!r})"
-                self._refuse_shape(plan, position, shapes[position], wanted)
+                self._refuse_shape(plan, given, shapes[given], wanted)
         for dim, low, high in plan.ranges:
             if sizes[dim] < low or (high is not None and sizes[dim] > high):
                 self._refuse_size(dim, sizes[dim])
@@ -104,33 +104,25 @@ class InputBinder:
     def _make_plan(self, names: set[str]) -> _Plan:
         specs = [spec for spec in self.specs if spec.name in names]
         absent = [spec for spec in self.specs if spec.name not in names]
-        defaults = [
-            (position, spec) for position, spec in enumerate(self.specs) if spec.name not in names
-        ]
-        known = {d for spec in specs for _, d in _named_axes(spec)}
-        emptied = {d for spec in absent for _, d in _named_axes(spec)} - known
-        solved, sums = [], []
+        known = {dim for spec in specs for _, dim in _named_axes(spec)}
+        emptied = {dim for spec in absent for _, dim in _named_axes(spec)} - known
+        solved: list[_Solved] = []
+        sums: list[_Sum] = []
         for position, spec in enumerate(specs):
             for axis, dim, terms, number in _sum_axes(spec):
                 unknown = [t for t in terms if t not in known and t not in emptied]
                 if len(unknown) == 1:  # a name that only a sum holds is what the sum leaves
                     rest = tuple(t for t in terms if t in known)
-                    least = number + sum(self._least(t) for t in terms if t in emptied)
-                    solved.append((position, axis, unknown[0], rest, least))
+                    taken = number + sum(self._least(t) for t in terms if t in emptied)
+                    solved.append((position, axis, unknown[0], rest, taken))
                     known.add(unknown[0])
                 sums.append((position, axis, dim, terms, number))
         for spec in absent:
-            sums += [
-                (None, axis, dim, terms, number) for axis, dim, terms, number in _sum_axes(spec)
-            ]
+            sums += [(None, axis, dim, terms, num) for axis, dim, terms, num in _sum_axes(spec)]
         # A name that nothing holds is at its least: an empty past, say.
-        terms = {t for _, _, _, terms, _ in sums for t in terms}
-        least = {dim: self._least(dim) for dim in (terms | emptied) - known}
-        ranges = [
-            (dim, allowed.min, allowed.max)
-            for dim, allowed in self._ranges.items()
-            if dim in known or dim in least or any(dim == named for _, _, named, _, _ in sums)
-        ]
+        summed = {term for entry in sums for term in entry[3]}
+        least = {dim: self._least(dim) for dim in (summed | emptied) - known}
+        here = known | set(least) | {entry[2] for entry in sums}
         return _Plan(
             specs=tuple(specs),
             take=_taker([spec.name for spec in specs]),
@@ -140,8 +132,8 @@ class InputBinder:
             solved=tuple(solved),
             least=least,
             sums=tuple(sums),
-            ranges=tuple(ranges),
-            defaults=tuple(defaults),
+            ranges=tuple((d, r.min, r.max) for d, r in self._ranges.items() if d in here),
+            defaults=tuple((i, s) for i, s in enumerate(self.specs) if s.name not in names),
         )
 
     def _least(self, dim: str) -> int:
@@ -222,6 +214,8 @@ class _Group:
 
 #: A sum on an axis of an input: its position (None: left out), axis, text, names, and number.
 _Sum = tuple[int | None, int, str, tuple[str, ...], int]
+#: A sum that gives a name: its position, axis, that name, the other names, and the number.
+_Solved = tuple[int, int, str, tuple[str, ...], int]
 
 
 @dataclass(frozen=True)
@@ -229,7 +223,6 @@ class _Plan:
     """How to bind one set of names; positions count the inputs that are given, in their order.
 
     Args:
-        solved: position, axis, name, the other names and the number of a sum that gives a name.
         least: the names that no input gives.
         ranges: the names, and the sums, that have a range: with its ends.
         defaults: position among all inputs, and spec, of those left out.
@@ -240,7 +233,7 @@ class _Plan:
     types: tuple[type, ...]
     dtypes: tuple[np.dtype, ...]
     groups: tuple[_Group, ...]
-    solved: tuple[tuple[int, int, str, tuple[str, ...], int], ...]
+    solved: tuple[_Solved, ...]
     least: Mapping[str, int]
     sums: tuple[_Sum, ...]
     ranges: tuple[tuple[str, int, int | None], ...]
