@@ -38,7 +38,9 @@ class TensorRtTarget(Target):
     Precision is what the Graph says, node by node: networks are strongly typed. Attention is
     computed in the half type with its softmax in fp32, by a fused kernel where there is one.
 
-    The same input gives the same engine, byte for byte, with one version of TensorRT-RTX.
+    The same input gives the same engine, byte for byte, with one version of TensorRT-RTX, where the
+    system lets a process do without random addresses (Docker's default profile does not): the
+    compiler numbers the symbols of a network with a past by their addresses.
     """
 
     name = "tensorrt"
