@@ -23,8 +23,8 @@ from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.pipelines import canonical
 from omnigraph.passes.share_constants import ShareConstants
-from omnigraph.weights import release_memory
 from omnigraph.runtimes.cuda_driver import CudaError, Gpu, driver
+from omnigraph.weights import release_memory
 
 #: Kernels are those of the oldest GPU asked for, and these five share theirs: one engine for all
 #: of them is as large as for one. sm75 is not among them, for it has no bf16 and older kernels.
