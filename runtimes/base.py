@@ -136,7 +136,7 @@ class Session(abc.ABC):
         Raises:
             InputError: there is no such program.
         """
-        name = program or self._default
+        name = self._default if program is None else program
         if name not in self.artifact.programs:
             raise InputError(
                 f"There is no program {name!r} in {self.artifact.path}",
@@ -167,10 +167,11 @@ class Session(abc.ABC):
             InputError: an input is missing, unknown, or of the wrong dtype or shape.
             RunError: the vendor's runtime failed; its error is the cause.
         """
-        loaded = self._programs.get(program or self._default)
+        name = self._default if program is None else program
+        loaded = self._programs.get(name)
         if loaded is None:
-            loaded = self._program(program or self._default)
-        given = named if not feeds else {**feeds, **named} if named else feeds
+            loaded = self._program(name)
+        given = named if not feeds else feeds if not named else _joined(feeds, named)
         arrays = loaded.binder.bind(given)
         try:
             results = loaded.executable(arrays)
@@ -178,7 +179,7 @@ class Session(abc.ABC):
             raise
         except Exception as error:
             raise RunError(
-                f"Program {program or self._default!r} failed in the runtime of {self.target!r}",
+                f"Program {name!r} failed in the runtime of {self.target!r}",
                 found=first_line(error),
                 hint="the inputs fit the program, so this is a fault of the artifact or the "
                 "runtime: run `omnigraph verify` on it",
@@ -262,6 +263,18 @@ class _LoadedProgram:
     executable: Executable
     binder: InputBinder
     output_names: tuple[str, ...]
+
+
+def _joined(feeds: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    for name in named:
+        if name in feeds:
+            raise InputError(
+                f"Input {name!r} is given twice",
+                expected="each input once",
+                found="it is in the mapping, and a keyword too",
+                hint="leave one of them out",
+            )
+    return {**feeds, **named}
 
 
 def check_version(package: str, found: str, artifact: Artifact) -> None:

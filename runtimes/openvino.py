@@ -98,10 +98,9 @@ def _executable(
             request = idle.pop()
         except IndexError:
             request = compiled.create_infer_request()
-        for position, array in zip(inputs, arrays, strict=True):
-            flags = array.flags
-            if not (flags.c_contiguous and flags.writeable):  # OpenVINO shares no other array
-                array = array.copy(order="C")
+        # OpenVINO shares no other arrays, and keeps none alive: these are held until it is done.
+        shared = [a if a.flags.carray else a.copy(order="C") for a in arrays]
+        for position, array in zip(inputs, shared, strict=True):
             request.set_input_tensor(position, tensor(array, shared_memory=True))
         results = []
         for position, kind, shape in outputs:
