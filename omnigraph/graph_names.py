@@ -133,6 +133,7 @@ def keep_provenance(graph: Graph, program: Program, skip: Sequence[str]) -> None
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
         stack = node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
         node.metadata_props.clear()
+        node.meta.clear()  # torch's own node, which would keep the exported program
         node.doc_string = None
         if module := _module_path(scopes, program.root):
             node.metadata_props[MODULE_KEY] = module
@@ -145,6 +146,7 @@ def keep_provenance(graph: Graph, program: Program, skip: Sequence[str]) -> None
     graph.producer_name, graph.producer_version = "omnigraph", None
     for value in (*_values(graph), *graph.graph.initializers.values()):
         value.metadata_props.clear()
+        value.meta.clear()
 
 
 def _module_path(scopes: str, root: str) -> str:
