@@ -15,7 +15,7 @@ from omnigraph.errors import GraphError, TraceError
 from omnigraph.graph_names import own_path
 from omnigraph.numbers import Reference
 from omnigraph.passes.base import MODULE_KEY, Graph
-from omnigraph.program import Case, Program, dim_terms
+from omnigraph.program import Case, Dim, Program, dim_terms
 from omnigraph.verify import GraphRunner, longest_contraction, rounding_depth
 
 #: The error beyond which a module's output is another one, and not the same rounded differently.
@@ -60,12 +60,14 @@ class SpecializationWatch:
             hook.remove()
 
     def _begin(self, _: object, inputs: tuple[Any, ...]) -> None:
-        self._symbols = [
+        found = [
             (dim, tensor.shape[axis])
             for spec, tensor in zip(self._program.inputs, inputs, strict=True)
             for axis, dim in enumerate(spec.shape)
             if isinstance(dim, str) and hasattr(tensor.shape[axis], "node")
         ]
+        # Sums first: a bound on a sum bounds its terms, and not the other way round.
+        self._symbols = sorted(found, key=lambda entry: -len(dim_terms(entry[0])))
 
     def _enter(self, label: str, *_: object) -> None:
         self._look()
@@ -83,7 +85,10 @@ class SpecializationWatch:
 
     def _narrowed(self, dim: str, size: Any) -> tuple[int, int] | None:
         """The bounds of a size where they are tighter than the declared ones, or None."""
-        bounds = size.node.shape_env.bound_sympy(size.node.expr)
+        shapes, symbol = size.node.shape_env, size.node._expr
+        bounds = shapes.bound_sympy(size.node.expr)
+        if (own := shapes.var_to_range.get(symbol)) is not None:  # of a sum, not of its terms
+            bounds = bounds & own
         if not getattr(bounds.upper, "is_Integer", False):
             return None
         low, high = int(bounds.lower), int(bounds.upper)
@@ -94,16 +99,29 @@ class SpecializationWatch:
 
 
 def longest_declared(program: Program, dim: str) -> int | None:
-    """The largest size that a program declares for a dimension or a sum, or None for no bound."""
-    if (own := program.dims.get(dim)) is not None:
-        return own.max
-    total = 0
-    for term in dim_terms(dim):
-        known = program.dims.get(term)
-        if not term.isdigit() and (known is None or known.max is None):
-            return None
-        total += int(term) if known is None else known.max or 0
-    return total
+    """The largest size that a program declares for a dimension or a sum, or None for no bound.
+
+    A term of a bounded sum is bounded by what the other terms leave, each of which torch takes to
+    be 2 at least.
+    """
+    terms = dim_terms(dim)
+    ends = [own.max] if (own := program.dims.get(dim)) is not None else []
+    if len(terms) > 1 and None not in (longest := [_longest_term(program, t) for t in terms]):
+        ends.append(sum(size for size in longest if size is not None))
+    for name, allowed in program.dims.items():
+        others = list(dim_terms(name))
+        if allowed.max is not None and name != dim and dim in others:
+            others.remove(dim)
+            ends.append(allowed.max - sum(_least_term(program, t) for t in others))
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _longest_term(program: Program, term: str) -> int | None:
+    return int(term) if term.isdigit() else program.dims.get(term, Dim()).max
+
+
+def _least_term(program: Program, term: str) -> int:
+    return int(term) if term.isdigit() else max(2, program.dims.get(term, Dim()).min)
 
 
 def narrowed_error(program: Program, watch: SpecializationWatch) -> TraceError:
@@ -229,6 +247,8 @@ def parting_module(
 ) -> str | None:
     """The first module to finish with an output that none of its nodes in the Graph computes.
 
+    A module without nodes gives what it was given: then any value of the Graph may be its output.
+
     Args:
         recorded: path and outputs of each module of the torch model, in the order they finished.
     """
@@ -242,7 +262,8 @@ def parting_module(
         return None
     for module, outputs in recorded:
         own = [arrays[v.name or ""] for v in found if _leaves(v, module, v in results)]
-        if own and not all(any(_agree(array, out) for array in own) for out in outputs):
+        candidates = own or [*arrays.values(), *feeds.values()]
+        if not all(any(_agree(array, out) for array in candidates) for out in outputs):
             return module
     return None
 

@@ -342,7 +342,7 @@ def _check_dynamic(graph: Graph, program: Program) -> None:
 
 def _check_drawn(graph: Graph, program: Program) -> None:
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
-        if node.op_type.startswith(_DRAWN):
+        if node.op_type.startswith(_DRAWN) or _drops(node):
             raise TraceError(
                 f"Program {program.name!r} draws random numbers, at {describe(node)}",
                 expected="outputs that depend on the inputs alone",
@@ -362,6 +362,14 @@ def _at(error: BaseException) -> str:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300].rstrip(".")
+
+
+def _drops(node: ir.Node) -> bool:
+    """Whether a node is a Dropout that is in training mode."""
+    if node.op_type != "Dropout" or len(node.inputs) < 3 or node.inputs[2] is None:
+        return False
+    training = ir.convenience.get_const_tensor(node.inputs[2])
+    return training is None or bool(training.numpy())
 
 
 @contextlib.contextmanager
