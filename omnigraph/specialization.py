@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from omnigraph.contract import Tolerance, deviation, deviations
 from omnigraph.errors import GraphError, TraceError
-from omnigraph.graph_names import own_path
+from omnigraph.graph_names import own_path, symbol
 from omnigraph.numbers import Reference
 from omnigraph.passes.base import MODULE_KEY, Graph
 from omnigraph.program import Case, Dim, Program, dim_terms
@@ -153,6 +153,27 @@ def narrowed_error(program: Program, watch: SpecializationWatch) -> TraceError:
 def _argument(dim: str, low: int, high: int) -> str:
     text = f"{dim}={low}:{high}"
     return f"'{text}'" if " " in dim else text
+
+
+def check_open(graph: Graph, program: Program) -> None:
+    """Refuse a traced Graph in which an axis that was declared dynamic is a number.
+
+    Raises:
+        TraceError: naming the input and the dimension.
+    """
+    for value, spec in zip(graph.graph.inputs, program.inputs, strict=True):
+        for axis, dim in enumerate(spec.shape):
+            if isinstance(dim, str) and symbol(value, axis) is None:
+                bounds = [program.dims.get(term, Dim()) for term in dim_terms(dim)]
+                if all(b.min == b.max for b in bounds):
+                    continue  # declared with one size: nothing to keep open
+                raise TraceError(
+                    f"The trace of program {program.name!r} fixed dimension {dim!r} of input "
+                    f"{spec.name!r}, which was declared dynamic",
+                    expected="a symbolic size",
+                    found=str(value.shape),
+                    hint="declare it fixed with --dynamic DIM=N:N, or trace with another example",
+                )
 
 
 def guilty_dimensions(traced: Case, case: Case, parts: Callable[[Case], bool]) -> list[str]:

@@ -26,14 +26,14 @@ from omnigraph.graph_names import (
     name_tensors,
     output_specs,
     own_path,
-    symbol,
 )
 from omnigraph.numbers import Reference
 from omnigraph.passes.base import OPSET, Graph, describe, run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
-from omnigraph.program import Case, Dim, Program, dim_terms, fit_sizes
+from omnigraph.program import Case, Program, fit_sizes
 from omnigraph.specialization import (
     SpecializationWatch,
+    check_open,
     fault_of,
     guilty_dimensions,
     narrowed_error,
@@ -101,14 +101,16 @@ def trace(program: Program) -> Graph:
             hint="replace the operation named here by ones that ONNX has",
         ) from error
     assert onnx_program is not None
-    graph = onnx_program.model
+    # A copy of the structure, not of the weights: torch's own keeps every parameter of the module
+    # alive as a former input, those that the program does not use included.
+    graph = onnx_program.model.clone()
     graph.graph.name = program.name
     name_tensors(graph, program)
     name_dimensions(graph, program)
     keep_provenance(graph, program, _NOT_THE_MODEL)
     # A Graph runs in onnxruntime as it stands, from here to the end.
     run_passes(graph, (ExpandAttentionMask(),))
-    _check_dynamic(graph, program)
+    check_open(graph, program)
     _check_drawn(graph, program)
     return graph
 
@@ -144,8 +146,16 @@ def reference_for(program: Program, case: Case) -> Reference:
             found=_first_line(error),
             hint="declare the sizes that the module takes, with --dynamic DIM=MIN:MAX",
         ) from error
-    arrays = (_array(tensor).copy() for tensor in outputs)
-    return Reference(case, feeds, dict(zip(program.outputs, arrays, strict=True)))
+    named = dict(zip(program.outputs, outputs, strict=True))
+    for name, tensor in named.items():
+        if tensor.dtype == torch.bfloat16:
+            raise TraceError(
+                f"Output {name!r} of program {program.name!r} is not computed in fp32",
+                expected="float32, or another type that numpy has",
+                found="bfloat16",
+                hint="switch autocast off in the model, or return tensor.float()",
+            )
+    return Reference(case, feeds, {name: _array(t).copy() for name, t in named.items()})
 
 
 def returned(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
@@ -322,22 +332,6 @@ def _viewed(node: Any) -> Any:
             break
         node = node.args[0]
     return node
-
-
-def _check_dynamic(graph: Graph, program: Program) -> None:
-    for value, spec in zip(graph.graph.inputs, program.inputs, strict=True):
-        for axis, dim in enumerate(spec.shape):
-            if isinstance(dim, str) and symbol(value, axis) is None:
-                bounds = [program.dims.get(term, Dim()) for term in dim_terms(dim)]
-                if all(b.min == b.max for b in bounds):
-                    continue  # declared with one size: nothing to keep open
-                raise TraceError(
-                    f"The trace of program {program.name!r} fixed dimension {dim!r} of input "
-                    f"{spec.name!r}, which was declared dynamic",
-                    expected="a symbolic size",
-                    found=str(value.shape),
-                    hint="declare it fixed with --dynamic DIM=N:N, or trace with another example",
-                )
 
 
 def _check_drawn(graph: Graph, program: Program) -> None:

@@ -60,5 +60,4 @@ def _compress(graph: Graph, value: ir.Value) -> None:
     first.prepend(cast)
     ir.convenience.replace_all_uses_with(value, cast.outputs[0])
     graph.graph.initializers.pop(value.name)
-    value.const_value = None  # onnx_ir keeps the value known; its data may go
     cast.outputs[0].name = value.name

@@ -59,4 +59,3 @@ def _fold(graph: Graph, node: ir.Node, weight: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(node.outputs[0], folded)
     graph.graph.remove(node, safe=True)
     graph.graph.initializers.pop(weight.name)
-    weight.const_value = None  # onnx_ir keeps the value known; its data may go
