@@ -338,6 +338,17 @@ def test_weights_of_half_precision_are_refused(dtype: torch.dtype):
         trace(made)
 
 
+def test_a_module_that_computes_in_bfloat16_is_refused():
+    class Cast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return x @ x.transpose(1, 2)
+
+    made = program_from_module(Cast(), {"x": torch.randn(2, 7, 8)})
+    with pytest.raises(TraceError, match=r"'output'.*found bfloat16\.\nhint: switch autocast off"):
+        reference_for(made, contract_cases(made)[0])
+
+
 def test_sizes_that_the_module_itself_does_not_take_are_named():
     made = program(lambda x: x.unfold(1, 3, 1).sum(-1))
     message = error_of(made)
