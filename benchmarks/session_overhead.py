@@ -1,4 +1,4 @@
-"""What Session.run adds to the vendor's own call, in microseconds: ``python -m benchmarks.session_overhead``.
+"""What Session.run adds to the vendor's own call: ``python -m benchmarks.session_overhead``.
 
 A tiny model, so that the call itself is short and its noise small. Both sides get the same arrays;
 the vendor's side is the shortest safe call that its own API has for named inputs.

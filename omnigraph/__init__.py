@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omnigraph.driver import export
     from omnigraph.errors import OmniGraphError
+    from omnigraph.inspection import inspect
     from omnigraph.program import Dim, Program, TensorSpec
     from omnigraph.runtimes import load
-    from omnigraph.trace import trace
 
 __version__ = "0.1.0"
 
 _HOME = {
     "export": "omnigraph.driver",
     "load": "omnigraph.runtimes",
-    "trace": "omnigraph.trace",
     "inspect": "omnigraph.inspection",
     "Program": "omnigraph.program",
     "TensorSpec": "omnigraph.program",
     "Dim": "omnigraph.program",
     "OmniGraphError": "omnigraph.errors",
 }
-__all__ = ["Dim", "OmniGraphError", "Program", "TensorSpec", "export", "load", "trace"]
+__all__ = ["Dim", "OmniGraphError", "Program", "TensorSpec", "export", "inspect", "load"]
 
 
 def __getattr__(name: str) -> object:

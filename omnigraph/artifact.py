@@ -197,7 +197,8 @@ class Artifact:
             found = self._file_size(name)
             if found != expected["bytes"]:
                 raise ArtifactError(
-                    f"{name} in {self.path} {'is missing' if found is None else 'has another size'}",
+                    f"{name} in {self.path} "
+                    + ("is missing" if found is None else "has another size"),
                     expected=f"{expected['bytes']} bytes",
                     found="no such file" if found is None else f"{found} bytes",
                     hint=_REBUILD,
@@ -312,7 +313,7 @@ def check_replaceable(out: Path) -> None:
     """Refuse an output path at which something other than an artifact stands.
 
     Raises:
-        ArtifactError: ``out`` is a file that is no ``.omni`` artifact, or a directory of other things.
+        ArtifactError: ``out`` is a file that is no artifact, or a directory of other things.
     """
     if out.suffix == ".omni":
         foreign = out.is_dir() or (

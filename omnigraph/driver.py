@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 
 import omnigraph
-from omnigraph import trace as tracing
 from omnigraph.artifact import ProgramEntry, check_replaceable, publish, seal, staging
 from omnigraph.contract import Deviation, Tolerance
 from omnigraph.errors import UsageError
@@ -23,6 +22,7 @@ from omnigraph.model_source import ModelSource, resolve
 from omnigraph.numbers import NumberCheck, Reference, check_artifact
 from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
 from omnigraph.program import Case, Dim, Program, TensorSpec, contract_cases, fit_sizes
+from omnigraph.trace import check_trace, output_specs, reference_for, trace
 from omnigraph.verify import check_graph, compare_graph, longest_contraction, rounding_depth
 from omnigraph.weights import release_memory
 
@@ -214,22 +214,22 @@ class _Export:
             return [self._trace(program) for program in source.programs]
 
     def _trace(self, program: Program) -> _Traced:
-        graph = tracing.trace(program)
+        graph = trace(program)
         check_graph(graph, "trace")
         cases = contract_cases(program)
-        references = [tracing.reference_for(program, case) for case in cases]
+        references = [reference_for(program, case) for case in cases]
         # The other sets differ from these only in padding and batch; all are in the contract.
         sizes = [r for r in references if r.case.name in ("short", "long", "padded-left")]
-        tracing.check_trace(program, graph, sizes)
+        check_trace(program, graph, sizes)
         golden = Case("golden", fit_sizes(program, _GOLDEN), "left", seed=len(cases))
         return _Traced(
             program.name,
             program.inputs,
-            tracing.output_specs(graph),
+            output_specs(graph),
             program.dims,
             program.state,
             references,
-            tracing.reference_for(program, golden),
+            reference_for(program, golden),
             rounding_depth(graph),
             longest_contraction(graph),
             graph,

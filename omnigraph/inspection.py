@@ -122,7 +122,7 @@ def _changes_text(changes: Mapping[str, int]) -> str:
 
 
 def list_passes() -> list[dict[str, Any]]:
-    """Every pass that is installed: name, options with their defaults, purpose, whether it rounds."""
+    """Every pass that is installed: name, options and defaults, purpose, whether it rounds."""
     from omnigraph import passes
     from omnigraph.passes.base import Pass, pass_name, purpose
 

@@ -19,8 +19,8 @@ class CompressWeights(Pass):
     before:  MatMul(x, weight float32)
     after:   MatMul(x, Cast[to=FLOAT](weight float16))
 
-    Needs: weights as initializers. Leaves alone: tensors under 1,024 elements (norms, biases), whose
-    size does not matter and whose rounding does. Rounds: each weight to a float16, once.
+    Needs: weights as initializers. Leaves alone: tensors under 1,024 elements (norms, biases),
+    whose size does not matter and whose rounding does. Rounds: each weight to a float16, once.
     """
 
     rounds: ClassVar[bool] = True
@@ -47,7 +47,7 @@ def _compress(graph: Graph, value: ir.Value) -> None:
     narrow = ir.LazyTensor(
         lambda: ir.tensor(tensor.numpy().astype("float16"), name=name),
         dtype=ir.DataType.FLOAT16,
-        shape=tensor.shape,
+        shape=ir.Shape(tensor.shape),  # type: ignore[arg-type]
         name=name,
     )
     stored = ir.Value(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import onnx_ir.passes.common as library
 
 from omnigraph.passes.base import Graph, Pass
 
@@ -18,19 +17,33 @@ class EliminateIdentities(Pass):
     after:   Relu(x)
 
     Needs: dtypes on values, where a cast is to be seen as one of no effect. Leaves alone: an
-    Identity between a graph input and a graph output, which gives one value two names.
+    Identity between a graph input or output and another output, which gives one value two names.
     """
 
     def apply(self, graph: Graph) -> bool:
         """Rewrite in place; whether anything changed."""
         changed = False
         for node in list(ir.traversal.RecursiveGraphIterator(graph.graph)):
-            if (kept := _same_value(node)) is not None and not node.outputs[0].is_graph_output():
-                ir.convenience.replace_all_uses_with(node.outputs[0], kept)
-                assert node.graph is not None
-                node.graph.remove(node, safe=True)
+            if (kept := _same_value(node)) is not None and _replace(node, kept):
                 changed = True
-        return library.IdentityEliminationPass()(graph).modified or changed
+        return changed
+
+
+def _replace(node: ir.Node, kept: ir.Value) -> bool:
+    """Put the input in the place of the output, whose name it takes where that is an output's."""
+    gone, graph = node.outputs[0], node.graph
+    assert graph is not None
+    if gone.is_graph_output():
+        if kept.producer() is None or kept.is_graph_output() or kept.graph is not graph:
+            return False
+        for position, output in enumerate(graph.outputs):
+            if output is gone:
+                graph.outputs[position] = kept
+        name, gone.name = gone.name, None
+        kept.name = name
+    ir.convenience.replace_all_uses_with(gone, kept)
+    graph.remove(node, safe=True)
+    return True
 
 
 def _same_value(node: ir.Node) -> ir.Value | None:
@@ -40,6 +53,8 @@ def _same_value(node: ir.Node) -> ir.Value | None:
     value = node.inputs[0]
     if value is None:
         return None
+    if node.op_type == "Identity":
+        return value
     if node.op_type == "Cast" and value.dtype is not None:
         return value if node.attributes.get_int("to") == value.dtype else None
     if node.op_type == "Concat" and len(node.inputs) == 1:

@@ -63,7 +63,10 @@ def _set_shape(graph: Graph, node: ir.Node, constant: list[int]) -> None:
     if value is None:
         tensor = ir.tensor(np.array(constant, np.int64), name=name)
         value = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name,
+            shape=ir.Shape([len(constant)]),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         graph.graph.register_initializer(value)
     node.replace_input_with(1, value)

@@ -48,7 +48,7 @@ def _fold(graph: Graph, node: ir.Node, weight: ir.Value) -> None:
     assert tensor is not None and weight.name is not None
     axes = node.attributes.get_ints("perm") or tuple(reversed(range(len(tensor.shape))))
     name = f"{weight.name}_T"
-    shape = ir.Shape([tensor.shape[axis] for axis in axes])
+    shape = ir.Shape([int(tensor.shape[axis]) for axis in axes])  # type: ignore[arg-type]
 
     def compute() -> ir.TensorProtocol:
         return ir.tensor(np.ascontiguousarray(tensor.numpy().transpose(axes)), name=name)

@@ -21,7 +21,7 @@ def canonical() -> tuple[Pass, ...]:
         # Constants before shapes, since many shapes are put together from constants.
         FoldConstants(),
         EliminateIdentities(),
-        # A Reshape that copies its dimensions needs no Shape, Gather and Concat, which then are dead.
+        # A Reshape that copies its dimensions needs no Shape, Gather and Concat: they are dead.
         FoldReshapeShapes(),
         EliminateDeadCode(),
         # What is left and stands twice (masks, position ids) is merged, its constants first.

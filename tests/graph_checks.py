@@ -17,7 +17,7 @@ EXACT = Tolerance(rms=8 * 2.0**-24, peak=64 * 2.0**-24)
 
 
 def graph_from_text(body: str) -> Graph:
-    """A Graph from ONNX text without its header: ``g (float[N] x) => (float[N] y) { y = Relu(x) }``."""
+    """A Graph from ONNX text, ``g (float[N] x) => (float[N] y) { y = Relu(x) }`` for example."""
     model = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["": {OPSET}]> {body}')
     graph = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     for position, node in enumerate(graph.graph):
