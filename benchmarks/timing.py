@@ -39,13 +39,13 @@ def take_turns(
 def in_new_process(code: str, *arguments: str) -> dict[str, Any]:
     """Run Python code that leaves a dict ``result``; that, and the peak memory in bytes.
 
-    Peak memory is the resident memory of the process and all that it started, added up and looked
-    at 20 times a second, or what the kernel accounted to the largest of them if that is more.
+    Peak memory is the most that was resident in the process, as the kernel accounted it, or in
+    the process and all that it started, added up 20 times a second, whichever is more.
     """
     probe = (
-        f"{code}\nimport resource as _r, json as _j\n"
-        "_all = [_r.getrusage(who).ru_maxrss for who in (_r.RUSAGE_SELF, _r.RUSAGE_CHILDREN)]\n"
-        "print(_j.dumps({**result, 'peak_bytes': max(_all) * 1024}))"
+        f"{code}\nimport json as _j\n"
+        "_peak = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]\n"
+        "print(_j.dumps({**result, 'peak_bytes': int(_peak) * 1024}))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", probe, *arguments], stdout=subprocess.PIPE, text=True
