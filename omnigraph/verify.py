@@ -35,7 +35,8 @@ def check_graph(graph: Graph, stage: str) -> None:
     """Refuse a Graph that is not legal.
 
     Legal is: what the ONNX checker accepts, at our one opset, every node with the module that it
-    came from, every output of a known type.
+    came from, every op with a meaning that is in the standard or in the Graph, every output of a
+    known type.
 
     Raises:
         GraphError: naming the stage and the first fault.
@@ -45,7 +46,7 @@ def check_graph(graph: Graph, stage: str) -> None:
         raise GraphError(
             f"Graph after {stage} has the wrong opset",
             expected=OPSET,
-            found=opset,
+            found=opset or "none",
             hint="convert it with onnx.version_converter first",
         )
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
@@ -53,6 +54,13 @@ def check_graph(graph: Graph, stage: str) -> None:
             raise GraphError(
                 f"{describe(node)} after {stage} has lost the module that it came from",
                 hint="a pass that makes nodes lets them be connected to nodes that have one",
+            )
+        if node.domain != "" and node.op_identifier() not in graph.functions:
+            raise GraphError(
+                f"{describe(node)} after {stage} is of domain {node.domain!r}, and has no body",
+                expected="an op of the ONNX standard, or one whose meaning is a function beside it",
+                found=node.op_type,
+                hint="register the op's function in the Graph, so that onnxruntime can run it",
             )
     for output in graph.graph.outputs:
         if output.dtype is None:
