@@ -10,30 +10,24 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import shutil
 import stat
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from omnigraph.errors import ArtifactError
 from omnigraph.program import TensorSpec
+from omnigraph.single_file import CHUNK, REBUILD, check_name, pack, zip_offsets
 
 FORMAT = "omnigraph-artifact"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-#: Where a file's data starts in a single-file artifact, so that tensors in it can be mapped.
-ALIGNMENT = 4096
-
-_CHUNK = 1 << 22
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-_REBUILD = "the artifact is damaged or was changed: export it again, or copy it again"
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ class Artifact:
         self._offsets: dict[str, tuple[int, int]] | None = None
         self._map: np.ndarray | None = None
         if self.path.is_file():
-            self._offsets = _zip_offsets(self.path)
+            self._offsets = zip_offsets(self.path)
         self.manifest = self._read_manifest()
         self.programs = {n: ProgramEntry.from_dict(f) for n, f in self.manifest["programs"].items()}
         self._check_files(check_hashes)
@@ -128,7 +122,7 @@ class Artifact:
     def read(self, name: str) -> np.ndarray:
         """The bytes of one file, [N] uint8, read-only and memory-mapped."""
         if name not in self.manifest["files"]:
-            raise ArtifactError(f"{self.path} has no file {name!r}", hint=_REBUILD)
+            raise ArtifactError(f"{self.path} has no file {name!r}", hint=REBUILD)
         return self._bytes(name)
 
     def file(self, name: str) -> Path | None:
@@ -143,7 +137,7 @@ class Artifact:
             with np.load(io.BytesIO(self.read(name).tobytes()), allow_pickle=False) as npz:
                 return {key: npz[key] for key in npz.files}
         except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise ArtifactError(f"{name} in {self.path} is not readable", hint=_REBUILD) from error
+            raise ArtifactError(f"{name} in {self.path} is not readable", hint=REBUILD) from error
 
     def _bytes(self, name: str) -> np.ndarray:
         if self._offsets is None:
@@ -171,7 +165,7 @@ class Artifact:
                 raise KeyError("format")
             version = manifest["format_version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{MANIFEST} of {self.path} is damaged", hint=_REBUILD) from error
+            raise ArtifactError(f"{MANIFEST} of {self.path} is damaged", hint=REBUILD) from error
         if version > FORMAT_VERSION:
             raise ArtifactError(
                 f"{self.path} is of a newer format",
@@ -180,9 +174,7 @@ class Artifact:
                 hint="install a newer omnigraph",
             )
         if manifest.get("integrity") != _integrity(manifest):
-            raise ArtifactError(
-                f"{MANIFEST} of {self.path} was changed after export", hint=_REBUILD
-            )
+            raise ArtifactError(f"{MANIFEST} of {self.path} was changed after export", hint=REBUILD)
         return manifest
 
     def _check_files(self, check_hashes: bool) -> None:
@@ -191,7 +183,7 @@ class Artifact:
             check_name(name, self.path)
         if missing := referenced - set(self.manifest["files"]):
             raise ArtifactError(
-                f"{self.path} names a file that it does not list: {min(missing)}", hint=_REBUILD
+                f"{self.path} names a file that it does not list: {min(missing)}", hint=REBUILD
             )
         for name, expected in self.manifest["files"].items():
             found = self._file_size(name)
@@ -201,12 +193,12 @@ class Artifact:
                     + ("is missing" if found is None else "has another size"),
                     expected=f"{expected['bytes']} bytes",
                     found="no such file" if found is None else f"{found} bytes",
-                    hint=_REBUILD,
+                    hint=REBUILD,
                 )
             if check_hashes and self._hash(name) != expected["sha256"]:
                 raise ArtifactError(
                     f"{name} in {self.path} is not what was exported: its sha256 differs",
-                    hint=_REBUILD,
+                    hint=REBUILD,
                 )
 
     def _hash(self, name: str) -> str:
@@ -228,22 +220,6 @@ class Artifact:
                 hint="an artifact holds plain files only; copy the real file in its place",
             )
         return info.st_size
-
-
-def check_name(name: str, where: object) -> None:
-    """Refuse a file name that is not a plain relative path inside the artifact.
-
-    Raises:
-        ArtifactError: an absolute path, a drive, a backslash, or a part that is ``..``.
-    """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\0]", name) or str(path) != name:
-        raise ArtifactError(
-            f"A file name in {where} leaves the artifact",
-            expected="a relative path inside it",
-            found=repr(name),
-            hint="do not use this artifact: it was not written by omnigraph",
-        )
 
 
 @contextlib.contextmanager
@@ -330,58 +306,6 @@ def check_replaceable(out: Path) -> None:
         )
 
 
-def pack(directory: Path, out: Path) -> None:
-    """Write a sealed directory as one uncompressed zip whose files' data are page-aligned."""
-    names = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
-    with open(out, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for name in names:
-            info = zipfile.ZipInfo(name, _EPOCH)
-            info.external_attr = 0o644 << 16
-            # Local header: 30 bytes, the name, 20 bytes of zip64 sizes, then our padding field.
-            start = stream.tell() + 30 + len(name.encode()) + 20 + 4
-            info.extra = _padding_field(-start % ALIGNMENT)
-            with archive.open(info, "w", force_zip64=True) as member:
-                member_start = stream.tell()
-                assert member_start % ALIGNMENT == 0, (name, member_start)
-                with open(directory / name, "rb") as source:
-                    shutil.copyfileobj(source, member, _CHUNK)
-
-
-def _padding_field(length: int) -> bytes:
-    return b"OG" + length.to_bytes(2, "little") + bytes(length)
-
-
-def _zip_offsets(path: Path) -> dict[str, tuple[int, int]]:
-    """Name to (offset, length) of each file in an uncompressed zip."""
-    offsets: dict[str, tuple[int, int]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as stream:
-            for info in archive.infolist():
-                check_name(info.filename, path)
-                if info.compress_type != zipfile.ZIP_STORED or info.filename in offsets:
-                    raise zipfile.BadZipFile(info.filename)
-                offsets[info.filename] = (_data_offset(stream, info), info.file_size)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ArtifactError(
-            f"{path} is not an OmniGraph artifact, or is cut short",
-            expected="an uncompressed zip with a manifest",
-            hint=_REBUILD,
-        ) from error
-    end = path.stat().st_size
-    if any(offset + length > end for offset, length in offsets.values()):
-        raise ArtifactError(f"{path} is cut short", hint=_REBUILD)
-    return offsets
-
-
-def _data_offset(stream: IO[bytes], info: zipfile.ZipInfo) -> int:
-    stream.seek(info.header_offset)
-    header = stream.read(30)
-    if header[:4] != b"PK\x03\x04":
-        raise zipfile.BadZipFile(info.filename)
-    name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
-    return info.header_offset + 30 + name + extra
-
-
 def _map_file(path: Path) -> np.ndarray:
     if path.stat().st_size == 0:
         return np.empty(0, np.uint8)
@@ -394,10 +318,10 @@ def _sha256(path: Path, offset: int = 0, length: int | None = None) -> str:
     """The hash of a file or a part of it, read in pieces so that none of it stays in memory."""
     digest = hashlib.sha256()
     left = path.stat().st_size if length is None else length
-    buffer = memoryview(bytearray(min(_CHUNK, left)))
+    buffer = memoryview(bytearray(min(CHUNK, left)))
     with open(path, "rb", buffering=0) as stream:
         stream.seek(offset)
-        while left and (count := stream.readinto(buffer[: min(left, _CHUNK)])):
+        while left and (count := stream.readinto(buffer[: min(left, CHUNK)])):
             digest.update(buffer[:count])
             left -= count
     return digest.hexdigest()

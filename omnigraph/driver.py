@@ -6,22 +6,25 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-
-import omnigraph
-from omnigraph.artifact import ProgramEntry, check_replaceable, publish, seal, staging
+from omnigraph.artifact import check_replaceable, publish, seal, staging
 from omnigraph.contract import Deviation, Tolerance
 from omnigraph.errors import UsageError
-from omnigraph.lowering import Emission, Lowered, Target, find_target
+from omnigraph.lowering import Lowered, Target, find_target
+from omnigraph.manifest import (
+    TargetProduct,
+    TracedProgram,
+    build_manifest,
+    golden_name,
+    write_golden,
+)
 from omnigraph.model_source import ModelSource, resolve
-from omnigraph.numbers import NumberCheck, Reference, check_artifact
+from omnigraph.numbers import NumberCheck, check_artifact
 from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
-from omnigraph.program import Case, Dim, Program, TensorSpec, contract_cases, fit_sizes
+from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
 from omnigraph.trace import check_trace, output_specs, reference_for, trace
 from omnigraph.verify import check_graph, compare_graph, longest_contraction, rounding_depth
 from omnigraph.weights import release_memory
@@ -136,7 +139,7 @@ def export(
         release_memory()  # torch's weights are not needed from here on
         reports = []
         for chosen, directory, path, product in zip(targets, staged, paths, built, strict=True):
-            manifest = _manifest(name, config_fields, chosen, product, traced)
+            manifest = build_manifest(name, config_fields, chosen, product, traced)
             checks = job.check(chosen, directory, manifest, product, traced)
             reports.append((chosen, directory, path, product, checks))
         done = []
@@ -155,35 +158,6 @@ def export(
                 )
             )
     return done
-
-
-@dataclass
-class _Traced:
-    """One program after tracing: its Graph (until the last target took it) and its reference."""
-
-    name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    dims: Mapping[str, Dim]
-    state: tuple[tuple[str, str], ...]
-    references: list[Reference]
-    golden: Reference
-    depth: int
-    contraction: int
-    graph: Graph | None
-
-
-@dataclass
-class _Product:
-    """One target's staged files, and what was done to get there."""
-
-    precision: str
-    options: Mapping[str, str]
-    emission: Emission
-    records: dict[str, list[PassRecord]]
-    ops: dict[str, dict[str, int]]
-    tolerances: dict[str, Tolerance]
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class _Export:
@@ -208,12 +182,12 @@ class _Export:
         if self._progress is not None and self._done == self._total:
             self._progress("done", self._done, self._total)
 
-    def trace(self, source: ModelSource) -> list[_Traced]:
+    def trace(self, source: ModelSource) -> list[TracedProgram]:
         names = ", ".join(program.name for program in source.programs)
         with self.step(f"trace {names}"):
             return [self._trace(program) for program in source.programs]
 
-    def _trace(self, program: Program) -> _Traced:
+    def _trace(self, program: Program) -> TracedProgram:
         graph = trace(program)
         check_graph(graph, "trace")
         cases = contract_cases(program)
@@ -222,7 +196,7 @@ class _Export:
         sizes = [r for r in references if r.case.name in ("short", "long", "padded-left")]
         check_trace(program, graph, sizes)
         golden = Case("golden", fit_sizes(program, _GOLDEN), "left", seed=len(cases))
-        return _Traced(
+        return TracedProgram(
             program.name,
             program.inputs,
             output_specs(graph),
@@ -241,10 +215,10 @@ class _Export:
         precision: str,
         options: Mapping[str, str],
         directory: Path,
-        traced: Sequence[_Traced],
+        traced: Sequence[TracedProgram],
         *,
         last: bool,
-    ) -> _Product:
+    ) -> TargetProduct:
         seconds: dict[str, float] = {}
         records: dict[str, list[PassRecord]] = {}
         tolerances = {t.name: self._tolerance(target, precision, t) for t in traced}
@@ -265,16 +239,18 @@ class _Export:
         ops = {program.name: dict(sorted(count_ops(program.graph).items())) for program in lowered}
         with self.step(f"compile for {target.name}", seconds):
             emission = target.emit(lowered, directory, precision=precision, options=options)
-        return _Product(precision, options, emission, records, ops, tolerances, seconds)
+        return TargetProduct(precision, options, emission, records, ops, tolerances, seconds)
 
-    def _tolerance(self, target: Target, precision: str, item: _Traced) -> Tolerance:
+    def _tolerance(self, target: Target, precision: str, item: TracedProgram) -> Tolerance:
         if self._rtol is not None:
             return Tolerance(self._rtol, 16 * self._rtol)
         return Tolerance.for_precision(
             target.rounding(precision), depth=item.depth, contraction=item.contraction
         )
 
-    def _observers(self, target: Target, item: _Traced, tolerance: Tolerance) -> Iterator[Observer]:
+    def _observers(
+        self, target: Target, item: TracedProgram, tolerance: Tolerance
+    ) -> Iterator[Observer]:
         if dump := os.environ.get("OMNIGRAPH_DUMP"):
             yield _dumper(Path(dump) / target.name / item.name)
         if self._verify_each:
@@ -288,12 +264,12 @@ class _Export:
         target: Target,
         directory: Path,
         manifest: Mapping[str, Any],
-        product: _Product,
-        traced: Sequence[_Traced],
+        product: TargetProduct,
+        traced: Sequence[TracedProgram],
     ) -> list[NumberCheck]:
         with self.step(f"contract of {target.name}", product.seconds):
             for item in traced:
-                _write_golden(directory / _golden_name(item.name), item.golden)
+                write_golden(directory / golden_name(item.name), item.golden)
             seal(directory, manifest)
             return check_artifact(
                 directory,
@@ -306,7 +282,7 @@ class _Export:
 class _Verifier:
     """Checks legality and numbers after each pass; passes that round loosen what is exact."""
 
-    def __init__(self, item: _Traced, exact: Tolerance, rounded: Tolerance) -> None:
+    def __init__(self, item: TracedProgram, exact: Tolerance, rounded: Tolerance) -> None:
         self._item, self._exact, self._rounded, self._seen = item, exact, rounded, False
 
     def __call__(self, _: int, pass_: Pass, graph: Graph) -> None:
@@ -385,72 +361,3 @@ def _paths(
             hint="give a directory, or export one target at a time",
         )
     return [Path(out) / file for file in usual]
-
-
-def _golden_name(program: str) -> str:
-    return f"golden/{program}.npz"
-
-
-def _write_golden(path: Path, golden: Reference) -> None:
-    path.parent.mkdir(exist_ok=True)
-    arrays = {f"input/{name}": array for name, array in golden.feeds.items()}
-    arrays |= {f"output/{name}": array for name, array in golden.outputs.items()}
-    with open(path, "wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-
-
-def _manifest(
-    name: str,
-    config: Mapping[str, Any],
-    target: Target,
-    product: _Product,
-    traced: Sequence[_Traced],
-) -> dict[str, Any]:
-    emission = product.emission
-    programs = {
-        item.name: {
-            **ProgramEntry(
-                item.inputs,
-                item.outputs,
-                emission.files[item.name],
-                item.state,
-                _golden_name(item.name),
-                product.tolerances[item.name].to_dict(),
-                emission.details.get(item.name, {}),
-            ).to_dict(),
-            "ops": product.ops[item.name],
-            "passes": [
-                {"name": record.name, "changes": record.changes}
-                for record in product.records[item.name]
-                if record.modified
-            ],
-        }
-        for item in traced
-    }
-    dims: dict[str, list[int | None]] = {}
-    for item in traced:
-        for dim, allowed in item.dims.items():
-            dims[dim] = [allowed.min, allowed.max]
-    return {
-        "name": name,
-        "target": target.name,
-        "device": emission.device,
-        "precision": product.precision,
-        "options": dict(product.options),
-        "requires": dict(emission.requires),
-        "programs": programs,
-        "default_program": traced[0].name,
-        "dimensions": dims,
-        "model": {"config": dict(config)},
-        "tools": _tool_versions(),
-    }
-
-
-def _tool_versions() -> dict[str, str]:
-    import onnx
-    import onnxscript
-    import torch
-
-    tools = {"omnigraph": omnigraph, "onnx": onnx, "onnx_ir": ir, "onnxscript": onnxscript}
-    versions = {name: module.__version__ for name, module in tools.items()}
-    return {**versions, "torch": torch.__version__.split("+")[0]}

@@ -12,17 +12,15 @@ import numpy as np
 import pytest
 
 from omnigraph.artifact import (
-    ALIGNMENT,
     MANIFEST,
     Artifact,
     _integrity,
-    check_name,
-    pack,
     publish,
     seal,
     staging,
 )
 from omnigraph.errors import ArtifactError
+from omnigraph.single_file import ALIGNMENT, check_name, pack
 
 
 def manifest() -> dict:

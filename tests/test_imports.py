@@ -24,6 +24,7 @@ EMBEDDED = (
     "omnigraph.errors",
     "omnigraph.program",
     "omnigraph.report",
+    "omnigraph.single_file",
 )
 
 
