@@ -41,10 +41,24 @@ class OmniNet(nn.Module):
             self.initialize()
 
     @classmethod
-    def from_seed(cls, config: OmniNetConfig, seed: int = 0) -> OmniNet:
-        """A model whose weights depend on ``config`` and ``seed`` alone."""
+    def from_seed(
+        cls, config: OmniNetConfig, seed: int = 0, *, trained_like: bool = False
+    ) -> OmniNet:
+        """A model whose weights depend on ``config`` and ``seed`` alone.
+
+        Args:
+            trained_like: biases and norms get random values too, as those of a trained model have,
+                so that an export that loses or swaps one has other numbers.
+        """
+        generator = torch.Generator().manual_seed(seed)
         model = cls(config, initialize=False)
-        model.initialize(torch.Generator().manual_seed(seed))
+        model.initialize(generator)
+        if trained_like:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim == 1:
+                        noise = torch.empty_like(parameter).normal_(0.0, 0.02, generator=generator)
+                        parameter.add_(noise)
         return model
 
     @torch.no_grad()

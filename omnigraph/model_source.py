@@ -66,7 +66,7 @@ def _omninet(config: str | None, settings: Mapping[str, str]) -> ModelSource:
     except ConfigError as error:
         first, _, rest = str(error).partition("\n")
         raise UsageError(first, hint=rest.removeprefix("hint: ") or None) from error
-    model = OmniNet.from_seed(chosen).eval()
+    model = OmniNet.from_seed(chosen, trained_like=True).eval()
     return ModelSource("omninet", programs(model), chosen.to_dict())
 
 
