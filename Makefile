@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+# Two test processes with one torch thread each do not wait for each other's cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint bench clean
@@ -21,10 +23,10 @@ demo: $(READY)  ## set up, export the reference model to every target, run it, s
 	$(BIN)/python -m benchmarks.demo
 
 test: $(READY)  ## the test suite, within 15 minutes on two cores
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)  ## the test suite with the slow matrix
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 lint: $(READY)  ## ruff, and mypy on an installed copy
 	$(BIN)/ruff check .
