@@ -44,6 +44,7 @@ class SpecializationWatch:
         self._symbols: list[tuple[str, Any]] = []
         self._hooks: list[Any] = []
         self._running: list[str] = []  # the modules that are in their forward, outermost first
+        self._seen = (-1, -1)  # how much torch had been told of sizes at the last look
         self.found: dict[str, Narrowing] = {}
 
     def __enter__(self) -> None:
@@ -79,6 +80,12 @@ class SpecializationWatch:
 
     def _look(self) -> None:
         """Lay what has happened since the last look to the module that is running."""
+        if not self._symbols:
+            return
+        shapes = self._symbols[0][1].node.shape_env
+        if self._seen == (seen := (len(shapes.guards), shapes._version_counter)):
+            return
+        self._seen = seen
         for dim, size in self._symbols:
             if dim not in self.found and (bounds := self._narrowed(dim, size)):
                 self.found[dim] = Narrowing(self._running[-1], *bounds)
