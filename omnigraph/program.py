@@ -205,9 +205,22 @@ def _fix(dim: DimLike, fixed: Mapping[str, int]) -> DimLike:
 
 
 def fit_sizes(program: Program, sizes: Mapping[str, int], default: int = 5) -> dict[str, int]:
-    """Sizes for every dimension of a program: those given, moved into range, and the fixed."""
+    """Sizes for every dimension of a program: those given, moved into range, and the fixed.
+
+    Where a sum of dimensions has a bound, its largest terms give way.
+    """
     names = program.dim_names()
-    fitted = {d: program.dims.get(d, Dim()).clamp(sizes.get(d, default)) for d in names}
+    ranges = {name: program.dims.get(name, Dim()) for name in names}
+    fitted = {name: ranges[name].clamp(sizes.get(name, default)) for name in names}
+    for sum_, allowed in program.dims.items():
+        terms = [term for term in dim_terms(sum_) if not term.isdigit()]
+        if allowed.max is None or not set(terms) <= set(fitted):
+            continue
+        while evaluate_dim(sum_, fitted) > allowed.max:
+            largest = max(terms, key=lambda term: fitted[term] - ranges[term].min)
+            if fitted[largest] == ranges[largest].min:
+                break
+            fitted[largest] -= 1
     return {**fitted, **program.fixed}
 
 

@@ -355,22 +355,6 @@ def test_sums_of_which_a_term_is_fixed():
     assert outputs(compile_(fixed))["output"] == ("float32", ("batch", "sequence + 3", 8))
 
 
-def test_ranges_follow_when_a_term_is_fixed():
-    inputs = (TensorSpec("mask", "int64", ("past + sequence",)),)
-    dims = {"past": Dim(0, 9), "sequence": Dim(1, 20), "past + sequence": Dim(1, 20)}
-    program = Program("decode", None, inputs, ("output",), dims, lambda case: {})
-    assert program.with_dims({"past": Dim(5, 5)}).dims == {
-        "sequence": Dim(1, 20),
-        "sequence + 5": Dim(1, 20),
-    }
-    none = program.with_dims({"past": Dim(0, 0), "sequence": Dim(1, 8)})
-    assert none.dims == {"sequence": Dim(1, 8)}
-    assert none.inputs[0].shape == ("sequence",)
-    both = program.with_dims({"past": Dim(2, 2), "sequence": Dim(3, 3)})
-    assert both.inputs[0].shape == (5,)
-    assert both.dims == {}
-
-
 def test_a_range_beyond_what_the_model_takes_is_refused():
     program = program_from_module(Module(lambda m, x: m.layer(x)), {"x": floats()})
     with pytest.raises(UsageError, match=r"dimension 'sequence' in the range 1:[\s\S]*hint: "):
@@ -440,12 +424,6 @@ def test_a_module_that_does_not_run_on_its_example():
 def test_a_module_that_returns_no_tensor(returned: Any):
     module = Module(lambda m, x: returned)
     assert "returns no tensors" in refusal(TraceError, module, {"x": floats()})
-
-
-def test_two_tensors_of_one_name_are_no_program():
-    spec = TensorSpec("x", "float32", ("batch",))
-    with pytest.raises(UsageError, match=r"two tensors of one name: .* found x\.\nhint: "):
-        Program("forward", None, (spec,), ("x",), {}, lambda case: {})
 
 
 # -- modules of others -----------------------------------------------------------------------------
