@@ -35,8 +35,11 @@ def openvino_call(
     """OpenVINO's own call of a compiled model, its results copied out as a caller needs them."""
     import openvino
 
-    compiled = openvino.Core().compile_model(
-        artifact / f"{program}.xml",
+    core = openvino.Core()
+    # One file of weights serves every program, so it is named.
+    model = core.read_model(artifact / f"{program}.xml", artifact / "weights.bin")
+    compiled = core.compile_model(
+        model,
         "CPU",
         {
             "INFERENCE_NUM_THREADS": 1,
