@@ -1,8 +1,8 @@
 """Latency of the seed encoder against its peers, in one run: ``python -m benchmarks.latency``.
 
 12 layers, hidden 1024, 16 heads, batch 1, all threads. The last row is a yardstick: as many
-12 layers, hidden 1024, 16 heads, batch 1, all threads. The last row is a yardstick: as many
 operations as the encoder has, at the speed of one large fp32 product of torch in the same run.
+"""
 
 from __future__ import annotations
 
