@@ -92,16 +92,18 @@ def _from_factory(text: str, settings: Mapping[str, str]) -> ModelSource:
     return ModelSource(name, _as_programs(made, text))
 
 
-def _factory(where: str, name: str) -> Callable[..., Any]:
+def _factory(where: str, attribute: str) -> Callable[..., Any]:
     try:
         if where.endswith(".py"):
             path = Path(where)
             if not path.is_file():
                 raise UsageError(f"There is no file {where}", hint=f"MODEL is {_FORMS}")
-            spec = importlib.util.spec_from_file_location(path.stem, path)
+            # A name of its own: the file may be called like a module that is loaded already.
+            name = f"omnigraph_model_{path.stem}"
+            spec = importlib.util.spec_from_file_location(name, path)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
-            sys.modules.setdefault(path.stem, module)
+            sys.modules[name] = module
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(where)
@@ -113,11 +115,11 @@ def _factory(where: str, name: str) -> Callable[..., Any]:
             found=f"{type(error).__name__}: {error}",
             hint="--traceback shows where it fails",
         ) from error
-    factory = getattr(module, name, None)
+    factory = getattr(module, attribute, None)
     if not callable(factory):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise UsageError(
-            f"{where} has no callable {name!r}",
+            f"{where} has no callable {attribute!r}",
             expected=", ".join(names[:8]) or "a function",
             hint="MODEL names a function that gives (module, inputs)",
         )
