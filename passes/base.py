@@ -30,6 +30,38 @@ MODULE_KEY, SOURCE_KEY = "omnigraph.module", "omnigraph.source"
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What a pass made of one site, or why it left it alone; exactly one of the two is given.
+
+    Args:
+        site: the node looked at, by op and name, as it was.
+        module: the module of the model that it came from.
+        source: the source line, where known.
+        became: what it was rewritten to, such as "Attention, causal, 16 heads".
+        reason: why it was left alone, with the node at which the match parted.
+    """
+
+    pass_name: str
+    site: str
+    module: str = ""
+    source: str = ""
+    became: str | None = None
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as JSON-ready fields; what is not known is left out."""
+        fields = {
+            "pass": self.pass_name,
+            "site": self.site,
+            "module": self.module,
+            "source": self.source,
+            "became": self.became,
+            "reason": self.reason,
+        }
+        return {name: value for name, value in fields.items() if value}
+
+
+@dataclass(frozen=True)
 class Pass(ir.passes.InPlacePass, abc.ABC):
     """One rewrite of a Graph, in place.
 
@@ -53,6 +85,10 @@ class Pass(ir.passes.InPlacePass, abc.ABC):
     def apply(self, graph: Graph) -> bool:
         """Rewrite the Graph in place; whether anything changed."""
 
+    def run(self, graph: Graph) -> tuple[bool, tuple[Finding, ...]]:
+        """Rewrite the Graph in place; whether anything changed, and what was found on the way."""
+        return self.apply(graph), ()
+
     @final
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """What onnx_ir calls."""
@@ -71,13 +107,17 @@ def purpose(kind: type[Pass]) -> str:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: whether it changed anything, how long it took, how many of each op."""
+    """What one pass did: whether it changed anything, how long it took, how many of each op.
+
+    ``findings`` says what became of each site, for a pass that looks at sites one by one.
+    """
 
     name: str
     modified: bool
     seconds: float
     before: Counter[str]
     after: Counter[str]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def changes(self) -> dict[str, int]:
@@ -104,7 +144,7 @@ def run_passes(
     for position, pass_ in enumerate(passes):
         before, start = count_ops(graph), time.perf_counter()
         try:
-            modified = pass_(graph).modified
+            modified, findings = pass_.run(graph)
         except OmniGraphError:
             raise
         except Exception as error:
@@ -116,7 +156,9 @@ def run_passes(
         if modified:
             inherit_provenance(graph)
         seconds = time.perf_counter() - start
-        records.append(PassRecord(pass_.name, modified, seconds, before, count_ops(graph)))
+        records.append(
+            PassRecord(pass_.name, modified, seconds, before, count_ops(graph), findings)
+        )
         for observe in observers:
             observe(position, pass_, graph)
     return records

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.matching import input_at
 
 _MASK, _PAST_KEY, _NONPAD = 3, 4, 6
 
@@ -47,14 +49,10 @@ def _needs_mask(node: ir.Node) -> bool:
         return False
     if not node.attributes.get_int("is_causal", 0) or "q_num_heads" in node.attributes:
         return False
-    if _input(node, _NONPAD) is not None:
+    if input_at(node, _NONPAD) is not None:
         return False
-    masked = _input(node, _MASK) is not None or _input(node, _PAST_KEY) is not None
+    masked = input_at(node, _MASK) is not None or input_at(node, _PAST_KEY) is not None
     return masked or not _same_length(node.inputs[0], node.inputs[1])
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _same_length(query: ir.Value | None, key: ir.Value | None) -> bool:
@@ -66,64 +64,26 @@ def _same_length(query: ir.Value | None, key: ir.Value | None) -> bool:
 
 
 def _write_mask(node: ir.Node) -> None:
-    before = _Inserter(node)
-    queries = before.length(node.inputs[0])
-    keys = before.length(node.inputs[1])
-    past_key = _input(node, _PAST_KEY)
-    rows = before.op("Range", before.scalar(0), queries, before.scalar(1))
+    before = Inserter(node)
+    queries = before.length(node.inputs[0], 2)
+    keys = before.length(node.inputs[1], 2)
+    past_key = input_at(node, _PAST_KEY)
+    rows = before.op("Range", before.integer(0), queries, before.integer(1))
     if past_key is not None:
-        past = before.length(past_key)
+        past = before.length(past_key, 2)
         keys = before.op("Add", keys, past)
         rows = before.op("Add", rows, past)
-    columns = before.op("Range", before.scalar(0), keys, before.scalar(1))
-    rows = before.op("Unsqueeze", rows, before.constant(np.array([1], np.int64)))
-    visible = before.op("LessOrEqual", columns, rows, dtype=ir.DataType.BOOL)  # [T, S]
-    mask = _input(node, _MASK)
+    columns = before.op("Range", before.integer(0), keys, before.integer(1))
+    rows = before.op("Unsqueeze", rows, before.integers(1))
+    visible = before.op("LessOrEqual", columns, rows)  # [T, S]
+    mask = input_at(node, _MASK)
     if mask is None:
         mask = visible
     elif mask.dtype == ir.DataType.BOOL:
-        mask = before.op("And", mask, visible, dtype=ir.DataType.BOOL)
+        mask = before.op("And", mask, visible)
     else:
-        hidden = before.constant(np.array(-np.inf, mask.dtype.numpy() if mask.dtype else "float32"))
-        mask = before.op("Where", visible, mask, hidden, dtype=mask.dtype)
+        mask = before.op("Where", visible, mask, before.number(-np.inf, mask))
     if len(node.inputs) <= _MASK:
         node.resize_inputs(_MASK + 1)
     node.replace_input_with(_MASK, mask)
     node.attributes.pop("is_causal")
-
-
-class _Inserter:
-    """Inserts nodes before one node, each with the type of its result."""
-
-    def __init__(self, node: ir.Node) -> None:
-        self._node = node
-        self._scalars: dict[int, ir.Value] = {}
-
-    def op(
-        self,
-        op_type: str,
-        *inputs: ir.Value | None,
-        dtype: ir.DataType | None = ir.DataType.INT64,
-        **attributes: int,
-    ) -> ir.Value:
-        new = ir.node(op_type, inputs, attributes)
-        new.outputs[0].type = None if dtype is None else ir.TensorType(dtype)
-        self._node.prepend(new)
-        return new.outputs[0]
-
-    def constant(self, array: np.ndarray) -> ir.Value:
-        new = ir.node("Constant", [], {"value": ir.tensor(array)})
-        value = new.outputs[0]
-        value.const_value = ir.tensor(array)
-        value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)
-        self._node.prepend(new)
-        return value
-
-    def scalar(self, number: int) -> ir.Value:
-        if number not in self._scalars:
-            self._scalars[number] = self.constant(np.array(number, np.int64))
-        return self._scalars[number]
-
-    def length(self, value: ir.Value | None) -> ir.Value:
-        """The third dimension of a value, as a scalar."""
-        return self.op("Squeeze", self.op("Shape", value, start=2, end=3))

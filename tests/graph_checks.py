@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from omnigraph.contract import Tolerance, deviations
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, Pass, run_passes
+from omnigraph.passes.site_pass import SitePass
 from omnigraph.verify import GraphRunner, check_graph
 
 #: A pass that does not round may only reorder sums: a few fp32 roundings of each output.
@@ -81,3 +82,13 @@ def assert_pass(
     assert graph_text(before) == wanted
     for name, found in deviations(GraphRunner(before).run(feeds), expected).items():
         assert found.within(tolerance), (name, found)
+
+
+def assert_miss(pass_: SitePass, graph: Graph, reason: str) -> None:
+    """Check that a pass leaves a Graph alone, and that the reason it gives holds these words."""
+    untouched = graph_text(graph)
+    (record,) = run_passes(graph, (pass_,))
+    assert not record.modified
+    assert graph_text(graph) == untouched
+    reasons = [finding.reason or "" for finding in record.findings]
+    assert any(reason in found for found in reasons), reasons or "no site was looked at"
