@@ -108,3 +108,15 @@ def replace_output(old: ir.Value, new: ir.Value) -> None:
     if old.is_graph_output():
         old.name, new.name = f"{name}_before", name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def remove_unused(node: ir.Node) -> None:
+    """Remove a node that nothing reads, and those before it that only it read; else nothing."""
+    waiting = [node]
+    while waiting:
+        last = waiting.pop()
+        if last.graph is None or any(v.uses() or v.is_graph_output() for v in last.outputs):
+            continue
+        makers = [value.producer() for value in last.inputs if value is not None]
+        last.graph.remove(last, safe=True)
+        waiting += [maker for maker in makers if maker is not None]
