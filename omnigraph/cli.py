@@ -84,8 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", metavar="PATH", help="a .omni file or a directory")
     export.add_argument("--rtol", type=float, metavar="X", help="tolerance, relative rms")
     export.add_argument(
+        "--require-fused", action="store_true", help="refuse an attention that is not one node"
+    )
+    export.add_argument(
         "--verify-each", action="store_true", help="compare the numbers after every pass"
     )
+    _passes_option(export)
 
     run = _command(commands, "run", _run, "run an artifact on given inputs")
     run.add_argument("artifact", metavar="ARTIFACT")
@@ -107,8 +111,25 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = _command(commands, "inspect", _inspect, "show a model or an artifact")
     inspect.add_argument("subject", metavar="MODEL|ARTIFACT")
-    inspect.add_argument("--config", metavar="NAME")
-    inspect.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    inspect.add_argument("--after", metavar="PASS", help="print the graph of a model after a pass")
+    inspect.add_argument("--diff", action="store_true", help="with --after: what the pass changed")
+    inspect.add_argument(
+        "--kernels",
+        action="store_true",
+        help="load an artifact and show the kernel that runs each attention",
+    )
+    _model_options(inspect)
+
+    explain = _command(commands, "explain", _explain, "what a pass matched, what not, and why")
+    explain.add_argument("model", metavar="MODEL")
+    explain.add_argument("--pass", required=True, metavar="NAME", dest="pass_name")
+    _model_options(explain)
+
+    bisect = _command(commands, "bisect", _bisect, "the first pass and node where numbers part")
+    bisect.add_argument("model", metavar="MODEL")
+    bisect.add_argument("--programs", metavar="NAME[,NAME…]", help="default: all of the model's")
+    bisect.add_argument("--dynamic", metavar="DIM=MIN:MAX[,…]", help="as for export")
+    _model_options(bisect, target_required=True)
 
     _command(commands, "passes", _passes, "list the passes and what each is for")
     _command(commands, "targets", _targets, "list the targets and whether each is usable here")
@@ -131,6 +152,28 @@ def _command(commands: Any, name: str, run: Any, purpose: str) -> argparse.Argum
     return command
 
 
+def _model_options(command: argparse.ArgumentParser, *, target_required: bool = False) -> None:
+    command.add_argument("--config", metavar="NAME", help="of omninet: tiny, small, seed (default)")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    command.add_argument(
+        "--target",
+        required=target_required,
+        metavar="T",
+        help="whose passes to run" + ("" if target_required else "; default: those of all targets"),
+    )
+    command.add_argument("--precision", metavar="P", help="default: the target's own first")
+    _passes_option(command)
+
+
+def _passes_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--passes",
+        default="",
+        metavar="A,B:OPTION=VALUE,-C",
+        help="add passes (a name, or file.py:Class), or leave them out with -name",
+    )
+
+
 def _device_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, gpu, npu")
     command.add_argument("--threads", type=int, metavar="N", help="threads of one run")
@@ -148,6 +191,8 @@ def _export(args: argparse.Namespace) -> int:
             dynamic=_ranges(args.dynamic),
             out=args.out,
             rtol=args.rtol,
+            passes=args.passes,
+            require_fused=args.require_fused,
             verify_each=args.verify_each,
             progress=progress,
         )
@@ -286,12 +331,92 @@ def _verify(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     from omnigraph.inspection import describe_text, inspect
 
-    fields = inspect(args.subject, config=args.config, settings=_settings(args.settings))
+    if args.diff and not args.after:
+        raise UsageError("--diff needs --after PASS", hint="omnigraph inspect MODEL --after PASS")
+    if args.after:
+        return _inspect_after(args)
+    fields = inspect(
+        args.subject,
+        config=args.config,
+        settings=_settings(args.settings),
+        target=args.target,
+        precision=args.precision,
+        passes=args.passes,
+    )
+    if args.kernels:
+        from omnigraph.inspection import add_kernels
+
+        add_kernels(fields)
     if args.json:
         _print_json(fields)
     else:
         print(describe_text(fields))
     return 0
+
+
+def _inspect_after(args: argparse.Namespace) -> int:
+    from omnigraph.model_view import stages
+
+    found = stages(_subject(args, args.subject), args.after)
+    if args.json:
+        _print_json({"programs": {s.program: s.diff if args.diff else s.after for s in found}})
+        return 0
+    for stage in found:
+        if args.diff:
+            print(stage.diff or f"{stage.name} changes nothing in program {stage.program}")
+        else:
+            print(f"program {stage.program} after {stage.name}\n{stage.after}")
+    return 0
+
+
+def _subject(args: argparse.Namespace, model: str) -> Any:
+    from omnigraph.model_view import Subject
+
+    settings = _settings(args.settings)
+    return Subject(model, args.config, settings, args.target, args.precision, args.passes)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from omnigraph.model_view import explain, explanation_fields
+
+    found = explain(_subject(args, args.model), args.pass_name)
+    if args.json:
+        _print_json({"pass": args.pass_name, "programs": explanation_fields(found)})
+        return 0
+    for program, findings in found.items():
+        rows = [
+            (f.module, f.site, f.became or "left alone", f.reason or "", f.source) for f in findings
+        ]
+        done = sum(f.became is not None for f in findings)
+        print(f"program {program}: {done} of {len(findings)} sites of {args.pass_name}")
+        if rows:
+            print(table(("module", "node", "became", "why not", "source"), rows))
+        print()
+    return 0
+
+
+def _bisect(args: argparse.Namespace) -> int:
+    from omnigraph.bisection import bisect
+
+    found = bisect(
+        args.model,
+        args.target,
+        precision=args.precision,
+        config=args.config,
+        settings=_settings(args.settings),
+        programs=args.programs.split(",") if args.programs else None,
+        dynamic=_ranges(args.dynamic),
+        passes=args.passes,
+        progress=lambda stage: print(stage, file=sys.stderr, flush=True),
+    )
+    if args.json:
+        _print_json({"parted": [parting.to_dict() for parting in found]})
+    else:
+        for parting in found:
+            print(parting)
+        if not found:
+            print("the numbers of every program are within the contract at every stage")
+    return 1 if found else 0
 
 
 def _passes(args: argparse.Namespace) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 from omnigraph.artifact import check_replaceable, publish, seal, staging
 from omnigraph.contract import Deviation, Tolerance
 from omnigraph.errors import UsageError
+from omnigraph.graph_text import graph_text
+from omnigraph.ledger import AttentionSite, attention_sites, check_fused
 from omnigraph.lowering import Lowered, Target, find_target
 from omnigraph.manifest import (
     TargetProduct,
@@ -46,6 +48,7 @@ class ExportReport:
     seconds: Mapping[str, float]
     checks: Sequence[NumberCheck]
     passes: Mapping[str, Sequence[PassRecord]]
+    ledger: Mapping[str, Sequence[AttentionSite]]
 
     @property
     def deviation(self) -> Deviation:
@@ -64,6 +67,9 @@ class ExportReport:
             "bytes": self.bytes,
             "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
             "contract": [check.to_dict() for check in self.checks],
+            "attention": {
+                name: [site.to_dict() for site in sites] for name, sites in self.ledger.items()
+            },
         }
 
 
@@ -79,6 +85,8 @@ def export(
     dynamic: Mapping[str, Dim] | None = None,
     out: str | os.PathLike[str] | None = None,
     rtol: float | None = None,
+    passes: str = "",
+    require_fused: bool = False,
     verify_each: bool = False,
     progress: Progress | None = None,
 ) -> list[ExportReport]:
@@ -97,6 +105,9 @@ def export(
         out: the artifact's path, a single file if it ends in ``.omni``, else a directory; with
             several targets, the directory that gets one artifact each.
         rtol: a root-mean-square tolerance in place of the one reasoned from the precision.
+        passes: edits of each target's pipeline, joined by commas: "-name" leaves a pass out, "name"
+            or "name:option=value" adds it, or replaces it where it is already.
+        require_fused: refuse a program with an attention that is not one node.
         verify_each: compare the numbers after every single pass, too.
         progress: told of each step.
 
@@ -114,7 +125,8 @@ def export(
     for chosen, given in zip(targets, options, strict=True):
         _check_target(chosen, precision, given)
     precisions = [precision or chosen.precisions[0] for chosen in targets]
-    job = _Export(progress, verify_each, rtol, total=2 + 3 * len(targets))
+    pipelines = [t.passes(p, passes) for t, p in zip(targets, precisions, strict=True)]
+    job = _Export(progress, verify_each, require_fused, rtol, total=2 + 3 * len(targets))
 
     with job.step("model"):
         source = resolve(
@@ -123,7 +135,7 @@ def export(
             settings={k: v for k, v in settings.items() if k not in used},
             inputs=inputs,
         )
-        source = replace(source, programs=_choose(source, programs, dynamic or {}))
+        source = replace(source, programs=choose_programs(source, programs, dynamic or {}))
     paths = _paths(source.name, targets, precisions, out)
     for path in paths:
         check_replaceable(path)
@@ -134,7 +146,9 @@ def export(
         staged = [stack.enter_context(staging(path)) for path in paths]
         built = [
             job.build(*item, traced, last=position == len(targets) - 1)
-            for position, item in enumerate(zip(targets, precisions, options, staged, strict=True))
+            for position, item in enumerate(
+                zip(targets, precisions, pipelines, options, staged, strict=True)
+            )
         ]
         release_memory()  # torch's weights are not needed from here on
         reports = []
@@ -155,6 +169,7 @@ def export(
                     {**job.seconds, **product.seconds},
                     checks,
                     product.records,
+                    product.ledger,
                 )
             )
     return done
@@ -164,9 +179,16 @@ class _Export:
     """The steps of one export: their progress and their times."""
 
     def __init__(
-        self, progress: Progress | None, verify_each: bool, rtol: float | None, *, total: int
+        self,
+        progress: Progress | None,
+        verify_each: bool,
+        require_fused: bool,
+        rtol: float | None,
+        *,
+        total: int,
     ) -> None:
         self.seconds: dict[str, float] = {}
+        self._require_fused = require_fused
         self._progress, self._verify_each, self._rtol = progress, verify_each, rtol
         self._done, self._total = 0, total
 
@@ -213,6 +235,7 @@ class _Export:
         self,
         target: Target,
         precision: str,
+        pipeline: Sequence[Pass],
         options: Mapping[str, str],
         directory: Path,
         traced: Sequence[TracedProgram],
@@ -221,6 +244,7 @@ class _Export:
     ) -> TargetProduct:
         seconds: dict[str, float] = {}
         records: dict[str, list[PassRecord]] = {}
+        ledger: dict[str, list[AttentionSite]] = {}
         tolerances = {t.name: self._tolerance(target, precision, t) for t in traced}
         lowered = []
         with self.step(f"passes for {target.name}", seconds):
@@ -229,17 +253,21 @@ class _Export:
                 graph = item.graph if last else item.graph.clone()
                 if last:
                     item.graph = None
-                pipeline = target.pipeline(precision)
                 observers = [*self._observers(target, item, tolerances[item.name])]
                 records[item.name] = run_passes(graph, pipeline, observers)
+                ledger[item.name] = attention_sites(graph, records[item.name])
                 target.check_nodes(item.name, graph, precision)
                 lowered.append(
                     Lowered(item.name, graph, item.inputs, item.outputs, item.dims, item.state)
                 )
+        if self._require_fused:
+            check_fused(ledger)
         ops = {program.name: dict(sorted(count_ops(program.graph).items())) for program in lowered}
         with self.step(f"compile for {target.name}", seconds):
             emission = target.emit(lowered, directory, precision=precision, options=options)
-        return TargetProduct(precision, options, emission, records, ops, tolerances, seconds)
+        return TargetProduct(
+            precision, options, emission, records, ops, tolerances, ledger, seconds
+        )
 
     def _tolerance(self, target: Target, precision: str, item: TracedProgram) -> Tolerance:
         if self._rtol is not None:
@@ -302,8 +330,8 @@ def _dumper(directory: Path) -> Observer:
     directory.mkdir(parents=True, exist_ok=True)
 
     def dump(position: int, pass_: Pass, graph: Graph) -> None:
-        text = str(graph.graph)
-        (directory / f"{position:02d}-{pass_.name}.txt").write_text(text, encoding="utf-8")
+        file = directory / f"{position:02d}-{pass_.name}.txt"
+        file.write_text(graph_text(graph), encoding="utf-8")
 
     return dump
 
@@ -319,9 +347,14 @@ def _check_target(target: Target, precision: str | None, options: Mapping[str, s
     target.check_options(options)
 
 
-def _choose(
+def choose_programs(
     source: ModelSource, wanted: Sequence[str] | None, dynamic: Mapping[str, Dim]
 ) -> tuple[Program, ...]:
+    """The programs asked for, with the ranges asked for.
+
+    Raises:
+        UsageError: there is no such program or dimension.
+    """
     known = [program.name for program in source.programs]
     for name in wanted or ():
         if name not in known:

@@ -107,3 +107,10 @@ class ContractError(OmniGraphError):
 
     kind = "contract"
     exit_status = 1
+
+
+class FusionError(OmniGraphError):
+    """An attention that is not one node, where it was asked to be."""
+
+    kind = "fusion"
+    exit_status = 1

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,22 @@ def inspect(
     *,
     config: str | None = None,
     settings: Mapping[str, str] | None = None,
+    target: str | None = None,
+    precision: str | None = None,
+    passes: str = "",
 ) -> dict[str, Any]:
     """What is in an artifact, or what a model traces to and what the passes make of it.
 
     Args:
         subject: the path of an artifact, or whatever ``export`` takes as a model.
+        target: of a model, whose passes to run; None is what all targets begin with.
+        precision: one of the target's.
+        passes: edits of the pipeline, as for ``export``.
 
     Returns:
         JSON-ready fields: the manifest of an artifact; of a model its programs, each with inputs,
-        outputs, nodes by op as traced and after the passes, and what each pass changed.
+        outputs, nodes by op as traced and after the passes, what each pass changed, and what became
+        of each attention.
 
     Raises:
         ArtifactError: the path is of no sound artifact.
@@ -39,30 +43,36 @@ def inspect(
 
             artifact = Artifact(path)
             return {"artifact": str(path), "bytes": artifact.size, **artifact.manifest}
-    return _inspect_model(subject, config, settings)
+    return _inspect_model(
+        subject, config, settings, target=target, precision=precision, passes=passes
+    )
 
 
 def _inspect_model(
-    subject: object, config: str | None, settings: Mapping[str, str] | None
+    subject: object, config: str | None, settings: Mapping[str, str] | None, **view: Any
 ) -> dict[str, Any]:
+    from omnigraph.graph_names import output_specs
+    from omnigraph.ledger import attention_sites
     from omnigraph.model_source import resolve
+    from omnigraph.model_view import Subject
     from omnigraph.passes.base import count_ops, run_passes
-    from omnigraph.passes.pipelines import canonical
-    from omnigraph.trace import output_specs, trace
+    from omnigraph.trace import trace
 
+    pipeline = Subject(subject, config, settings, **view).pipeline()
     source = resolve(subject, config=config, settings=settings)
     programs = {}
     for program in source.programs:
         graph = trace(program)
         traced = dict(sorted(count_ops(graph).items()))
         outputs = [spec.to_dict() for spec in output_specs(graph)]
-        records = run_passes(graph, canonical())
+        records = run_passes(graph, pipeline)
         programs[program.name] = {
             "inputs": [spec.to_dict() for spec in program.inputs],
             "outputs": outputs,
             "traced_ops": traced,
             "ops": dict(sorted(count_ops(graph).items())),
             "passes": [{"name": r.name, "changes": r.changes} for r in records if r.modified],
+            "attention": [site.to_dict() for site in attention_sites(graph, records)],
         }
     return {"model": {"config": dict(source.config)}, "name": source.name, "programs": programs}
 
@@ -92,7 +102,69 @@ def describe_text(found: Mapping[str, Any]) -> str:
             (step["name"], _changes_text(step["changes"])) for step in program.get("passes", ())
         ]
         lines += ["", table(("pass", "nodes more (+) or fewer (-)"), rows)]
+        if program.get("attention"):
+            lines += ["", attention_text(program["attention"])]
     return "\n".join(lines)
+
+
+#: What vendors call the kernels that are a whole attention.
+_ATTENTION_KERNELS = ("Attention",)
+
+
+def add_kernels(found: dict[str, Any]) -> None:
+    """Load an artifact that ``inspect`` described, and say which kernel runs each attention.
+
+    Raises:
+        UsageError: what was described is no artifact, or its runtime does not tell.
+        DeviceError: it cannot be run here.
+    """
+    from omnigraph.errors import UsageError
+    from omnigraph.runtimes import load
+    from omnigraph.runtimes.kernels import kernels_of
+
+    if "artifact" not in found:
+        raise UsageError(
+            "Kernels are those of a compiled artifact",
+            found="a model",
+            hint="export it, and inspect the artifact with --kernels",
+        )
+    with load(found["artifact"]) as session:
+        ask = getattr(session, "kernels", None)
+        if ask is None:
+            raise UsageError(
+                f"The runtime of {found['target']!r} does not tell which kernels it runs",
+                hint="leave --kernels out",
+            )
+        for name, program in found["programs"].items():
+            sites = [site for site in program.get("attention", ()) if site["fused"]]
+            names = [site["node"] for site in sites]
+            for site, kernel in zip(
+                sites, kernels_of(ask(name), names, _ATTENTION_KERNELS), strict=True
+            ):
+                site["kernel"] = kernel or "not told"
+
+
+def attention_text(sites: Sequence[Mapping[str, Any]]) -> str:
+    """The fusion ledger of one program, for a person; equal sites of many layers in one row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for site in sites:
+        became = f"{site['op']}: {site['form']}" if site["fused"] else "not fused"
+        row = (became, site.get("reason", ""), site.get("kernel", ""))
+        rows.setdefault(row, []).append(site.get("module") or site["node"])
+    kernels = any(kernel for _, _, kernel in rows)
+    header = ("attention of", "sites", "became", "why not", *(("kernel",) if kernels else ()))
+    return table(
+        header,
+        [
+            (_span(modules), str(len(modules)), became, why, *((kernel,) if kernels else ()))
+            for (became, why, kernel), modules in rows.items()
+        ],
+    )
+
+
+def _span(modules: Sequence[str]) -> str:
+    first, last = modules[0], modules[-1]
+    return first if first == last else f"{first} … {last}"
 
 
 def _tensors_text(program: Mapping[str, Any]) -> str:
@@ -123,24 +195,17 @@ def _changes_text(changes: Mapping[str, int]) -> str:
 
 def list_passes() -> list[dict[str, Any]]:
     """Every pass that is installed: name, options and defaults, purpose, whether it rounds."""
-    from omnigraph import passes
-    from omnigraph.passes.base import Pass, pass_name, purpose
+    from omnigraph.passes.base import purpose
+    from omnigraph.passes.registry import describe_options, installed_passes
 
-    found: dict[str, type[Pass]] = {}
-    for module in pkgutil.iter_modules(passes.__path__):
-        for value in vars(importlib.import_module(f"{passes.__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Pass) and value is not Pass:
-                found[pass_name(value)] = value
     return [
         {
             "name": name,
-            "options": [
-                f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(kind)
-            ],
+            "options": describe_options(kind),
             "purpose": purpose(kind),
             "rounds": kind.rounds,
         }
-        for name, kind in sorted(found.items())
+        for name, kind in installed_passes().items()
     ]
 
 

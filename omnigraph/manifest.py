@@ -13,6 +13,7 @@ import onnx_ir as ir
 import omnigraph
 from omnigraph.artifact import ProgramEntry
 from omnigraph.contract import Tolerance
+from omnigraph.ledger import AttentionSite
 from omnigraph.lowering import Emission, Target
 from omnigraph.numbers import Reference
 from omnigraph.passes.base import Graph, PassRecord
@@ -45,6 +46,7 @@ class TargetProduct:
     records: dict[str, list[PassRecord]]
     ops: dict[str, dict[str, int]]
     tolerances: dict[str, Tolerance]
+    ledger: dict[str, list[AttentionSite]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -88,6 +90,7 @@ def build_manifest(
                 for record in product.records[item.name]
                 if record.modified
             ],
+            "attention": [site.to_dict() for site in product.ledger.get(item.name, ())],
         }
         for item in traced
     }

@@ -120,8 +120,8 @@ def _check_program(
                     expected=f"an error within {tolerance.rms:.2e} rms and {tolerance.peak:.2e} "
                     "peak, relative to the output's rms",
                     found=f"{deviation.rms:.2e} rms and {deviation.peak:.2e} peak",
-                    hint="--verify-each names the pass at which the numbers part; a wider "
-                    "--precision may keep the contract",
+                    hint="`omnigraph bisect MODEL --target T` names the pass and the node at which "
+                    "the numbers part; a wider --precision may keep the contract",
                 )
             before = worst.get(output)
             if before is None or deviation.rms > before.deviation.rms:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.base import Graph
+from omnigraph.passes.matching import input_at, nodes_of
+from omnigraph.passes.site_pass import Miss, SitePass
 
 _MASK, _PAST_KEY, _NONPAD = 3, 4, 6
 _QK_OUTPUT = 3
 
 
 @dataclass(frozen=True)
-class DecomposeAttention(Pass):
+class DecomposeAttention(SitePass):
     """Write out each Attention that is outside what a fused kernel takes.
 
     Before::
@@ -45,15 +48,19 @@ class DecomposeAttention(Pass):
     largest_head: int = 256
     separate: bool = False
 
-    def apply(self, graph: Graph) -> bool:
-        """Rewrite in place; whether anything changed."""
-        found = [n for n in ir.traversal.RecursiveGraphIterator(graph.graph) if self._is_ours(n)]
-        for node in found:
-            _Decomposition(node).run()
-        return bool(found)
+    def sites(self, graph: Graph) -> Iterator[ir.Node]:
+        """Every Attention."""
+        return nodes_of(graph, "Attention")
 
-    def _is_ours(self, node: ir.Node) -> bool:
-        return is_plain(node) and self.why_no_kernel(node) is not None
+    def rewrite(self, graph: Graph, node: ir.Node) -> str:
+        """Write one Attention out, and say why."""
+        if not is_plain(node):
+            raise Miss("it is causal, has a past, or its heads are not an axis of their own")
+        reason = self.why_no_kernel(node)
+        if reason is None:
+            raise Miss("a fused kernel takes it")
+        _Decomposition(node).run()
+        return f"products and a softmax, for there is no fused kernel for {reason}"
 
     def why_no_kernel(self, node: ir.Node) -> str | None:
         """What an Attention has that a fused kernel does not take, or None."""
@@ -105,7 +112,7 @@ class _Decomposition:
         self.node = node
         query, self.key, self.value = (v for v in node.inputs[:3] if v is not None)
         self.query, self.dtype = query, query.dtype or ir.DataType.FLOAT
-        self.mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
+        self.mask = input_at(node, _MASK)
 
     def run(self) -> None:
         size = head_size(self.node, 0)

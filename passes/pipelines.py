@@ -30,3 +30,8 @@ def canonical() -> tuple[Pass, ...]:
         EliminateCommonSubexpressions(),
         EliminateDeadCode(),
     )
+
+
+def common() -> tuple[Pass, ...]:
+    """What every target begins with."""
+    return canonical()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from omnigraph.artifact import ProgramEntry
 from omnigraph.errors import DeviceError
 from omnigraph.runtimes.base import Executable, Session, check_version
+from omnigraph.runtimes.kernels import Kernel
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -42,8 +44,38 @@ class OnnxSession(Session):
         return chosen
 
     def _compile(self, name: str, entry: ProgramEntry) -> Executable:
+        return _executable(self._load(entry, _onnxruntime().SessionOptions()), entry)
+
+    def kernels(self, program: str | None = None) -> list[Kernel]:
+        """The kernels that one program runs, by onnxruntime's own profile of its golden inputs.
+
+        Raises:
+            InputError: there is no such program.
+        """
+        entry = self.entry(program)
+        assert entry.golden is not None
+        arrays = self.artifact.arrays(entry.golden)
+        feeds = {k[len("input/") :]: v for k, v in arrays.items() if k.startswith("input/")}
+        with tempfile.TemporaryDirectory() as scratch:
+            options = _onnxruntime().SessionOptions()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(scratch) / "profile")
+            session = self._load(entry, options)
+            session.run(None, feeds)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return [
+            Kernel(
+                f"{event['args']['op_name']} on {event['args']['provider']}",
+                (event["name"].removesuffix("_kernel_time"),),
+            )
+            for event in events
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        ]
+
+    def _load(
+        self, entry: ProgramEntry, options: onnxruntime.SessionOptions
+    ) -> onnxruntime.InferenceSession:
         ort = _onnxruntime()
-        options = ort.SessionOptions()
         options.log_severity_level = 3
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
@@ -66,7 +98,7 @@ class OnnxSession(Session):
                 getattr(options, _FROM_MEMORY)([weights], [data], [len(data)])
             graph = self.artifact.read(entry.files["model"]).tobytes()
             session = ort.InferenceSession(graph, options, providers=providers)
-        return _executable(session, entry)
+        return session
 
 
 def _executable(session: onnxruntime.InferenceSession, entry: ProgramEntry) -> Executable:

@@ -15,6 +15,7 @@ import numpy as np
 from omnigraph.artifact import ProgramEntry
 from omnigraph.errors import DeviceError
 from omnigraph.runtimes.base import Executable, Session
+from omnigraph.runtimes.kernels import Kernel
 
 if TYPE_CHECKING:
     import openvino
@@ -50,6 +51,26 @@ class OpenVinoSession(Session):
         )
 
     def _compile(self, name: str, entry: ProgramEntry) -> Executable:
+        compiled, weights = self._load(entry)
+        return _executable(compiled, entry, weights)
+
+    def kernels(self, program: str | None = None) -> list[Kernel]:
+        """The kernels that one program runs, by OpenVINO's own description of what it compiled.
+
+        Raises:
+            InputError: there is no such program.
+        """
+        compiled, _weights = self._load(self.entry(program))
+        found = []
+        for op in compiled.get_runtime_model().get_ordered_ops():
+            about = {key: str(value.value) for key, value in op.get_rt_info().items()}
+            kind = f"{about.get('layerType', '')} {about.get('primitiveType', '')}".strip()
+            nodes = about.get("originalLayersNames", "")
+            found.append(Kernel(kind, tuple(filter(None, nodes.split(",")))))
+        return found
+
+    def _load(self, entry: ProgramEntry) -> tuple[openvino.CompiledModel, np.ndarray]:
+        """A program compiled, and the weights that it reads where they are mapped."""
         xml = self.artifact.read(entry.files["model"]).tobytes()
         weights = (
             self.artifact.read(entry.files["weights"])
@@ -59,7 +80,7 @@ class OpenVinoSession(Session):
         model = self._core.read_model(xml, _tensor_over(weights))
         with _pages_released(weights):
             compiled = self._core.compile_model(model, self.device.upper(), self._config())
-        return _executable(compiled, entry, weights)
+        return compiled, weights
 
     def _config(self) -> dict[str, Any]:
         execution = _EXECUTION[self.device.split(".")[0]]

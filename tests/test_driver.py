@@ -149,7 +149,7 @@ def test_one_weight_changed_by_a_tenth_is_refused(tmp_path: Path):
     assert "Output 'last_hidden_state' of program 'encode' is too far" in text
     assert "no artifact was written" in text
     assert "expected an error within" in text
-    assert "hint: --verify-each" in text
+    assert "hint: `omnigraph bisect" in text
     assert refused.value.exit_status == 1
     assert list(tmp_path.iterdir()) == []
 

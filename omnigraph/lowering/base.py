@@ -12,6 +12,8 @@ import onnx_ir as ir
 
 from omnigraph.errors import UnsupportedError, UsageError
 from omnigraph.passes.base import Graph, Pass, describe
+from omnigraph.passes.pipelines import common
+from omnigraph.passes.registry import edited
 from omnigraph.program import Dim, TensorSpec
 
 _MOST_NAMED = 8
@@ -79,6 +81,14 @@ class Target(abc.ABC):
     @abc.abstractmethod
     def pipeline(self, precision: str) -> Sequence[Pass]:
         """The passes that make a traced Graph one that this target takes."""
+
+    def passes(self, precision: str, edits: str = "") -> tuple[Pass, ...]:
+        """The pipeline of a precision, with passes added (after the common ones) and left out.
+
+        Raises:
+            UsageError: an edit names a pass that is not there.
+        """
+        return edited(self.pipeline(precision), edits, len(common()))
 
     @abc.abstractmethod
     def emit(
