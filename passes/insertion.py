@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from omnigraph.passes.base import OPSET
+from omnigraph.passes.base import MODULE_KEY, OPSET, SOURCE_KEY
 
 #: Constants up to this many bytes are shown to shape inference: shapes, axes, bounds.
 _SMALL_BYTES = 1024
@@ -17,7 +17,8 @@ _SMALL_BYTES = 1024
 class Inserter:
     """Inserts nodes of the standard before one node, each result with its type and shape.
 
-    Scalars and small arrays that are asked for twice are one Constant.
+    They belong to the module and source line of that node. Scalars and small arrays that are asked
+    for twice are one Constant.
 
     Args:
         before: the node that the new ones stand before.
@@ -37,7 +38,7 @@ class Inserter:
         """A new node with as many outputs as asked for."""
         new = ir.node(op_type, inputs, attributes, num_outputs=outputs)
         infer_outputs(new)
-        self._before.prepend(new)
+        self._prepend(new)
         return new
 
     def constant(self, array: np.ndarray) -> ir.Value:
@@ -50,7 +51,7 @@ class Inserter:
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
             producer = value.producer()
             assert producer is not None
-            self._before.prepend(producer)
+            self._prepend(producer)
             self._constants[key] = value
         return self._constants[key]
 
@@ -74,6 +75,12 @@ class Inserter:
         if isinstance(size, int):
             return self.integer(size)
         return self.op("Squeeze", self.op("Shape", value, start=axis, end=axis + 1))
+
+    def _prepend(self, new: ir.Node) -> None:
+        """Put a node there, as one of the module that the node after it is of."""
+        kept = {MODULE_KEY, SOURCE_KEY} & set(self._before.metadata_props)
+        new.metadata_props.update({key: self._before.metadata_props[key] for key in kept})
+        self._before.prepend(new)
 
 
 def infer_outputs(node: ir.Node) -> None:
