@@ -14,7 +14,7 @@ from omnigraph.passes.share_constants import ShareConstants
 
 
 def canonical() -> tuple[Pass, ...]:
-    """From what the exporter writes to a Graph with one node for each thing that is computed."""
+    """From what an exporter writes to a Graph with one node for each thing that is computed."""
     return (
         # Weights first, lazily: constant folding would compute the same transposes into memory.
         FoldWeightTransposes(),
@@ -24,7 +24,13 @@ def canonical() -> tuple[Pass, ...]:
         # A Reshape that copies its dimensions needs no Shape, Gather and Concat: they are dead.
         FoldReshapeShapes(),
         EliminateDeadCode(),
-        # What is left and stands twice (masks, position ids) is merged, its constants first.
+        *tidy(),
+    )
+
+
+def tidy() -> tuple[Pass, ...]:
+    """What stands twice (masks, position ids) is merged, its constants first."""
+    return (
         LiftConstants(),
         ShareConstants(),
         EliminateCommonSubexpressions(),

@@ -24,7 +24,7 @@ from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
 from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
 from omnigraph.passes.legalize_unmasked_attention import LegalizeUnmaskedAttention
-from omnigraph.passes.pipelines import canonical
+from omnigraph.passes.pipelines import common, tidy
 from omnigraph.program import Dim, DimLike, TensorSpec, dim_terms
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class OpenVinoTarget(Target):
             LegalizeUnmaskedAttention(),
         )
         narrow = () if precision == "fp32" else (CompressWeights(),)
-        return (*legal, *canonical(), *narrow)
+        return (*common(), *legal, *tidy(), *narrow)
 
     def rounding(self, precision: str) -> str:
         """fp16 rounds the weights, bf16 every product."""

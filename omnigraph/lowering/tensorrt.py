@@ -21,7 +21,7 @@ from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
 from omnigraph.passes.lift_constants import LiftConstants
-from omnigraph.passes.pipelines import canonical
+from omnigraph.passes.pipelines import common
 from omnigraph.passes.share_constants import ShareConstants
 from omnigraph.runtimes.cuda_driver import CudaError, Gpu, driver
 from omnigraph.weights import release_memory
@@ -72,7 +72,7 @@ class TensorRtTarget(Target):
     def pipeline(self, precision: str) -> Sequence[Pass]:
         """Attention as the kernels take it, then the half type, then what that made twice."""
         return (
-            *canonical(),
+            *common(),
             # The mask before the past: where a query stands depends on the past's length.
             LegalizeCausalMask(),
             LegalizeAttentionPast(),
