@@ -1,0 +1,195 @@
+"""The removal of heads from one attention: planned whole, then applied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.passes.axis_cut import KEPT, Cutter
+from omnigraph.passes.axis_map import Cut, shorter
+from omnigraph.passes.base import Graph
+from omnigraph.passes.head_layout import HeadLayout
+from omnigraph.passes.matching import axis_size, rank, standard
+from omnigraph.passes.output_projection import OutputProjection
+from omnigraph.passes.site_pass import Miss
+
+
+@dataclass
+class HeadRemoval:
+    """What changes in a Graph when an attention keeps some heads only.
+
+    Args:
+        query: the query heads that stay.
+        key: the key and value heads that stay.
+    """
+
+    graph: Graph
+    attention: HeadLayout
+    path: OutputProjection
+    query: tuple[int, ...]
+    key: tuple[int, ...]
+    cutter: Cutter
+    #: The new inputs of the attention, of gates and of Reshapes: (node, position, new value).
+    inputs: list[tuple[ir.Node, int, ir.Value | None]] = field(default_factory=list)
+    #: Outputs of the program that lose heads: old value, new value, cut.
+    outputs: list[tuple[ir.Value, ir.Value, Cut]] = field(default_factory=list)
+
+    def make(self) -> None:
+        """Plan every change.
+
+        Raises:
+            Miss: the heads cannot go, or would still be computed for something else.
+        """
+        node = self.attention.node
+        made = self.attention.cut_inputs(self.cutter, self.query, self.key)
+        self.inputs += [(node, position, value) for position, value in enumerate(made)]
+        for gate_node, gate in self.path.gates:
+            self._make_gate(gate_node, gate)
+        for value, axis, owner in self.path.values[1:]:
+            producer = value.producer()
+            if producer is not None and standard(producer, "Reshape"):
+                shape = self.cutter.shape_of(producer, self._cut(axis, owner))
+                self.inputs.append((producer, 1, shape))
+        self._make_outputs()
+        self._check_nothing_stays()
+
+    def apply(self, silenced: Iterable[int]) -> None:
+        """Change the Graph.
+
+        Args:
+            silenced: heads that stay and are to give nothing.
+        """
+        path = self.path
+        kept = self._cut(path.axis, path.owner).kept
+        scale = path.factor * ~np.isin(path.owner, list(silenced))
+        scale = None if (scale == 1).all() else scale[list(kept)]
+        if scale is not None or len(kept) < len(path.owner):
+            weight = self.cutter.weight(path.weight, Cut(path.axis, kept), scale)
+            self.inputs.append((path.node, 1, weight))
+        before = [node.inputs[position] for node, position, _ in self.inputs]
+        for node, position, value in self.inputs:
+            node.replace_input_with(position, value)
+        for value, axis, owner in path.values:
+            value.shape = shorter(value, self._cut(axis, owner))
+        for node in path.constants:
+            gated = next(v for v in node.inputs if v in [value for value, _, _ in path.values])
+            before += node.inputs
+            ir.convenience.replace_all_uses_with(node.outputs[0], gated)
+        self.cutter.commit()
+        for old, new, cut in self.outputs:
+            _replace_output(old, new, cut)
+        before += [old for old, _, _ in self.outputs]
+        before += [node.outputs[0] for node in path.constants]
+        self.attention.set_kept(self.query, self.key)
+        remove_dead(self.graph, [value for value in before if value is not None])
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _cut(self, axis: int, owner: np.ndarray) -> Cut:
+        return Cut(axis, tuple(np.flatnonzero(np.isin(owner, self.query)).tolist()))
+
+    def _make_gate(self, node: ir.Node, gate: ir.Value) -> None:
+        axis, owner = next((a, o) for v, a, o in self.path.values if v is node.outputs[0])
+        place = axis - ((rank(node.outputs[0]) or 0) - (rank(gate) or 0))
+        if rank(gate) is None or (place >= 0 and axis_size(gate, place) is None):
+            raise Miss("a gate of its heads has no known shape", at=node)
+        if place < 0 or axis_size(gate, place) == 1:
+            return
+        cut = self._cut(place, owner)
+        if len(list(gate.uses())) > 1 or gate.is_graph_output():
+            new = self.cutter.pick(gate, cut, node)
+        else:
+            new = self.cutter.cut(gate, cut)
+        self.inputs.append((node, 0 if node.inputs[0] is gate else 1, new))
+
+    def _make_outputs(self) -> None:
+        node = self.attention.node
+        for position, output in enumerate(node.outputs[1:], 1):
+            if not output.uses() and not output.is_graph_output():
+                continue
+            if output.uses() or position > 2 or not self.cutter.boundary:
+                raise Miss(f"its heads are in {output.name!r}, which is read elsewhere")
+            kept = self.key
+            self.outputs.append((output, output, Cut(1, kept)))
+        for output in self.graph.graph.outputs:
+            for cut, new in self.cutter.made(output):
+                if not self.cutter.boundary:
+                    raise Miss(f"its heads are in output {output.name!r} of the program")
+                self.outputs.append((output, new, cut))
+
+    def _check_nothing_stays(self) -> None:
+        """Refuse a removal after which the projections of the heads would still be computed."""
+        replaced = {old: new for old, new, _ in self.outputs}
+        new_inputs: dict[ir.Node, dict[int, ir.Value | None]] = {}
+        for node, position, value in self.inputs:
+            new_inputs.setdefault(node, {})[position] = value
+        waiting = [replaced.get(value, value) for value in self.graph.graph.outputs]
+        read: set[ir.Node] = set()
+        while waiting:
+            producer = waiting.pop().producer()
+            if producer is None or producer in read:
+                continue
+            read.add(producer)
+            given = new_inputs.get(producer, {})
+            inputs = [given.get(i, value) for i, value in enumerate(producer.inputs)]
+            waiting += [value for value in inputs if value is not None]
+            for attribute in producer.attributes.values():
+                if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+                    raise Miss("the program has branches or loops", at=producer)
+        for old in self.cutter.projections:
+            if old in read:
+                raise Miss("its projection is read by something else too", at=old)
+        remade = set(self.cutter.new_nodes())
+        changed = {node for node, _, _ in self.inputs}
+        for value, cut in self.cutter.inputs.items():
+            for user, _ in value.uses():
+                if user in remade or user in changed or _reads_other_size(user, cut.axis):
+                    continue
+                if user in read:
+                    raise Miss(f"input {value.name!r} is read by something else too", at=user)
+
+
+def _reads_other_size(node: ir.Node, axis: int) -> bool:
+    """Whether a node is a Shape of other axes only."""
+    if not standard(node, "Shape") or node.inputs[0] is None:
+        return False
+    size = rank(node.inputs[0]) or 0
+    start, end = (
+        node.attributes.get_int(name, last) for name, last in (("start", 0), ("end", size))
+    )
+    return axis not in range(size)[start:end]
+
+
+def _replace_output(old: ir.Value, new: ir.Value, cut: Cut) -> None:
+    if new is old:
+        old.shape = shorter(old, cut)
+    else:
+        name = old.name
+        old.name, new.name = f"{name}_whole", name
+        graph = old.graph
+        assert graph is not None
+        for position, value in enumerate(graph.outputs):
+            if value is old:
+                graph.outputs[position] = new
+    new.meta[KEPT] = cut
+
+
+def remove_dead(graph: Graph, values: list[ir.Value]) -> None:
+    """Remove what makes these values, as far back as nothing else reads it."""
+    while values:
+        value = values.pop()
+        if value.uses() or value.is_graph_output():
+            continue
+        node = value.producer()
+        if node is None:
+            known = graph.graph.initializers.get(value.name or "")
+            if known is value and not value.is_graph_input():
+                graph.graph.initializers.pop(value.name or "")
+            continue
+        if node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
+            continue
+        values += [v for v in node.inputs if v is not None]
+        graph.graph.remove(node, safe=True)

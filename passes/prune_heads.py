@@ -1,0 +1,93 @@
+"""Attention heads that give nothing, or that are not wanted, are taken out of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from omnigraph.passes.axis_cut import Cutter
+from omnigraph.passes.base import MODULE_KEY, Graph
+from omnigraph.passes.head_importance import least_important, read_importance
+from omnigraph.passes.head_layout import HeadLayout, kept_numbers
+from omnigraph.passes.head_removal import HeadRemoval
+from omnigraph.passes.matching import nodes_of
+from omnigraph.passes.output_projection import find_output_projection
+from omnigraph.passes.site_pass import Miss, SitePass
+
+
+@dataclass(frozen=True)
+class PruneHeads(SitePass):
+    """Take heads that give nothing out of the weights, with what is computed for them.
+
+    Before, where a gate closes heads 1 and 3 of 4, and weighs head 2 by a half::
+
+        q, k, v = heads(x @ Wq + bq, 4), heads(x @ Wk + bk, 4), heads(x @ Wv + bv, 4)
+        y       = merge(Attention(q, k, v, bias [1, 4, T, S]) * [1, 0, 0.5, 0]) @ Wo
+
+    After, with the columns of heads 0 and 2, and the gate in the rows of ``Wo``::
+
+        q, k, v = heads(x @ Wq' + bq', 2), heads(x @ Wk' + bk', 2), heads(x @ Wv' + bv', 2)
+        y       = merge(Attention(q, k, v, bias' [1, 2, T, S])) @ Wo'
+
+    A head gives nothing where a constant gate on the attention's output is 0 for it, or its rows
+    of the output projection are. With ``heads`` (by the module path of the attention: the heads to
+    remove, numbered as in the model), or ``importance`` and ``keep`` (a file with a number for each
+    head, and how many stay), other heads go as well, and the numbers become those of the model with
+    a gate of 0 on these heads: an export that asks for it is compared with that model. A key head
+    that several query heads share goes when all of these do; where the query heads that are left
+    are not as many for each key head, some that are not wanted stay, with rows of 0.
+
+    Needs: one Attention node, and constant projections. Leaves alone: heads that are read by
+    anything but the output projection, and, without ``boundary``, those in inputs and outputs of
+    the program, such as a past. Packed projections become one for each of query, key and value.
+    """
+
+    heads: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    importance: str | None = None
+    keep: int | None = None
+    boundary: bool = False
+
+    def sites(self, graph: Graph) -> Iterable[ir.Node]:
+        """Every Attention."""
+        return nodes_of(graph, "Attention")
+
+    def rewrite(self, graph: Graph, node: ir.Node) -> str:
+        """Take the heads of one Attention out that can go."""
+        attention = HeadLayout.of(node)
+        path = find_output_projection(node.outputs[0], *attention.output_axis())
+        silent = path.silent(attention.queries)
+        asked = self._asked(node, attention)
+        gone = silent | asked
+        if not gone and not path.constants:
+            raise Miss("each of its heads gives something")
+        if len(gone) == attention.queries:
+            raise Miss("all of its heads would go")
+        query, key = attention.keep(gone)
+        still = gone & set(query)
+        if len(query) == attention.queries and still <= silent and not path.constants:
+            raise Miss("each key head must keep as many query heads")
+        cutter = Cutter(graph, boundary=self.boundary)
+        plan = HeadRemoval(graph, attention, path, query, key, cutter)
+        try:
+            plan.make()
+        except Miss:
+            cutter.discard()
+            raise
+        plan.apply(silenced=still)
+        text = f"{len(query)} of {attention.queries} heads"
+        if attention.keys < attention.queries:
+            text += f", {len(key)} of {attention.keys} key heads"
+        return text + (f", {len(still)} of them with rows of 0" if still else "")
+
+    def _asked(self, node: ir.Node, attention: HeadLayout) -> set[int]:
+        """The heads that are not wanted, by their places now."""
+        path = node.metadata_props.get(MODULE_KEY, "")
+        wanted = set(dict(self.heads).get(path, ()))
+        if self.importance is not None:
+            scores = read_importance(self.importance)
+            if path in scores and self.keep is not None:
+                wanted |= set(least_important({path: scores[path]}, self.keep).get(path, ()))
+        numbers = kept_numbers(node, attention.queries)
+        return {place for place, number in enumerate(numbers) if number in wanted}
