@@ -57,8 +57,9 @@ class Attention(nn.Module):
         token_mask: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
         past: KeyValue | None = None,
+        memory: KeyValue | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """Attend to ``hidden`` itself.
+        """Attend to ``hidden`` itself, or across to the keys and values that `project` made.
 
         Args:
             hidden: [B, T, C].
@@ -66,11 +67,15 @@ class Attention(nn.Module):
             token_mask: [B, T] int64, for the pooling of the head gate.
             rotary: cosines and sines, [B, 1, T, R/2].
             past: keys and values [B, H, P, D].
+            memory: keys and values [B, H, S, D] to attend to in the place of hidden's own.
 
         Returns:
-            [B, T, C], and keys and values [B, H, P+T, D].
+            [B, T, C], and the keys and values attended to, [B, H, P+T or S, D].
         """
-        query, key = self._split(self.query(hidden)), self._split(self.key(hidden))
+        query = self._split(self.query(hidden))
+        if memory is not None:
+            return self._attend(hidden, query, memory, mask, token_mask), memory
+        key = self._split(self.key(hidden))
         value = self._split(self.value(hidden))  # [B, H, T, D]
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
@@ -78,13 +83,6 @@ class Attention(nn.Module):
             key = torch.cat((past[0], key), dim=2)  # [B, H, P+T, D]
             value = torch.cat((past[1], value), dim=2)
         return self._attend(hidden, query, (key, value), mask, token_mask), (key, value)
-
-    def cross(
-        self, hidden: Tensor, key_value: KeyValue, mask: Mask, token_mask: Tensor | None = None
-    ) -> Tensor:
-        """Attend to keys and values [B, H, S, D] made by `project`: [B, T, C] -> [B, T, C]."""
-        query = self._split(self.query(hidden))
-        return self._attend(hidden, query, key_value, mask, token_mask)
 
     def project(self, memory: Tensor) -> KeyValue:
         """Keys and values of the encoder's output: [B, S, C] -> two of [B, H, S, D]."""

@@ -49,7 +49,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         """[B, T, C] -> [B, T, C], and the keys and values of its self-attention, [B, H, P+T, D].
 
-        The arguments are those of `Attention.forward` and `Attention.cross`.
+        The arguments are those of `Attention.forward`; ``cross`` is its ``memory``.
         """
         norm: nn.Module | None = self.self_attention_norm
         attended, present = self.self_attention(
@@ -58,8 +58,8 @@ class Block(nn.Module):
         hidden = self._after(norm, hidden, attended)
         if self.cross_attention is not None and cross is not None:
             norm = self.cross_attention_norm
-            attended = self.cross_attention.cross(
-                self._before(norm, hidden), cross, cross_mask or Mask(), token_mask
+            attended, _ = self.cross_attention(
+                self._before(norm, hidden), cross_mask or Mask(), token_mask, memory=cross
             )
             hidden = self._after(norm, hidden, attended)
         norm = self.feed_forward_norm

@@ -149,7 +149,8 @@ def test_cross_attention_to_no_token_gives_nothing(make_model):
     attention = make_model().decoder.layers()[0].cross_attention
     hidden, memory = torch.randn(2, 3, 64), torch.randn(2, 5, 64)
     token_mask = torch.tensor([[0] * 5, [1] * 5])
-    out = attention.cross(hidden, attention.project(memory), cross_attention_mask(token_mask, 3))
+    mask = cross_attention_mask(token_mask, 3)
+    out, _ = attention(hidden, mask, memory=attention.project(memory))
     torch.testing.assert_close(out[0], attention.output.bias.expand(3, 64))
     assert not torch.allclose(out[1], attention.output.bias.expand(3, 64))
 
