@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx_ir as ir
 from onnxscript import optimizer
 
-from omnigraph.passes.base import Graph, Pass, count_ops
+from omnigraph.passes.base import MODULE_KEY, Graph, Pass, count_ops
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,60 @@ class FoldConstants(Pass):
 
     def apply(self, graph: Graph) -> bool:
         """Rewrite in place; whether anything changed."""
-        before = count_ops(graph)
+        cast = _cast_without_saturation(graph)
+        before, origins = count_ops(graph), _origins(graph)
         result = optimizer.fold_constants(
             graph,
             onnx_shape_inference=True,
             input_size_limit=self.input_limit,
             output_size_limit=self.output_limit,
         )
-        return bool(result.modified) and before != count_ops(graph)
+        _drop_leftovers(graph.graph)
+        _inherit(graph, origins)
+        return cast or (bool(result.modified) and before != count_ops(graph))
+
+
+def _drop_leftovers(graph: ir.Graph) -> None:
+    """Remove what folding made on the way and nothing uses: it came from no module."""
+    for node in reversed(graph):
+        used = any(value.uses() or value.is_graph_output() for value in node.outputs)
+        if not used and MODULE_KEY not in node.metadata_props:
+            graph.remove(node, safe=True)
+
+
+def _cast_without_saturation(graph: Graph) -> bool:
+    """Write each CastLike that does not saturate as a Cast, which onnxscript would let saturate."""
+    found = [
+        node
+        for node in ir.traversal.RecursiveGraphIterator(graph.graph)
+        if node.domain == ""
+        and node.op_type == "CastLike"
+        and not node.attributes.get_int("saturate", 1)
+        and node.inputs[1] is not None
+        and node.inputs[1].dtype is not None
+    ]
+    for node in found:
+        like = node.inputs[1]
+        assert like is not None and like.dtype is not None
+        node.op_type = "Cast"
+        node.attributes["to"] = ir.AttrInt64("to", like.dtype)
+        node.resize_inputs(1)
+    return bool(found)
+
+
+def _origins(graph: Graph) -> dict[str, dict[str, str]]:
+    """What is known of where each value came from, by its name."""
+    return {
+        value.name: node.metadata_props
+        for node in ir.traversal.RecursiveGraphIterator(graph.graph)
+        for value in node.outputs
+        if value.name
+    }
+
+
+def _inherit(graph: Graph, origins: dict[str, dict[str, str]]) -> None:
+    """Let a node that gives a value of before come from where that value came from."""
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        if MODULE_KEY not in node.metadata_props:
+            for value in node.outputs:
+                node.metadata_props.update(origins.get(value.name or "", {}))
