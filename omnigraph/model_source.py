@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,12 @@ from typing import Any
 from omnigraph.errors import OmniGraphError, UsageError
 from omnigraph.program import Program
 
-_FORMS = "omninet, file.py:factory, or package.module:factory"
+_FORMS = (
+    "omninet, a Hugging Face folder, file.py:factory, package.module:factory, model.pt2 or "
+    "model.onnx"
+)
+#: The endings of files that are models.
+_FILES = (".onnx", ".pt2")
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,14 @@ def resolve(
     Args:
         model: "omninet"; "file.py:factory" or "package.module:factory", a callable without
             required arguments that gives ``(module, inputs)``, ``(module, inputs, dynamic)`` or a
-            sequence of Programs; a ``torch.nn.Module`` with ``inputs``; or Programs themselves.
+            sequence of Programs; the path of an ONNX file, of a ``.pt2`` file that
+            ``torch.export.save`` wrote, or of a folder that ``save_pretrained`` of Hugging Face
+            wrote; a ``torch.nn.Module`` with ``inputs``; or Programs themselves.
         config: of "omninet": tiny, small or seed.
-        settings: of "omninet": fields of its configuration; of a factory: its keyword arguments.
-        inputs: example inputs by name, where ``model`` is a module.
+        settings: of "omninet": fields of its configuration; of a factory: its keyword arguments;
+            of a Hugging Face folder: ``attn_implementation``.
+        inputs: example inputs by name: all of them where ``model`` is a module, and any of them
+            where it is a file.
 
     Raises:
         UsageError: there is no such model, factory, configuration or field.
@@ -51,6 +61,8 @@ def resolve(
         return _omninet(config, settings)
     if config is not None:
         raise UsageError("--config is for omninet only", found=config, hint="use --set key=value")
+    if isinstance(model, os.PathLike) or (isinstance(model, str) and is_model_path(model)):
+        return _from_path(Path(model), settings, inputs)
     if isinstance(model, str):
         return _from_factory(model, settings)
     programs = _as_programs(model if inputs is None else (model, inputs), type(model).__name__)
@@ -70,13 +82,72 @@ def _omninet(config: str | None, settings: Mapping[str, str]) -> ModelSource:
     return ModelSource("omninet", programs(model), chosen.to_dict())
 
 
+def is_model_path(text: str | os.PathLike[str]) -> bool:
+    """Whether a text is the path of a model, by its ending, or by what is in the folder."""
+    path = Path(text)
+    return path.suffix in _FILES or (path / "config.json").is_file()
+
+
+def _from_path(
+    path: Path, settings: Mapping[str, str], inputs: Mapping[str, Any] | None
+) -> ModelSource:
+    if not path.exists():
+        raise UsageError(f"There is no file {path}", hint=f"MODEL is {_FORMS}")
+    if path.is_dir():
+        return _from_folder(path, settings, inputs)
+    if settings:
+        raise UsageError(
+            f"{path} has no settings",
+            found=", ".join(settings),
+            hint="--set is for targets (see `omnigraph targets`), omninet, factories and folders",
+        )
+    if path.suffix == ".onnx":
+        from omnigraph.onnx_program import program_from_onnx
+
+        program = program_from_onnx(path, inputs=inputs)
+    elif path.suffix == ".pt2":
+        from omnigraph.exported_module import program_from_pt2
+
+        program = program_from_pt2(path, inputs=inputs)
+    else:
+        raise UsageError(f"{path} is no model", expected=_FORMS, hint="`omnigraph export --help`")
+    return ModelSource(path.stem, (program,))
+
+
+def _from_folder(
+    folder: Path, settings: Mapping[str, str], inputs: Mapping[str, Any] | None
+) -> ModelSource:
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} is no model",
+            expected="a folder with a config.json, which save_pretrained of Hugging Face writes",
+            hint=f"MODEL is {_FORMS}",
+        )
+    if inputs:
+        raise UsageError(
+            f"The inputs of a Hugging Face folder are made here, and not given ({folder})",
+            found=", ".join(inputs),
+            hint="write a factory that gives the model and example inputs: file.py:factory",
+        )
+    from omnigraph.hugging_face import programs_from_folder
+
+    programs = programs_from_folder(folder, settings=settings)
+    config = programs[0].module.model.config
+    return ModelSource(
+        folder.resolve().name,
+        programs,
+        {"model_type": config.model_type, "architectures": list(config.architectures)},
+    )
+
+
 def _from_factory(text: str, settings: Mapping[str, str]) -> ModelSource:
     where, _, name = text.rpartition(":")
     if not where or not name:
         raise UsageError(
             f"{text!r} is no model",
             expected=_FORMS,
-            hint="a factory gives (module, inputs): see `omnigraph export --help`",
+            hint="a folder has a config.json; a factory gives (module, inputs): see "
+            "`omnigraph export --help`",
         )
     factory = _factory(where, name)
     try:

@@ -28,6 +28,7 @@ from omnigraph.graph_names import (
     own_path,
 )
 from omnigraph.numbers import Reference
+from omnigraph.onnx_module import OnnxModule
 from omnigraph.passes.base import OPSET, Graph, describe, run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.program import Case, Program, fit_sizes
@@ -66,6 +67,10 @@ def trace(program: Program) -> Graph:
         TraceError: torch cannot trace the module, or the trace fixed a dimension that was declared
             dynamic; the message names the dimension and the module.
     """
+    if isinstance(program.module, OnnxModule):
+        graph = program.module.graph(program)
+        _check_drawn(graph, program)
+        return graph
     _check_weights(program)
     case = example_case(program)
     inputs = program.make_inputs(case)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -107,10 +108,7 @@ class GraphRunner:
         import onnxruntime
 
         self.graph = graph
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options = _plain_options()
         proto = proto_without_weights(graph)
         self._weights = {
             name: _ort_value(value.const_value)
@@ -152,6 +150,44 @@ class GraphRunner:
         return {name: result.numpy() for name, result in zip(names, results, strict=True)}
 
 
+class FileRunner:
+    """An ONNX file as it stands, ready to run in onnxruntime with that runtime's optimizations off.
+
+    Raises:
+        GraphError: onnxruntime does not load the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), _plain_options(), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise GraphError(
+                f"onnxruntime does not load {path}, which the numbers would be compared with",
+                found=_first_line(error),
+                hint="the file must run in onnxruntime on a CPU before it can be compiled",
+            ) from error
+        self.outputs = tuple(output.name for output in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name; onnxruntime's own error where it does not run."""
+        return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+
+
+def _plain_options():  # type: ignore[no-untyped-def]
+    """Options of a session that computes what the file says, node by node, and keeps quiet."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    return options
+
+
 def _ort_value(tensor: ir.TensorProtocol):  # type: ignore[no-untyped-def]
     from onnxruntime import OrtValue
 
@@ -164,13 +200,17 @@ def _ort_value(tensor: ir.TensorProtocol):  # type: ignore[no-untyped-def]
 
 def _node_of(graph: Graph, error: Exception) -> str:
     """The first line of onnxruntime's error, with the module of the node that it names."""
-    line = next((part for part in str(error).splitlines() if part.strip()), type(error).__name__)
+    line = _first_line(error)
     names = re.findall(r"Name:\s*'([^']+)'|[Nn]ode \(([^)]+)\)", line)
     for name in (a or b for a, b in names):
         for node in ir.traversal.RecursiveGraphIterator(graph.graph):
             if node.name == name:
                 return f"{line[:300]} at {describe(node)}"
     return line[:300]
+
+
+def _first_line(error: Exception) -> str:
+    return next((part for part in str(error).splitlines() if part.strip()), type(error).__name__)
 
 
 def compare_graph(

@@ -125,10 +125,14 @@ def test_models_import_of_omnigraph_only_what_a_program_is(name: str):
 SPINE = [n for n in ALL if not n.startswith(tuple(f"omnigraph.{f}" for f in FOLDERS[1:]))]
 
 
+#: trace, and what makes a module of a file or folder.
+TORCH = {"trace", "onnx_module", "onnx_program", "exported_module", "hugging_face"}
+
+
 @pytest.mark.parametrize("name", SPINE)
-def test_only_trace_imports_torch_in_the_spine(name: str):
+def test_only_trace_and_the_sources_of_modules_import_torch_in_the_spine(name: str):
     found = imports(name, ALL[name], top_level=True)
-    assert bool(uses(found, ("torch",))) == (name == "omnigraph.trace")
+    assert bool(uses(found, ("torch",))) == (name.removeprefix("omnigraph.") in TORCH)
 
 
 @pytest.mark.parametrize("name", select("omnigraph.lowering"))

@@ -1,0 +1,47 @@
+"""An ONNX file as a module: its Graph is read, not traced, and its numbers are the file's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from omnigraph.onnx_file import graph_of_file
+from omnigraph.passes.base import Graph
+from omnigraph.program import Program
+from omnigraph.verify import FileRunner
+
+
+class OnnxModule(nn.Module):
+    """Calls an ONNX file by input names, in onnxruntime with its optimizations off.
+
+    What it gives is the reference of the contract, as a torch module's outputs are.
+
+    Args:
+        path: the file.
+        renamed: the file's own names of dimensions to those that its program has for them.
+    """
+
+    def __init__(self, path: Path, renamed: Mapping[str, str]) -> None:
+        super().__init__()
+        self.path, self._renamed = path, renamed
+
+    @cached_property
+    def _runner(self) -> FileRunner:
+        return FileRunner(self.path)
+
+    def graph(self, program: Program) -> Graph:
+        """The file as a Graph, at our opset, with a program's dimensions; weights stay lazy."""
+        graph = graph_of_file(self.path, program.inputs, self._renamed, program.fixed)
+        graph.graph.name = program.name
+        return graph
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The outputs by name, for inputs by name."""
+        feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+        found = self._runner.run(feeds)
+        return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
