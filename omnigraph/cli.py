@@ -24,8 +24,12 @@ MODEL is one of:
   omninet                  the reference model; --config tiny|small|seed, --set positions=alibi …
   file.py:factory          a function that gives (module, {"input_ids": tensor, …})
   package.module:factory   the same, imported by name
+  FOLDER                   what save_pretrained of Hugging Face wrote: config.json, safetensors
+  model.onnx               of any exporter; compared with the file itself in onnxruntime
+  model.pt2                what torch.export.save wrote
 
---set gives fields of the model's configuration, and options of the targets (compute=sm89,sm120).
+--set gives fields of the model's configuration (of a folder: attn_implementation=eager), and
+options of the targets (compute=sm89,sm120).
 """
 
 
@@ -81,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIM=MIN:MAX[,…]",
         help="range of each dimension, such as batch=1:8,sequence=1:1024; N:N makes it fixed",
     )
+    export.add_argument(
+        "--variants", metavar="heads=N,N…", help="more programs, with N heads an attention"
+    )
+    export.add_argument("--importance", metavar="FILE", help="which heads --variants keeps")
     export.add_argument("--out", metavar="PATH", help="a .omni file or a directory")
     export.add_argument("--rtol", type=float, metavar="X", help="tolerance, relative rms")
     export.add_argument(
@@ -103,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", metavar="FILE.npz", help="where to write the outputs")
     run.add_argument("--program", metavar="NAME", help="default: the artifact's first")
+    run.add_argument("--variant", metavar="NAME", help="auto (default), whole, heads=12, …")
     _device_options(run)
 
     verify = _command(commands, "verify", _verify, "re-run the golden pair on this machine")
@@ -194,6 +203,8 @@ def _export(args: argparse.Namespace) -> int:
             passes=args.passes,
             require_fused=args.require_fused,
             verify_each=args.verify_each,
+            variants=args.variants,
+            importance=args.importance,
             progress=progress,
         )
     if args.json:
@@ -230,7 +241,7 @@ def _run(args: argparse.Namespace) -> int:
         for text in args.inputs:
             name, _, value = text.partition("=")
             feeds[name] = _array(name, value, specs.get(name))
-        outputs = session.run(feeds, program=args.program)
+        outputs = session.run(feeds, program=args.program, variant=args.variant)
     if args.out:
         _write_npz(Path(args.out), outputs)
     shown = {

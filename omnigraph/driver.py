@@ -28,6 +28,7 @@ from omnigraph.numbers import NumberCheck, check_artifact
 from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
 from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
 from omnigraph.trace import check_trace, output_specs, reference_for, trace
+from omnigraph.variants import make_variants, parse_variants
 from omnigraph.verify import check_graph, compare_graph, longest_contraction, rounding_depth
 from omnigraph.weights import release_memory
 
@@ -88,6 +89,8 @@ def export(
     passes: str = "",
     require_fused: bool = False,
     verify_each: bool = False,
+    variants: str | None = None,
+    importance: str | None = None,
     progress: Progress | None = None,
 ) -> list[ExportReport]:
     """Compile a model for one or more targets and check every program's numbers against torch.
@@ -109,6 +112,9 @@ def export(
             or "name:option=value" adds it, or replaces it where it is already.
         require_fused: refuse a program with an attention that is not one node.
         verify_each: compare the numbers after every single pass, too.
+        variants: "heads=12,8" adds, for each program, one with 12 heads an attention and one with
+            8, which a Session may choose for a request (`omnigraph.variants`).
+        importance: a JSON or ``.npz`` file with the importance of each head, for ``variants``.
         progress: told of each step.
 
     Returns:
@@ -139,7 +145,10 @@ def export(
     paths = _paths(source.name, targets, precisions, out)
     for path in paths:
         check_replaceable(path)
-    traced = job.trace(source)
+    traced, made = job.trace(source), None
+    if variants is not None:
+        made = make_variants(source.programs, traced, parse_variants(variants), importance)
+        traced += made.programs
     config_fields, name, source = source.config, source.name, replace(source, programs=())
 
     with ExitStack() as stack:
@@ -154,6 +163,8 @@ def export(
         reports = []
         for chosen, directory, path, product in zip(targets, staged, paths, built, strict=True):
             manifest = build_manifest(name, config_fields, chosen, product, traced)
+            if made is not None:
+                manifest["variants"] = made.manifest
             checks = job.check(chosen, directory, manifest, product, traced)
             reports.append((chosen, directory, path, product, checks))
         done = []

@@ -84,7 +84,7 @@ def _executing(artifact: Artifact, program: str) -> Iterator[Run]:
     """The program in the runtime that the artifact is for."""
     from omnigraph.runtimes import load
 
-    with load(artifact, program=program) as session:
+    with load(artifact, program=program, variant="whole") as session:
         yield session.run
 
 

@@ -152,6 +152,25 @@ class HeadRemoval:
                     raise Miss(f"input {value.name!r} is read by something else too", at=user)
 
 
+def cut_output(graph: Graph, output: ir.Value, cut: Cut) -> None:
+    """Give an output of a Graph fewer heads, and the weights behind it.
+
+    Raises:
+        Miss: what makes it cannot be followed, or it is read inside of the Graph too.
+    """
+    if output.uses():
+        raise Miss(f"output {output.name!r} is read inside of the program too")
+    cutter = Cutter(graph, boundary=True)
+    try:
+        new = cutter.cut(output, cut)
+    except Miss:
+        cutter.discard()
+        raise
+    cutter.commit()
+    _replace_output(output, new, cut)
+    remove_dead(graph, [output])
+
+
 def _reads_other_size(node: ir.Node, axis: int) -> bool:
     """Whether a node is a Shape of other axes only."""
     if not standard(node, "Shape") or node.inputs[0] is None:

@@ -54,6 +54,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     program: str | None = None,
+    variant: str = "auto",
     verify: bool = False,
     check_hashes: bool = True,
 ) -> Session:
@@ -64,6 +65,8 @@ def load(
         device: "auto", or a device of the target's runtime such as "cpu", "cuda", "gpu", "npu".
         threads: threads of one run; None leaves it to the vendor's runtime.
         program: the default program of this session; None is the artifact's own.
+        variant: which variant answers: "auto" chooses for each request, "whole" is the model with
+            all its heads, "heads=12" the one with 12 heads an attention (``Session.run``).
         verify: run the golden pair of each program here before returning.
         check_hashes: compare the sha256 of every file, not only its size.
 
@@ -74,7 +77,7 @@ def load(
     """
     artifact = path if isinstance(path, Artifact) else Artifact(path, check_hashes=check_hashes)
     session = session_class(artifact.target)(
-        artifact, device=device, threads=threads, program=program
+        artifact, device=device, threads=threads, program=program, variant=variant
     )
     if verify:
         try:

@@ -6,6 +6,7 @@ import abc
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +19,7 @@ from omnigraph.contract import Deviation, Tolerance, deviations
 from omnigraph.errors import DeviceError, InputError, OmniGraphError, RunError, UsageError
 from omnigraph.program import TensorSpec
 from omnigraph.runtimes.input_binder import InputBinder, first_line
+from omnigraph.runtimes.variants import AUTO, MISSED, WHOLE, Variants
 
 #: A compiled program: arrays in the order of its inputs to arrays in the order of its outputs.
 #: Safe to call from several threads.
@@ -71,6 +73,7 @@ class Session(abc.ABC):
         device: str = "auto",
         threads: int | None = None,
         program: str | None = None,
+        variant: str = AUTO,
     ) -> None:
         if threads is not None and threads < 1:
             raise UsageError(
@@ -84,6 +87,11 @@ class Session(abc.ABC):
         if program is not None:
             self.entry(program)
             self._default = program
+        self._variants = Variants(artifact.manifest)
+        self._variant = None if len(self.variants) == 1 and variant == AUTO else variant
+        first = self._variants.program(self._default, variant)
+        #: How many requests each variant answered that was chosen by itself.
+        self.answered: Counter[str] = Counter()
         self.device = self._open_device(device)
         self.threads = threads
         self.load_figures: dict[str, LoadFigures] = {}
@@ -91,7 +99,7 @@ class Session(abc.ABC):
         self._lock = threading.Lock()
         self._closed = False
         try:
-            self._program(self._default)
+            self._program(first)
         except BaseException:
             self.close()
             raise
@@ -119,6 +127,11 @@ class Session(abc.ABC):
     def programs(self) -> tuple[str, ...]:
         """The names of the programs, the default one first."""
         return (self._default, *(n for n in self.artifact.programs if n != self._default))
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """What ``variant=`` may be besides "auto": "whole", and those with fewer heads."""
+        return self._variants.names
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -151,40 +164,66 @@ class Session(abc.ABC):
         /,
         *,
         program: str | None = None,
+        variant: str | None = None,
         **named: Any,
     ) -> dict[str, np.ndarray]:
         """Run one program on named inputs.
 
+        Where an artifact has variants with fewer heads, "auto" gives what the whole model would:
+        the gates that are known before any attention say which heads the request needs, the
+        smallest variant with these runs, and a larger one after it only if a gate further up was
+        open for a head that the first lacks. Programs with a state, and others whose tensors change
+        their shapes with the variant, run whole unless a variant is named: use it in all calls of
+        one request (`smallest_variant` proposes one).
+
         Args:
             feeds: inputs by name, for names that are no Python identifiers.
             program: which program; None is the default one.
+            variant: "auto", "whole" or one of ``variants``; None is what the session was loaded
+                with. One that is named gives the numbers of the model without the other heads.
             named: inputs by name. Each is a numpy array, or any tensor that speaks DLPack.
 
         Returns:
             The outputs by name.
 
         Raises:
-            InputError: an input is missing, unknown, or of the wrong dtype or shape.
+            InputError: an input is missing, unknown, or of the wrong dtype or shape; or there is
+                no such variant.
             RunError: the vendor's runtime failed; its error is the cause.
         """
         name = self._default if program is None else program
+        given = named if not feeds else feeds if not named else _joined(feeds, named)
+        wanted = self._variant if variant is None else variant
+        if wanted is not None:
+            if wanted == AUTO and self._variants.chooses(name):
+                return self._run_smallest(name, given)
+            name, asked = self._variants.program(name, wanted), name
+            if name != asked:
+                results = self._execute(name, self._program(name).binder.bind(given))
+                results.pop(MISSED, None)
+                return results
         loaded = self._programs.get(name)
         if loaded is None:
             loaded = self._program(name)
-        given = named if not feeds else feeds if not named else _joined(feeds, named)
-        arrays = loaded.binder.bind(given)
-        try:
-            results = loaded.executable(arrays)
-        except OmniGraphError:
-            raise
-        except Exception as error:
-            raise RunError(
-                f"Program {name!r} failed in the runtime of {self.target!r}",
-                found=first_line(error),
-                hint="the inputs fit the program, so this is a fault of the artifact or the "
-                "runtime: run `omnigraph verify` on it",
-            ) from error
-        return dict(zip(loaded.output_names, results, strict=True))
+        return self._execute(name, loaded.binder.bind(given))
+
+    def smallest_variant(self, feeds: Mapping[str, Any] | None = None, /, **named: Any) -> str:
+        """The smallest variant with every head that the gates before any attention leave open.
+
+        Args:
+            feeds: inputs of a request by name; those that the gates do not need are not looked at.
+            named: the same.
+
+        Returns:
+            A name for ``variant=``; "whole" where no variant will do, or there are no such gates.
+        """
+        gates = self._variants.gates
+        if gates is None:
+            return WHOLE
+        names = {spec.name for spec in self.entry(gates).inputs}
+        given = {name: v for name, v in {**(feeds or {}), **named}.items() if name in names}
+        opened = self._execute(gates, self._program(gates).binder.bind(given))
+        return self._variants.covering(None, opened)[0]
 
     def verify(self, programs: Sequence[str] | None = None) -> list[GoldenCheck]:
         """Run the golden inputs of each program here and measure each output's deviation."""
@@ -197,7 +236,8 @@ class Session(abc.ABC):
             feeds = {k[len("input/") :]: v for k, v in arrays.items() if k.startswith("input/")}
             golden = {k[len("output/") :]: v for k, v in arrays.items() if k.startswith("output/")}
             tolerance = Tolerance(**entry.tolerance)
-            for output, found in deviations(self.run(feeds, program=name), golden).items():
+            run = self.run(feeds, program=name, variant=WHOLE)
+            for output, found in deviations(run, golden).items():
                 checks.append(GoldenCheck(name, output, found, tolerance))
         return checks
 
@@ -227,6 +267,40 @@ class Session(abc.ABC):
         )
 
     # ----------------------------------------------------------------------------------------------
+
+    def _run_smallest(self, name: str, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """What the whole program gives, by the smallest variant that has all the heads it needs."""
+        gates = self._variants.gates
+        assert gates is not None
+        whole = self._program(name)
+        arrays = whole.binder.bind(given)
+        by_name = dict(zip((spec.name for spec in self.entry(name).inputs), arrays, strict=True))
+        opened = self._execute(gates, [by_name[spec.name] for spec in self.entry(gates).inputs])
+        results: dict[str, np.ndarray] = {}
+        for variant in self._variants.covering(name, opened):
+            results = self._execute(self._variants.program(name, variant), arrays)
+            missed = results.pop(MISSED, None)
+            if missed is None or not missed.any():
+                with self._lock:
+                    self.answered[variant] += 1
+                break
+        return results
+
+    def _execute(self, name: str, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one program on the arrays that its binder gave."""
+        loaded = self._programs.get(name) or self._program(name)
+        try:
+            results = loaded.executable(arrays)
+        except OmniGraphError:
+            raise
+        except Exception as error:
+            raise RunError(
+                f"Program {name!r} failed in the runtime of {self.target!r}",
+                found=first_line(error),
+                hint="the inputs fit the program, so this is a fault of the artifact or the "
+                "runtime: run `omnigraph verify` on it",
+            ) from error
+        return dict(zip(loaded.output_names, results, strict=True))
 
     def _program(self, name: str) -> _LoadedProgram:
         loaded = self._programs.get(name)

@@ -1,0 +1,410 @@
+"""Variants: the programs of a model again, with fewer attention heads, in one artifact.
+
+``heads=12,8`` makes of each program two more, in which every attention keeps its 12, or 8, most
+important heads. The others are removed from the weights (`PruneHeads`); feed-forward layers,
+embeddings and all else are stored once for all. A variant's numbers are those of the torch model
+with a gate of 0 on the heads that it lacks, and it is compared with that.
+
+Where heads have gates that depend on the input, the variants of a program without a state say in
+one more output, ``missed_heads``, whether a gate was open for a head that they lack. If none was,
+a variant's numbers are those of the whole model. That is how a Session can choose by itself: it
+runs the program ``gates``, which computes the gates that depend on no attention, takes the smallest
+variant that has all heads that these leave open, and goes on to the next larger one if that missed
+a head further up. What it returns is what the whole program would have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.errors import UsageError
+from omnigraph.graph_names import output_specs
+from omnigraph.head_sites import (
+    HeadSite,
+    head_sites,
+    measured_importance,
+    not_silenceable,
+    silenced,
+)
+from omnigraph.manifest import TracedProgram
+from omnigraph.numbers import Reference
+from omnigraph.passes.axis_cut import KEPT
+from omnigraph.passes.axis_map import Cut
+from omnigraph.passes.base import Graph, inherit_provenance, run_passes
+from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
+from omnigraph.passes.head_importance import least_important, read_importance
+from omnigraph.passes.head_removal import cut_output
+from omnigraph.passes.insertion import infer_outputs
+from omnigraph.passes.pipelines import common
+from omnigraph.passes.prune_heads import PruneHeads
+from omnigraph.passes.site_pass import Miss
+from omnigraph.program import Program, TensorSpec
+from omnigraph.trace import reference_for
+from omnigraph.verify import GraphRunner
+
+#: The output of a variant that says, for each row, whether a gate was open for a head it lacks.
+MISSED = "missed_heads"
+#: The program of the gates that depend on no attention.
+GATES = "gates"
+
+
+def parse_variants(text: str) -> tuple[int, ...]:
+    """The numbers of heads in ``heads=16,12,8``, the most first.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    match = re.fullmatch(r"heads=(\d+(?:,\d+)*)", text.replace(" ", ""))
+    numbers = sorted({int(n) for n in match[1].split(",")}, reverse=True) if match else []
+    if not numbers or numbers[-1] < 1:
+        raise UsageError(
+            f"{text!r} is no set of variants",
+            expected="heads=N,N,… with numbers of heads of at least 1",
+            hint="--variants heads=12,8 adds variants with 12 and with 8 heads an attention",
+        )
+    return tuple(numbers)
+
+
+@dataclass
+class Variants:
+    """The programs that an export adds, and what its manifest says of them."""
+
+    programs: list[TracedProgram] = field(default_factory=list)
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+
+def make_variants(
+    programs: Sequence[Program],
+    traced: Sequence[TracedProgram],
+    keeps: Sequence[int],
+    importance: str | None = None,
+) -> Variants:
+    """Make the variants of traced programs.
+
+    Args:
+        programs: the programs, whose torch modules give the references.
+        traced: the same, traced; they stay as they are.
+        keeps: how many heads each attention keeps; a number that takes none away is the programs
+            as they are.
+        importance: a file with the importance of each head (`read_importance`), in place of how
+            much it adds to its layer over the input sets of the contract.
+
+    Raises:
+        UsageError: no attention can lose heads, or the file is not of this model.
+    """
+    makers = [_Maker.of(*pair) for pair in zip(programs, traced, strict=True)]
+    whole = {path: reason for maker in makers for path, reason in maker.whole.items()}
+    scores = _scores(makers, importance, whole)
+    most = max((len(array) for array in scores.values()), default=0)
+    if not scores:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(whole.items())[:3])
+        raise UsageError(
+            "No attention of this model can lose heads",
+            found=reasons or "no attention",
+            hint="leave --variants out, or see `omnigraph explain MODEL --pass prune-heads`",
+        )
+    choices: list[dict[str, Any]] = []
+    made = Variants()
+    for keep in sorted(keeps):
+        if keep >= most:
+            continue
+        choices.append(_make(made, makers, f"heads={keep}", scores, keep, whole))
+    gates = _gates(makers, choices)
+    if gates is not None:
+        made.programs.append(gates)
+    for choice in choices:
+        choice["automatic"] = [n for n in choice["automatic"] if _feeds(gates, makers, n)]
+    made.manifest = {
+        "heads": most,
+        "gates": gates.name if gates is not None else None,
+        "choices": choices,
+        "left_whole": dict(sorted(whole.items())),
+    }
+    return made
+
+
+@dataclass
+class _Maker:
+    """One program, and what can be made of it."""
+
+    program: Program
+    traced: TracedProgram
+    graph: Graph
+    sites: dict[str, HeadSite]
+    whole: dict[str, str]
+
+    @classmethod
+    def of(cls, program: Program, traced: TracedProgram) -> _Maker:
+        assert traced.graph is not None
+        graph = traced.graph.clone()
+        run_passes(graph, common())
+        sites, whole = head_sites(graph)
+        whole |= not_silenceable(program, sites)
+        return cls(program, traced, graph, sites, whole)
+
+    def prune(
+        self, removed: Mapping[str, tuple[int, ...]], *, missed: bool
+    ) -> tuple[Graph, dict[str, str]]:
+        """The Graph without these heads; and the sites that stayed whole, with the reason."""
+        graph = self.graph.clone()
+        if missed:
+            _add_missed(graph, removed)
+        (record,) = run_passes(graph, [PruneHeads(tuple(sorted(removed.items())), boundary=True)])
+        return graph, {f.module: f.reason or "" for f in record.findings if f.became is None}
+
+    def trace(
+        self, name: str, graph: Graph, removed: Mapping[str, tuple[int, ...]]
+    ) -> TracedProgram:
+        """The variant with what torch gives where the removed heads give nothing."""
+        run_passes(graph, [EliminateDeadCode()])
+        graph.graph.name = name
+        inputs = {value.name or "": value for value in graph.graph.inputs}
+        cuts = {v.name or "": v.meta[KEPT] for v in _boundary(graph) if KEPT in v.meta}
+        with silenced(self.program, self.sites, removed):
+            cases = [r.case for r in (*self.traced.references, self.traced.golden)]
+            *references, golden = (_cut(reference_for(self.program, c), cuts) for c in cases)
+        specs = tuple(_cut_spec(spec, inputs[spec.name]) for spec in self.traced.inputs)
+        return replace(
+            self.traced,
+            name=name,
+            graph=graph,
+            inputs=specs,
+            outputs=output_specs(graph),
+            references=references,
+            golden=golden,
+        )
+
+
+def _scores(
+    makers: Sequence[_Maker], importance: str | None, whole: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """The importance of each head of each site that is not left whole."""
+    given = read_importance(importance) if importance is not None else {}
+    sites = {path: site for maker in makers for path, site in maker.sites.items()}
+    for path, array in given.items():
+        heads = sites[path].heads if path in sites else None
+        if heads != len(array):
+            raise UsageError(
+                f"{importance} is not of this model: {path!r} has {len(array)} heads there",
+                expected=f"{heads} heads" if heads else " or ".join(sites),
+                hint="`omnigraph explain` lists the module path of each attention",
+            )
+    scores: dict[str, np.ndarray] = dict(given)
+    for maker in makers:
+        if set(maker.sites) - set(scores):
+            found = measured_importance(maker.graph, maker.traced.references)
+            scores = {**found, **scores}
+    return {path: scores[path] for path in sites if path not in whole}
+
+
+def _make(
+    made: Variants,
+    makers: Sequence[_Maker],
+    name: str,
+    scores: Mapping[str, np.ndarray],
+    keep: int,
+    whole: dict[str, str],
+) -> dict[str, Any]:
+    """Add the programs of one variant, and give what the manifest says of it."""
+    while True:
+        removed = {
+            path: gone for path, gone in least_important(scores, keep).items() if path not in whole
+        }
+        pruned = {}
+        left: dict[str, str] = {}
+        for maker in makers:
+            pruned[maker.traced.name], reasons = maker.prune(removed, missed=False)
+            left |= {path: reason for path, reason in reasons.items() if path in removed}
+        if not left:
+            break
+        whole |= left  # in all programs or in none
+    shared = {
+        value.name or "": value.meta[KEPT]
+        for graph in pruned.values()
+        for value in graph.graph.inputs
+        if KEPT in value.meta
+    }
+    programs, automatic = {}, []
+    for maker in makers:
+        own, graph = maker.traced.name, pruned[maker.traced.name]
+        _cut_outputs(graph, shared)
+        gone = {path: heads for path, heads in removed.items() if path in maker.sites}
+        same_tensors = not any(KEPT in value.meta for value in _boundary(graph))
+        if not gone and same_tensors:
+            programs[own] = own
+            continue
+        if same_tensors and any(maker.sites[path].gate() is not None for path in gone):
+            graph, _ = maker.prune(removed, missed=True)
+            automatic.append(own)
+        programs[own] = f"{own}@{name}"
+        made.programs.append(maker.trace(programs[own], graph, removed))
+    kept = {
+        path: [head for head in range(len(scores[path])) if head not in gone]
+        for path, gone in sorted(removed.items())
+    }
+    return {"name": name, "programs": programs, "automatic": automatic, "kept": kept}
+
+
+# The boundary of a program -----------------------------------------------------------------------
+
+
+def _boundary(graph: Graph) -> Iterable[ir.Value]:
+    return (*graph.graph.inputs, *graph.graph.outputs)
+
+
+def _cut_outputs(graph: Graph, shared: Mapping[str, Cut]) -> None:
+    """Cut the outputs that another program of the variant takes cut: keys of the encoder, say."""
+    for output in list(graph.graph.outputs):
+        cut = shared.get(output.name or "")
+        if cut is None or KEPT in output.meta:
+            continue
+        try:
+            cut_output(graph, output, cut)
+        except Miss as miss:
+            raise UsageError(
+                f"Output {output.name!r} of program {graph.graph.name!r} cannot lose heads, which "
+                "another program takes without them",
+                found=miss.reason,
+                hint="export programs with --variants one at a time: --programs NAME",
+            ) from miss
+
+
+def _cut(reference: Reference, cuts: Mapping[str, Cut]) -> Reference:
+    """Inputs and outputs without the heads that a variant does not take or give."""
+
+    def without(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            name: np.ascontiguousarray(array.take(cuts[name].kept, axis=cuts[name].axis))
+            if name in cuts
+            else array
+            for name, array in arrays.items()
+        }
+
+    return Reference(reference.case, without(reference.feeds), without(reference.outputs))
+
+
+def _cut_spec(spec: TensorSpec, value: ir.Value) -> TensorSpec:
+    cut = value.meta.get(KEPT)
+    if cut is None:
+        return spec
+    shape = tuple(len(cut.kept) if a == cut.axis else d for a, d in enumerate(spec.shape))
+    return replace(spec, shape=shape)
+
+
+# Gates -------------------------------------------------------------------------------------------
+
+
+def _add_missed(graph: Graph, removed: Mapping[str, tuple[int, ...]]) -> None:
+    """Add the output that says whether a gate is open for a removed head: [B], 0 where none is."""
+    worst: list[ir.Value] = []
+    for path, site in head_sites(graph)[0].items():
+        gate = site.gate()
+        if gate is not None and path in removed:
+            index = _initializer(graph, f"{path}.removed", np.array(removed[path], np.int64))
+            picked = _append(graph, "Gather", gate, index, axis=1)
+            worst.append(_open(graph, picked, 1, 2, 3))
+    missed = worst[0] if len(worst) == 1 else _append(graph, "Max", *worst)
+    missed.name = MISSED
+    graph.graph.outputs.append(missed)
+    inherit_provenance(graph)
+
+
+def _open(graph: Graph, gate: ir.Value, *axes: int) -> ir.Value:
+    """The largest magnitude of a gate over some axes: 0 where it is closed."""
+    name = f"axes_{'_'.join(map(str, axes))}"
+    over = graph.graph.initializers.get(name)
+    if over is None:
+        over = _initializer(graph, name, np.array(axes, np.int64))
+    return _append(graph, "ReduceMax", _append(graph, "Abs", gate), over, keepdims=0)
+
+
+def _initializer(graph: Graph, name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.graph.register_initializer(value)
+    return value
+
+
+def _append(graph: Graph, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+    node = ir.node(op_type, inputs, attributes)
+    infer_outputs(node)
+    graph.graph.append(node)
+    return node.outputs[0]
+
+
+def _gates(makers: Sequence[_Maker], choices: Sequence[Mapping[str, Any]]) -> TracedProgram | None:
+    """The program that computes, of the gates that depend on no attention, which heads they open.
+
+    Its outputs are called by the module path of the attention: [B, H], 0 where a head is closed
+    at all positions. Its reference is the traced Graph, which was compared with torch before.
+    """
+    automatic = {name for choice in choices for name in choice["automatic"]}
+    maker = next((m for m in makers if m.traced.name in automatic), None)
+    if maker is None:
+        return None
+    graph = maker.graph.clone()
+    graph.graph.name = GATES
+    gates = {
+        path: gate
+        for path, site in head_sites(graph)[0].items()
+        if (gate := site.gate()) is not None and not _after_attention(gate)
+    }
+    if not gates:
+        return None
+    opened = []
+    for path, gate in gates.items():
+        value = _open(graph, gate, 2, 3)
+        value.name = path
+        opened.append(value)
+    del graph.graph.outputs[:]
+    graph.graph.outputs.extend(opened)
+    inherit_provenance(graph)
+    run_passes(graph, [EliminateDeadCode()])
+    for value in list(graph.graph.inputs):
+        if not value.uses():
+            graph.graph.inputs.remove(value)
+    names = [value.name for value in graph.graph.inputs]
+    runner = GraphRunner(graph)
+
+    def reference(whole: Reference) -> Reference:
+        feeds = {name: array for name, array in whole.feeds.items() if name in names}
+        return Reference(whole.case, feeds, runner.run(feeds))
+
+    return replace(
+        maker.traced,
+        name=GATES,
+        graph=graph,
+        inputs=tuple(spec for spec in maker.traced.inputs if spec.name in names),
+        outputs=output_specs(graph),
+        state=(),
+        references=[reference(whole) for whole in maker.traced.references],
+        golden=reference(maker.traced.golden),
+    )
+
+
+def _feeds(gates: TracedProgram | None, makers: Sequence[_Maker], name: str) -> bool:
+    """Whether a program has all inputs that the gates need."""
+    inputs = next(m.traced.inputs for m in makers if m.traced.name == name)
+    return gates is not None and set(gates.inputs) <= set(inputs)
+
+
+def _after_attention(value: ir.Value) -> bool:
+    """Whether a value depends on any attention."""
+    waiting, seen = [value], set()
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or node in seen:
+            continue
+        if node.op_type == "Attention":
+            return True
+        seen.add(node)
+        waiting += [v for v in node.inputs if v is not None]
+    return False
