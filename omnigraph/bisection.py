@@ -131,7 +131,6 @@ def bisect(
     source = resolve(model, config=config, settings=settings)
     partings = []
     for program in choose_programs(source, programs, dynamic or {}):
-        progress(f"{program.name}: trace")
         graph = trace(program)
         references = [reference_for(program, case) for case in contract_cases(program)]
         sets = [InputSet(r.case.name, r.feeds, r.outputs) for r in references]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.passes.base import Graph
+from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
 
@@ -113,22 +114,24 @@ class _Decomposition:
         query, self.key, self.value = (v for v in node.inputs[:3] if v is not None)
         self.query, self.dtype = query, query.dtype or ir.DataType.FLOAT
         self.mask = input_at(node, _MASK)
+        self.new = Inserter(node)
 
     def run(self) -> None:
-        size = head_size(self.node, 0)
+        new, size = self.new, head_size(self.node, 0)
         assert size is not None
         scale = self.node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(size)
-        turned = self.op("Transpose", self.per_query(self.key), perm=[0, 1, 3, 2])
-        stages = [self.op("MatMul", self.op("Mul", self.query, self.number(scale)), turned)]
+        turned = new.op("Transpose", self.per_query(self.key), perm=[0, 1, 3, 2])
+        scaled = new.op("Mul", self.query, self.number(scale))
+        stages = [new.op("MatMul", scaled, turned)]
         cap = self.node.attributes.get_float("softcap", 0.0)
         if cap:
-            bounded = self.op("Tanh", self.op("Div", stages[0], self.number(cap)))
-            stages.append(self.op("Mul", bounded, self.number(cap)))
+            bounded = new.op("Tanh", new.op("Div", stages[0], self.number(cap)))
+            stages.append(new.op("Mul", bounded, self.number(cap)))
         else:
             stages.append(stages[0])
         stages.append(self.masked(stages[1]))
-        stages.append(self.without_hidden_rows(self.op("Softmax", stages[-1], axis=-1)))
-        result = self.op("MatMul", stages[-1], self.per_query(self.value))
+        stages.append(self.without_hidden_rows(new.op("Softmax", stages[-1], axis=-1)))
+        result = self.new.op("MatMul", stages[-1], self.per_query(self.value))
         self.replace(0, result)
         if len(self.node.outputs) > _QK_OUTPUT:
             shown = self.node.attributes.get_int("qk_matmul_output_mode", 0)
@@ -143,26 +146,26 @@ class _Decomposition:
         if heads == own or not (isinstance(heads, int) and isinstance(own, int)):
             return value
         assert isinstance(size, int)
-        apart = self.op("Unsqueeze", value, self.integers(2))  # [B, H, 1, S, D]
-        repeated = self.op("Expand", apart, self.integers(1, 1, heads // own, 1, 1))
-        return self.op("Reshape", repeated, self.integers(0, heads, -1, size))
+        apart = self.new.op("Unsqueeze", value, self.new.integers(2))  # [B, H, 1, S, D]
+        repeated = self.new.op("Expand", apart, self.new.integers(1, 1, heads // own, 1, 1))
+        return self.new.op("Reshape", repeated, self.new.integers(0, heads, -1, size))
 
     def masked(self, scores: ir.Value) -> ir.Value:
         if self.mask is None:
             return scores
         if self.mask.dtype == ir.DataType.BOOL:
             least = np.finfo(np.float32).min if self.dtype != ir.DataType.FLOAT16 else -65504.0
-            return self.op("Where", self.mask, scores, self.number(float(least)))
-        return self.op("Add", scores, self.mask)
+            return self.new.op("Where", self.mask, scores, self.number(float(least)))
+        return self.new.op("Add", scores, self.mask)
 
     def without_hidden_rows(self, shares: ir.Value) -> ir.Value:
         """Zero for keys that are hidden, which matters where all of a row are."""
         if self.mask is None:
             return shares
         if self.mask.dtype == ir.DataType.BOOL:
-            return self.op("Where", self.mask, shares, self.number(0.0))
-        undefined = self.op("IsNaN", shares, dtype=ir.DataType.BOOL)
-        return self.op("Where", undefined, self.number(0.0), shares)
+            return self.new.op("Where", self.mask, shares, self.number(0.0))
+        undefined = self.new.op("IsNaN", shares)
+        return self.new.op("Where", undefined, self.number(0.0), shares)
 
     def replace(self, index: int, result: ir.Value) -> None:
         old = self.node.outputs[index]
@@ -171,28 +174,5 @@ class _Decomposition:
         result.name = name
         ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
 
-    def op(
-        self,
-        op_type: str,
-        *inputs: ir.Value,
-        dtype: ir.DataType | None = None,
-        **attributes: int | list[int],
-    ) -> ir.Value:
-        new = ir.node(op_type, inputs, attributes)
-        new.outputs[0].type = ir.TensorType(dtype or self.dtype)
-        self.node.prepend(new)
-        return new.outputs[0]
-
     def number(self, number: float) -> ir.Value:
-        return self._constant(ir.tensor(np.array(number, self.dtype.numpy())))
-
-    def integers(self, *numbers: int) -> ir.Value:
-        return self._constant(ir.tensor(np.array(numbers, np.int64)))
-
-    def _constant(self, tensor: ir.TensorProtocol) -> ir.Value:
-        new = ir.node("Constant", [], {"value": tensor})
-        value = new.outputs[0]
-        value.const_value, value.type = tensor, ir.TensorType(tensor.dtype)
-        value.shape = ir.Shape(list(tensor.numpy().shape))
-        self.node.prepend(new)
-        return value
+        return self.new.number(number, self.query)
