@@ -122,7 +122,7 @@ class _Decode(nn.Module):
 
     def __init__(self, model: nn.Module, layers: int) -> None:
         super().__init__()
-        self.model, self.layers = model, layers
+        self.model, self.layers, self.cache = model, layers, _cache_argument(model)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **past: torch.Tensor
@@ -136,11 +136,11 @@ class _Decode(nn.Module):
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=cache,
             use_cache=True,
             return_dict=True,
+            **{self.cache: cache},
         )
-        present = outputs.past_key_values.layers
+        present = cache.layers
         return {"logits": outputs.logits} | {
             f"present_key_values.{layer}.{part}": tensor
             for layer in range(self.layers)
@@ -179,12 +179,10 @@ def _decode(model: Any) -> Program | None:
     """The step with a past, or None for a model that has none, or another kind of one."""
     if model.config.is_encoder_decoder or not model.can_generate():
         return None
-    if not {"past_key_values", "attention_mask", "input_ids"} <= _arguments(model):
+    if not {_cache_argument(model), "attention_mask", "input_ids"} <= _arguments(model):
         return None
-    with torch.no_grad():
-        outputs = model(**_tokens(model, _PAST), use_cache=True, return_dict=True)
-    layers = getattr(outputs.past_key_values, "layers", None)
-    if not layers or any(type(layer).__name__ != "DynamicLayer" for layer in layers):
+    layers = _past_layers(model)
+    if not layers:
         return None
     examples = _tokens(model, _SEQUENCE)
     examples["attention_mask"] = torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.int64)
@@ -204,6 +202,20 @@ def _decode(model: Any) -> Program | None:
     )
     dims = {**program.dims, "past": Dim(0)}
     return _bounded(replace(_defaulted(program), dims=dims, state=tuple(state)), model)
+
+
+def _past_layers(model: Any) -> list[Any]:
+    """The layers of the past after a few tokens, if each keeps its keys and values whole."""
+    with torch.no_grad():
+        outputs = model(**_tokens(model, _PAST), use_cache=True, return_dict=True)
+    past = getattr(outputs, "past_key_values", None)
+    layers = list(getattr(past, "layers", ()))
+    return layers if all(type(layer).__name__ == "DynamicLayer" for layer in layers) else []
+
+
+def _cache_argument(model: nn.Module) -> str:
+    """What a model calls the past that it takes: ``cache`` in newer ones."""
+    return "cache" if "cache" in _arguments(model) else "past_key_values"
 
 
 def _tokens(model: Any, length: int) -> dict[str, torch.Tensor]:

@@ -37,10 +37,11 @@ def inspect(
         UsageError: there is no such model.
     """
     if isinstance(subject, str | os.PathLike) and Path(subject).exists():
-        path = Path(subject)
-        if path.suffix != ".py":
-            from omnigraph.artifact import Artifact
+        from omnigraph.artifact import Artifact
+        from omnigraph.model_source import is_model_path
 
+        path = Path(subject)
+        if path.suffix != ".py" and not is_model_path(path):
             artifact = Artifact(path)
             return {"artifact": str(path), "bytes": artifact.size, **artifact.manifest}
     return _inspect_model(
