@@ -68,6 +68,7 @@ class Scores:
         nodes: what was read, from the softmax to the product.
         modes: which ``qk_matmul_output_mode`` of Attention-24 gives each value on the way.
         heads: the number of heads, where a Reshape on the way splits or joins them.
+        zeros: masks of zeros, which are no terms.
     """
 
     product: ir.Node
@@ -77,6 +78,7 @@ class Scores:
     nodes: list[ir.Node] = field(default_factory=list)
     modes: dict[ir.Value, int] = field(default_factory=dict)
     heads: int | None = None
+    zeros: list[ir.Value] = field(default_factory=list)
 
 
 def read_scores(softmax: ir.Node) -> Scores:
@@ -89,6 +91,7 @@ def read_scores(softmax: ir.Node) -> Scores:
     assert value is not None
     factor, cap, scale_inside = 1.0, 0.0, 1.0
     terms: list[Term] = []
+    zeros: list[ir.Value] = []
     nodes: list[ir.Node] = []
     ways: list[tuple[ir.Value, float, bool]] = []  # value, factor still to come, before the cap
     heads: int | None = None
@@ -120,7 +123,9 @@ def read_scores(softmax: ir.Node) -> Scores:
             if cap:
                 raise Miss("a mask stands inside the softcap", node)
             value, term = _masked(node, factor)
-            if term.fill is not None or number(term.value) != 0.0:
+            if term.fill is None and number(term.value) == 0.0:
+                zeros.append(term.value)
+            else:
                 terms.append(term)
         else:
             if node.op_type in ("Reshape", "Squeeze", "Unsqueeze"):
@@ -129,7 +134,7 @@ def read_scores(softmax: ir.Node) -> Scores:
     scale = cap * scale_inside if cap else factor
     if not (scale > 0 and math.isfinite(scale)):
         raise Miss("the scale is not a positive number", nodes[-1])
-    scores = Scores(nodes[-1], scale, cap, terms[::-1], nodes, {}, heads)
+    scores = Scores(nodes[-1], scale, cap, terms[::-1], nodes, {}, heads, zeros)
     scores.modes = {} if shifted else _modes(scores, ways)
     return scores
 

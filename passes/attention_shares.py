@@ -137,7 +137,8 @@ def _is_empty_row(
     nodes.append(node)
     if standard(node, "IsNaN"):
         return when and node.inputs[0] in _same(value, softmax)
-    seen = {softmax.inputs[0], *(t.value for t in scores.terms if t.fill is None)}
+    added = (term.value for term in scores.terms if term.fill is None)
+    seen = {softmax.inputs[0], *added, *scores.zeros}
     if standard(node, "Equal") and number(node.inputs[1]) == -math.inf and when:
         most = made_by(node.inputs[0], "ReduceMax")
         if most is None or not _over_keys(most):
