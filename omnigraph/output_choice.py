@@ -1,0 +1,110 @@
+"""Which outputs of its programs an export computes, and of which of them the last position only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from omnigraph.errors import UsageError
+from omnigraph.numbers import Reference
+from omnigraph.passes.base import Graph, run_passes
+from omnigraph.passes.eliminate_dead_outputs import EliminateDeadOutputs, mask_of_positions
+from omnigraph.program import TensorSpec
+
+#: The output that ``last_logits`` speaks of.
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class OutputChoice:
+    """What is asked for of a model's programs; a program without an output of a name is let be.
+
+    Args:
+        outputs: the outputs to compute; empty is all. A program that has none of them keeps its
+            own.
+        last: the outputs of which the position of the last token is computed, and no other.
+    """
+
+    outputs: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
+
+    def check(self, programs: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a name that no program has an output of.
+
+        Args:
+            programs: the outputs of each program.
+
+        Raises:
+            UsageError: with the outputs there are.
+        """
+        there = list(dict.fromkeys(name for outputs in programs.values() for name in outputs))
+        for name in (*self.outputs, *self.last):
+            if name not in there:
+                raise UsageError(
+                    f"No program has an output {name!r}",
+                    expected=" or ".join(there),
+                    hint="`omnigraph inspect MODEL` lists the outputs of each program",
+                )
+
+    def apply(
+        self,
+        graph: Graph,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        references: Iterable[Reference],
+    ) -> list[Reference]:
+        """Change the outputs of a traced Graph in place, and give the references of what is left.
+
+        Args:
+            inputs: those of the program.
+            outputs: those of the Graph before it is changed.
+        """
+        kept, last = self._of(outputs)
+        run_passes(graph, (EliminateDeadOutputs(kept, last),))
+        return [
+            replace(
+                reference,
+                outputs={
+                    spec.name: _last_position(spec, inputs, reference)
+                    if spec.name in last
+                    else reference.outputs[spec.name]
+                    for spec in outputs
+                    if not kept or spec.name in kept
+                },
+            )
+            for reference in references
+        ]
+
+    def state(
+        self, outputs: Sequence[TensorSpec], state: Iterable[tuple[str, str]]
+    ) -> tuple[tuple[str, str], ...]:
+        """The pairs (input, output) of a program's state whose output is still computed."""
+        kept, _ = self._of(outputs)
+        return tuple(pair for pair in state if not kept or pair[1] in kept)
+
+    def _of(self, outputs: Sequence[TensorSpec]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What applies to one program."""
+        names = [spec.name for spec in outputs]
+        kept = tuple(name for name in self.outputs if name in names)
+        last = tuple(n for n in self.last if n in names and (not kept or n in kept))
+        return kept, last
+
+
+def _last_position(
+    spec: TensorSpec, inputs: Sequence[TensorSpec], reference: Reference
+) -> np.ndarray:
+    """The last token's row of an output [B, T, …], as ``eliminate-dead-outputs`` defines it."""
+    whole = reference.outputs[spec.name]
+    found = mask_of_positions({s.name: _dims(s) for s in inputs}, _dims(spec))
+    if found is None or whole.shape[1] == 0:
+        return whole[:, -1:]
+    mask = reference.feeds[found[0]]
+    seen = mask[:, mask.shape[1] - whole.shape[1] :] != 0
+    last = np.where(seen, np.arange(whole.shape[1]), 0).max(axis=1)
+    return whole[np.arange(len(whole)), last][:, None]
+
+
+def _dims(spec: TensorSpec) -> tuple[str, ...]:
+    return tuple(str(dim) for dim in spec.shape)

@@ -1,0 +1,57 @@
+"""What is asked for of the programs of a model, in its Graphs and in its references."""
+
+from __future__ import annotations
+
+import pytest
+
+from omnigraph.errors import UsageError
+from omnigraph.numbers import Reference
+from omnigraph.output_choice import OutputChoice
+from omnigraph.passes.base import run_passes
+from omnigraph.passes.hoist_selections import HoistSelections
+from omnigraph.passes.pipelines import canonical
+from omnigraph.trace import output_specs
+from omnigraph.verify import GraphRunner
+
+
+@pytest.mark.parametrize("program", ["forward", "decode"])
+def test_the_references_are_those_of_what_is_left(traced, program: str):
+    made = traced(program, kind="decoder", positions="alibi")
+    choice = OutputChoice(last=("logits",))
+    graph, specs = made.graph.clone(), output_specs(made.graph)
+    references = choice.apply(graph, made.program.inputs, specs, made.references)
+    assert output_specs(graph)[0].shape == ("batch", 1, 256)
+    assert choice.state(specs, made.program.state) == made.program.state
+    run_passes(graph, (*canonical(), HoistSelections()))
+    runner = GraphRunner(graph)
+    for reference in references:
+        found = runner.run(reference.feeds)
+        assert set(found) == set(reference.outputs)
+        for name, expected in reference.outputs.items():
+            assert found[name].shape == expected.shape
+            assert abs(found[name] - expected).max() < 1e-4, (reference.case, name)
+
+
+def test_state_goes_with_its_outputs(traced):
+    made = traced("decode", kind="decoder", positions="alibi")
+    choice = OutputChoice(outputs=("logits",))
+    specs = output_specs(made.graph)
+    assert made.program.state and choice.state(specs, made.program.state) == ()
+    graph = made.graph.clone()
+    (first, *_) = choice.apply(graph, made.program.inputs, specs, made.references)
+    assert isinstance(first, Reference) and list(first.outputs) == ["logits"]
+
+
+def test_a_program_without_the_output_keeps_its_own(traced):
+    made = traced("encode", kind="encoder", positions="alibi")
+    choice = OutputChoice(outputs=("logits",), last=("logits",))
+    graph, specs = made.graph.clone(), output_specs(made.graph)
+    choice.apply(graph, made.program.inputs, specs, made.references)
+    assert [v.name for v in graph.graph.outputs] == [spec.name for spec in specs]
+
+
+def test_a_name_that_no_program_has_is_refused():
+    programs = {"forward": ["logits"], "encode": ["last_hidden_state"]}
+    OutputChoice(outputs=("logits",)).check(programs)
+    with pytest.raises(UsageError, match="No program has an output 'logit'"):
+        OutputChoice(last=("logit",)).check(programs)
