@@ -123,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--after", metavar="PASS", help="print the graph of a model after a pass")
     inspect.add_argument("--diff", action="store_true", help="with --after: what the pass changed")
     inspect.add_argument(
+        "--picture", action="store_true", help="with --after: a Mermaid flowchart of one change"
+    )
+    inspect.add_argument(
         "--kernels",
         action="store_true",
         help="load an artifact and show the kernel that runs each attention",
@@ -342,8 +345,10 @@ def _verify(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     from omnigraph.inspection import describe_text, inspect
 
-    if args.diff and not args.after:
-        raise UsageError("--diff needs --after PASS", hint="omnigraph inspect MODEL --after PASS")
+    if (args.diff or args.picture) and not args.after:
+        raise UsageError(
+            "--diff and --picture need --after PASS", hint="omnigraph inspect MODEL --after PASS"
+        )
     if args.after:
         return _inspect_after(args)
     fields = inspect(
@@ -369,14 +374,18 @@ def _inspect_after(args: argparse.Namespace) -> int:
     from omnigraph.model_view import stages
 
     found = stages(_subject(args, args.subject), args.after)
+    shown = {
+        stage.program: stage.picture if args.picture else stage.diff if args.diff else stage.after
+        for stage in found
+    }
     if args.json:
-        _print_json({"programs": {s.program: s.diff if args.diff else s.after for s in found}})
+        _print_json({"programs": shown})
         return 0
-    for stage in found:
-        if args.diff:
-            print(stage.diff or f"{stage.name} changes nothing in program {stage.program}")
+    for program, text in shown.items():
+        if args.diff or args.picture:
+            print(text or f"{args.after} changes nothing in program {program}")
         else:
-            print(f"program {stage.program} after {stage.name}\n{stage.after}")
+            print(f"program {program} after {args.after}\n{text}")
     return 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnigraph.errors import UsageError
+from omnigraph.graph_picture import picture
 from omnigraph.graph_text import graph_diff, graph_text
 from omnigraph.passes.base import Finding, Graph, Pass, run_passes
 from omnigraph.passes.pipelines import common
@@ -24,6 +25,7 @@ class Stage:
         after: its text after it.
         name: the pass, or "trace".
         findings: what that pass made of each site.
+        picture: a Mermaid flowchart of the first place that it changed.
     """
 
     program: str
@@ -31,6 +33,7 @@ class Stage:
     after: str
     name: str
     findings: tuple[Finding, ...] = ()
+    picture: str = ""
 
     @property
     def diff(self) -> str:
@@ -101,9 +104,18 @@ def stages(subject: Subject, after: str) -> list[Stage]:
             found.append(Stage(program.name, text, text, "trace"))
             continue
         run_passes(graph, pipeline[:-1])
-        before = graph_text(graph)
+        before = graph.clone()
         (record,) = run_passes(graph, pipeline[-1:])
-        found.append(Stage(program.name, before, graph_text(graph), record.name, record.findings))
+        found.append(
+            Stage(
+                program.name,
+                graph_text(before),
+                graph_text(graph),
+                record.name,
+                record.findings,
+                picture(before, graph, record.name),
+            )
+        )
     return found
 
 

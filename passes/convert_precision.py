@@ -150,7 +150,7 @@ class _Conversion:
                 for index, output in enumerate(self.graph.outputs):
                     if output is value:
                         self.graph.outputs[index] = wide
-        value.dtype = self.half
+        value.type = ir.TensorType(self.half)  # not in place: copies of a Graph share types
 
     def _takes_half(self, node: ir.Node) -> bool:
         return node.graph is self.graph and (self.plan.narrows(node) or indifferent(node))

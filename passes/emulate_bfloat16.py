@@ -55,7 +55,7 @@ def _touches_bfloat16(node: ir.Node) -> bool:
 
 def _round(value: ir.Value, node: ir.Node) -> None:
     """Make a result fp32, and let its users read it rounded to bf16."""
-    value.dtype = _WIDE
+    value.type = ir.TensorType(_WIDE)
     if moves(node) and not value.is_graph_output():
         return
     cast = ir.node("Cast", [value], {"to": _NARROW})

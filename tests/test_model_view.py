@@ -113,9 +113,22 @@ def test_the_commands(capsys, model: str):
     assert main(["inspect", model, "--after", "fold-reshape-shapes", "--diff"]) == 0
     assert "+++ forward after fold-reshape-shapes" in capsys.readouterr().out
     assert main(["inspect", model, "--diff"]) == 2
-    assert "--diff needs --after" in capsys.readouterr().err
+    assert "--diff and --picture need --after" in capsys.readouterr().err
     assert main(["inspect", model, "--after", "nothing"]) == 2
     assert "There is no pass 'nothing'" in capsys.readouterr().err
+
+
+def test_a_picture_shows_the_first_place_that_changed(model: str):
+    (stage,) = stages(Subject(model), "decompose-attention:largest_head=8")
+    lines = [line.strip() for line in stage.picture.splitlines()]
+    assert lines[0] == "flowchart LR"
+    before = lines[lines.index("direction TB") : lines.index("end")]
+    after = lines[lines.index("end") + 1 :]
+    assert [line for line in before if "[Attention]:::changed" in line]
+    assert [line for line in after if "[Softmax]:::changed" in line]
+    assert not [line for line in after if "Attention" in line]
+    (stage,) = stages(Subject(model), "decompose-attention")
+    assert stage.picture == ""
 
 
 def test_graph_text_reads_no_weight():

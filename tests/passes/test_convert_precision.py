@@ -377,3 +377,10 @@ def test_ops_asked_for_stay_in_fp32() -> None:
 def test_unknown_precision_is_refused() -> None:
     with pytest.raises(UsageError, match="expected fp16 or bf16, found 'int8'"):
         ConvertPrecision("int8")
+
+
+def test_a_copy_made_before_keeps_its_types():
+    graph = graph_from_text("g (float[N,3] x) => (float[N,3] y) { a = Relu(x)  y = Neg(a) }")
+    copy = graph.clone()
+    run_passes(graph, (ConvertPrecision("fp16"),))
+    assert [v.dtype for n in copy.graph for v in n.outputs] == [ir.DataType.FLOAT] * 2
