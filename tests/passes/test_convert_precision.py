@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from graph_checks import graph_from_text
 from onnx_ir.passes.common import ShapeInferencePass
 
 from omnigraph.contract import Tolerance, deviations
