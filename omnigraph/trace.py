@@ -29,7 +29,7 @@ from omnigraph.graph_names import (
 )
 from omnigraph.numbers import Reference
 from omnigraph.onnx_module import OnnxModule
-from omnigraph.passes.base import OPSET, Graph, describe, run_passes
+from omnigraph.passes.base import OPSET, Graph, declare_ranges, describe, run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.program import Case, Program, fit_sizes
 from omnigraph.specialization import (
@@ -67,10 +67,14 @@ def trace(program: Program) -> Graph:
         TraceError: torch cannot trace the module, or the trace fixed a dimension that was declared
             dynamic; the message names the dimension and the module.
     """
-    if isinstance(program.module, OnnxModule):
-        graph = program.module.graph(program)
-        _check_drawn(graph, program)
-        return graph
+    own = isinstance(program.module, OnnxModule)
+    graph = program.module.graph(program) if own else _trace_module(program)
+    _check_drawn(graph, program)
+    declare_ranges(graph, {dim: (sizes.min, sizes.max) for dim, sizes in program.dims.items()})
+    return graph
+
+
+def _trace_module(program: Program) -> Graph:
     _check_weights(program)
     case = example_case(program)
     inputs = program.make_inputs(case)
@@ -116,7 +120,6 @@ def trace(program: Program) -> Graph:
     # A Graph runs in onnxruntime as it stands, from here to the end.
     run_passes(graph, (ExpandAttentionMask(),))
     check_open(graph, program)
-    _check_drawn(graph, program)
     return graph
 
 

@@ -10,7 +10,7 @@ import abc
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, final
 
@@ -27,6 +27,8 @@ OPSET = 24
 
 #: Node metadata: the module of the model that a node came from, and its source line.
 MODULE_KEY, SOURCE_KEY = "omnigraph.module", "omnigraph.source"
+#: Graph metadata, with a dimension's name behind it: the sizes that it may have.
+RANGE_KEY = "omnigraph.range."
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,18 @@ def _inherit(node: ir.Node) -> None:
             if SOURCE_KEY in other.metadata_props:
                 node.metadata_props[SOURCE_KEY] = other.metadata_props[SOURCE_KEY]
             return
+
+
+def declare_ranges(graph: Graph, ranges: Mapping[str, tuple[int, int | None]]) -> None:
+    """Write down which sizes each named dimension may have, both ends included; None is no end."""
+    for dim, (least, most) in ranges.items():
+        graph.metadata_props[RANGE_KEY + dim] = f"{least}:{'' if most is None else most}"
+
+
+def range_of(graph: Graph, dim: str) -> tuple[int, int | None]:
+    """The sizes that a named dimension may have: (0, None) where nothing is declared."""
+    least, _, most = graph.metadata_props.get(RANGE_KEY + dim, "0:").partition(":")
+    return int(least), int(most) if most else None
 
 
 def describe(node: ir.Node) -> str:
