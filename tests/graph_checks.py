@@ -27,6 +27,17 @@ def graph_from_text(body: str) -> Graph:
     return graph
 
 
+def graph_with_weights(body: str, **arrays: np.ndarray) -> Graph:
+    """A Graph from ONNX text whose inputs of these names are initializers instead."""
+    graph = graph_from_text(body)
+    for name, array in arrays.items():
+        value = next(v for v in graph.graph.inputs if v.name == name)
+        graph.graph.inputs.remove(value)
+        value.const_value = ir.tensor(array, name=name)
+        graph.graph.register_initializer(value)
+    return graph
+
+
 def graph_text(graph: Graph) -> str:
     """The computation as canonical text: values numbered by first use, initializers by content."""
     names: dict[ir.Value, str] = {v: v.name or "" for v in graph.graph.inputs}
