@@ -12,7 +12,7 @@ import pytest
 import omnigraph.models
 from omnigraph.contract import Tolerance, deviations, output_scales
 from omnigraph.models import AttentionPattern
-from omnigraph.passes.base import MODULE_KEY, OPSET, SOURCE_KEY, count_ops
+from omnigraph.passes.base import MODULE_KEY, OPSET, RANGE_KEY, SOURCE_KEY, count_ops
 from omnigraph.program import Case
 from omnigraph.trace import check_trace, output_specs, reference_for, trace
 from omnigraph.verify import GraphRunner, check_graph, longest_contraction, rounding_depth
@@ -85,14 +85,9 @@ def test_each_attention_is_one_node(subject):
     sites = [n for n in subject.model.config.attention_names() if n.startswith(side)]
     assert count_ops(subject.graph)["Attention"] == len(sites)
     assert count_ops(subject.graph)["Softmax"] == 0
-    # A cross-attention is a method of its block, which projects the encoder's states apart.
-    layers = [
-        ".".join((*re.findall(r"(\w+)\.blocks\.(\d+)", path)[0], path.split(".")[-1]))
-        for node in subject.graph.graph
-        if node.op_type == "Attention" and (path := node.metadata_props[MODULE_KEY])
-    ]
-    wanted = [re.sub(r"(\d+)\.cross", r"\1.\1", site) for site in sites]
-    assert sorted(layers) == sorted(site.replace("self", "self_attention") for site in wanted)
+    paths = [n.metadata_props[MODULE_KEY] for n in subject.graph.graph if n.op_type == "Attention"]
+    wanted = [re.sub(r"(\w+)\.(\d+)\.(\w+)", r"\1.blocks.\2.\3_attention", site) for site in sites]
+    assert sorted(paths) == sorted(wanted)
 
 
 def test_every_node_says_which_module_and_line_it_came_from(subject):
@@ -106,7 +101,7 @@ def test_every_node_says_which_module_and_line_it_came_from(subject):
 
 def test_nothing_else_is_said_of_nodes_and_values(subject):
     graph = subject.graph
-    assert not graph.metadata_props
+    assert all(key.startswith(RANGE_KEY) for key in graph.metadata_props)
     assert graph.producer_version is None
     for node in graph.graph:
         assert set(node.metadata_props) == {MODULE_KEY, SOURCE_KEY}
