@@ -1,0 +1,166 @@
+"""Rotary positions that are written out become RotaryEmbedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from omnigraph.passes.base import Graph
+from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.matching import (
+    axis_size,
+    constant,
+    input_at,
+    made_by,
+    nodes_of,
+    rank,
+    remove_unused,
+    replace_output,
+    same_dim,
+    standard,
+)
+from omnigraph.passes.rotary_caches import Half, half_of, repeat_for_batch
+from omnigraph.passes.rotation import Rotation, match_rotation, may_end_rotation
+from omnigraph.passes.site_pass import Miss, SitePass
+
+_TYPES = ("FLOAT", "FLOAT16", "BFLOAT16")
+_SWAP = [0, 2, 1, 3]
+
+
+@dataclass(frozen=True)
+class FuseRotary(SitePass):
+    """Fuse the rotation of queries or keys by their positions into RotaryEmbedding.
+
+    Before, with x [B, H, T, D], its first R features split into halves a and b or into
+    neighbours, and cosines and sines of R or R/2 features (Su et al. 2021, section 3.4.2)::
+
+        y = x * cos + Concat(-b, a) * sin
+        y = Concat(a * cos - b * sin, b * cos + a * sin)
+
+    After, with cos and sin [B, T, R/2]::
+
+        y = RotaryEmbedding[interleaved, rotary_embedding_dim](x, cos, sin)
+
+    Features that are only carried along (``Concat(turned, rest)``) are taken in. An x of
+    [B, T, H, D] is transposed before, and not back where the next node would transpose it.
+
+    Needs: shapes of x, the cosines and the sines. Where these have R features, a proof that both
+    of a pair have the same: a Concat or Expand of one value, or a constant table. Leaves alone:
+    x of three axes, angles that differ by head.
+    """
+
+    def sites(self, graph: Graph) -> Iterable[ir.Node]:
+        """Every sum with a turned x, and every two turned halves that are put together."""
+        return (n for n in nodes_of(graph, "Add", "Concat", "Reshape") if may_end_rotation(n))
+
+    def rewrite(self, graph: Graph, node: ir.Node) -> str:
+        """Fuse the rotation that ends at a node."""
+        rotation = match_rotation(node)
+        x, end = rotation.x, rotation.end
+        if x.dtype is None or x.dtype.name not in _TYPES:
+            raise Miss("x is of a type that RotaryEmbedding does not take")
+        head_axis = _head_axis(rotation)
+        tables = (rotation.cosines, rotation.sines)
+        caches = [_Cache.of(rotation, table, head_axis) for table in tables]
+        before = Inserter(end)
+        if head_axis == 2:
+            x = before.op("Transpose", x, perm=_SWAP)
+        y = before.op(
+            "RotaryEmbedding",
+            x,
+            *(cache.make(graph, before, x) for cache in caches),
+            interleaved=int(rotation.interleaved),
+            rotary_embedding_dim=0 if rotation.size == axis_size(x, -1) else rotation.size,
+        )
+        y.shape = x.shape
+        _put(before, end, y, head_axis)
+        pairs = "neighbours" if rotation.interleaved else "halves"
+        part = "" if rotation.size == axis_size(x, -1) else f" of {axis_size(x, -1)}"
+        return f"RotaryEmbedding of {pairs}, {rotation.size}{part} features"
+
+
+def _head_axis(rotation: Rotation) -> int:
+    """The axis of heads of x, along which cosines and sines are the same.
+
+    Raises:
+        Miss: x is not of batch, heads, positions and features, or the angles not of positions.
+    """
+    shape = rotation.x.shape
+    if shape is None or len(shape) != 4 or axis_size(rotation.x, 3) is None:
+        raise Miss("x is not known to have axes of batch, heads, positions and features")
+    features = rotation.size if rotation.twice else rotation.size // 2
+    for axis in (1, 2):
+        wanted = [shape[0], shape[1], shape[2], features]
+        wanted[axis] = 1
+        if all(_fits(table, wanted) for table in (rotation.cosines, rotation.sines)):
+            return axis
+    found = [str(table.shape) for table in (rotation.cosines, rotation.sines)]
+    raise Miss(f"cosines and sines are not one for each position: {' and '.join(found)}")
+
+
+def _fits(table: ir.Value, wanted: list[int | ir.SymbolicDim]) -> bool:
+    if table.shape is None or not 2 <= len(table.shape) <= 4:
+        return False
+    dims = [1] * (4 - len(table.shape)) + list(table.shape)
+    return (dims[0] == 1 or same_dim(dims[0], wanted[0])) and all(
+        map(same_dim, dims[1:], wanted[1:])
+    )
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """How to make cosines or sines [1 or B, T, R/2], from a table that is broadcast with x."""
+
+    half: Half
+    heads: int | None  # the axis of heads that is still to go
+
+    @classmethod
+    def of(cls, rotation: Rotation, table: ir.Value, head_axis: int) -> _Cache:
+        """Of the cosines or sines of a rotation.
+
+        Raises:
+            Miss: they hold two for each pair, which are not known to be equal.
+        """
+        dims = rank(table) or 0
+        heads: int | None = head_axis - (4 - dims) if dims == 4 or head_axis == 2 else None
+        lifted = made_by(table, "Unsqueeze")
+        axes = constant(input_at(lifted, 1)) if lifted is not None else None
+        if lifted is not None and axes is not None and heads is not None:
+            of_heads = axes.reshape(-1).tolist() in ([heads], [heads - dims])
+            table, heads = (lifted.inputs[0] or table, None) if of_heads else (table, heads)
+        if not rotation.twice:
+            return cls(lambda before: table, heads)
+        half = half_of(table, rotation.interleaved)
+        if half is None:
+            raise Miss("the two of a pair are not known to have the same cosine and sine")
+        return cls(half, heads)
+
+    def make(self, graph: Graph, before: Inserter, x: ir.Value) -> ir.Value:
+        """The cosines or sines for each of the batch of x [B, H, T, D]."""
+        value = self.half(before)
+        if self.heads is not None:
+            value = before.op("Squeeze", value, before.integers(self.heads))
+        if rank(value) == 2:
+            value = before.op("Unsqueeze", value, before.integers(0))
+        if axis_size(value, 0) == 1 and axis_size(x, 0) != 1:
+            value = repeat_for_batch(graph, before, value, x)
+        return value
+
+
+def _put(before: Inserter, end: ir.Node, y: ir.Value, head_axis: int) -> None:
+    """Let y be read for the output of the end, without a Transpose back if all readers have one."""
+    old = end.outputs[0]
+    users = [user for user, _ in old.uses()]
+    if head_axis == 2:
+        swaps = [u for u in users if standard(u, "Transpose")]
+        swaps = [u for u in swaps if list(u.attributes.get_ints("perm", [])) == _SWAP]
+        if len(swaps) == len(users) and users and not old.is_graph_output():
+            for swap in swaps:
+                replace_output(swap.outputs[0], y)
+                remove_unused(swap)
+            return
+        y = before.op("Transpose", y, perm=_SWAP)
+    replace_output(old, y)
+    remove_unused(end)

@@ -1,0 +1,243 @@
+"""A rotation of pairs of features that is written out, in its spellings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from omnigraph.passes.axis_parts import Part, last_axis_part, without_whole_slices
+from omnigraph.passes.matching import (
+    axis_size,
+    made_by,
+    only_use,
+    rank,
+    same_dim,
+    scalar,
+    standard,
+)
+from omnigraph.passes.site_pass import Miss
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The first features of x turned by angles whose cosines and sines are given.
+
+    Args:
+        x: [B, H, T, D] or [B, T, H, D].
+        end: the node that makes the turned x.
+        size: R, how many of the D features are turned.
+        interleaved: a pair is two neighbours, and not two features R/2 apart.
+        cosines: broadcast with x; R of them where ``twice``, else R/2.
+        twice: both of a pair have their own cosine and sine.
+    """
+
+    x: ir.Value
+    end: ir.Node
+    size: int
+    interleaved: bool
+    cosines: ir.Value
+    sines: ir.Value
+    twice: bool
+
+
+def may_end_rotation(node: ir.Node) -> bool:
+    """Whether a node looks like one of the two forms: the sum, or the halves put together."""
+    if node.op_type == "Add":
+        return any(True for _ in _turned_operands(node))
+    halves = _joined(node)
+    return halves is not None and all(
+        made_by(half, op) is not None and len(_products(made_by(half, op))) == 2
+        for half, op in zip(halves[:2], ("Sub", "Add"), strict=True)
+    )
+
+
+def match_rotation(node: ir.Node) -> Rotation:
+    """The rotation that such a node is the end of.
+
+    Raises:
+        Miss: it is none.
+    """
+    return _match_sum(node) if node.op_type == "Add" else _match_halves(node)
+
+
+# x * cos + turned(x) * sin ------------------------------------------------------------------------
+
+
+def _products(node: ir.Node | None) -> list[ir.Node]:
+    """The two products that a node adds or subtracts; none where it does not."""
+    found = [made_by(value, "Mul") for value in node.inputs] if node is not None else []
+    return [one for one in found if one is not None] if None not in found else []
+
+
+def _turned_operands(node: ir.Node) -> Iterator[tuple[ir.Node, int, ir.Node]]:
+    """Each product of a sum with a turned x, where that stands in it, and the other product."""
+    products = _products(node)
+    for one, other in zip(products, reversed(products), strict=True):
+        for index in (0, 1):
+            if _negated_first(one.inputs[index]) is not None:
+                yield one, index, other
+
+
+def _negated_first(value: ir.Value | None) -> tuple[ir.Value, ir.Value, bool] | None:
+    """The parts (b, a) of Concat(-b, a), or of -b and a interleaved; and whether they are."""
+    joined = made_by(value, "Concat", "Reshape")
+    halves = _joined(joined) if joined is not None else None
+    if halves is None or len(halves) != 2:
+        return None
+    negated = _negated(halves[0])
+    if negated is None or halves[1] is None:
+        return None
+    assert joined is not None
+    return negated, halves[1], joined.op_type == "Reshape"
+
+
+def _negated(value: ir.Value | None) -> ir.Value | None:
+    node = made_by(value, "Neg", "Mul")
+    if node is None or (node.op_type == "Mul" and scalar(node.inputs[1]) != -1.0):
+        return None
+    return node.inputs[0]
+
+
+def _joined(node: ir.Node) -> list[ir.Value | None] | None:
+    """What is put together along the last axis: one after the other, or interleaved by Reshape."""
+    if node.op_type == "Concat":
+        last = (rank(node.outputs[0]) or 0) - 1
+        return list(node.inputs) if node.attributes.get_int("axis", 0) in (-1, last) else None
+    pairs = made_by(node.inputs[0], "Concat")
+    if node.op_type != "Reshape" or pairs is None or axis_size(pairs.outputs[0], -1) != 2:
+        return None
+    lifted = [made_by(value, "Unsqueeze") for value in pairs.inputs]
+    halves = [one.inputs[0] for one in lifted if one is not None]
+    if len(lifted) != 2 or len(halves) != 2 or halves[0] is None or halves[0].shape is None:
+        return None
+    whole, half = node.outputs[0].shape, halves[0].shape
+    if whole is None or len(whole) != len(half) or len(half) + 1 != rank(pairs.outputs[0]):
+        return None
+    if axis_size(pairs.inputs[0], -1) != 1 or axis_size(node.outputs[0], -1) != 2 * half[-1]:
+        return None
+    return list(halves) if all(map(same_dim, whole[:-1], half[:-1])) else None
+
+
+def _match_sum(node: ir.Node) -> Rotation:
+    miss = Miss("no x is multiplied with the cosines")
+    for product, index, other in _turned_operands(node):
+        turned = _negated_first(product.inputs[index])
+        assert turned is not None
+        second, first, interleaved = turned
+        for place in (0, 1):
+            x = other.inputs[place]
+            size = axis_size(x, -1)
+            if x is None or size is None or not _are_halves(first, second, x, size, interleaved):
+                miss = Miss("what is turned is not the x that is multiplied with the cosines")
+                continue
+            cosines, sines = other.inputs[1 - place], product.inputs[1 - index]
+            assert cosines is not None and sines is not None
+            whole, end = _with_rest(x, node)
+            return Rotation(whole, end, size, interleaved, cosines, sines, twice=True)
+    raise miss
+
+
+def _are_halves(
+    first: ir.Value, second: ir.Value, x: ir.Value, size: int, interleaved: bool
+) -> bool:
+    root = _root_part(x)
+    one, other = _root_part(first), _root_part(second)
+    if size % 2 or root.step != 1 or not one.source is other.source is root.source:
+        return False
+    start, stop = root.start, root.stop
+    if interleaved:
+        return (one.start, other.start, one.step, other.step) == (start, start + 1, 2, 2) and (
+            _count(one) == _count(other) == size // 2
+        )
+    middle = start + size // 2
+    return (one.start, one.stop, other.start, other.stop) == (start, middle, middle, stop) and (
+        one.step == other.step == 1
+    )
+
+
+def _with_rest(x: ir.Value, node: ir.Node) -> tuple[ir.Value, ir.Node]:
+    """The head whose first features x is, and the node that puts its other features back."""
+    after = only_use(node.outputs[0])
+    if after is None or not standard(after, "Concat") or _joined(after) is None:
+        return x, node
+    if len(after.inputs) != 2 or after.inputs[0] is not node.outputs[0]:
+        return x, node
+    head = _spanning(x, _root_part(x), _root_part(after.inputs[1]))
+    return (x, node) if head is None else (head, after)
+
+
+# Concat(a * cos - b * sin, b * cos + a * sin) -----------------------------------------------------
+
+
+def _match_halves(node: ir.Node) -> Rotation:
+    halves = _joined(node)
+    assert halves is not None
+    minus, plus = made_by(halves[0], "Sub"), made_by(halves[1], "Add")
+    assert minus is not None and plus is not None
+    interleaved = node.op_type == "Reshape"
+    for first, cosines in _orders(_products(minus)[0]):
+        for second, sines in _orders(_products(minus)[1]):
+            wanted = [{second, cosines}, {first, sines}]
+            if [set(one.inputs) for one in _products(plus)] not in (wanted, wanted[::-1]):
+                continue
+            one, other = _root_part(first), _root_part(second)
+            if one.source is not other.source:
+                continue
+            rest = _root_part(halves[2]) if len(halves) == 3 else None
+            whole = Part(one.source, one.start, other.stop)
+            head = _spanning(first, whole, rest)
+            size = 2 * _count(one)
+            if head is None or len(halves) > 3:
+                raise Miss("no value is the whole head that is turned")
+            if not _are_parts(one, other, size, interleaved):
+                raise Miss("what is turned is not two halves of one head")
+            return Rotation(head, node, size, interleaved, cosines, sines, twice=False)
+    raise Miss("the two halves are not a * cos - b * sin and b * cos + a * sin")
+
+
+def _are_parts(one: Part, other: Part, size: int, interleaved: bool) -> bool:
+    if interleaved:
+        return one.step == other.step == 2 and other.start == one.start + 1
+    return one.step == other.step == 1 and one.stop == other.start and 2 * _count(other) == size
+
+
+def _orders(product: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
+    a, b = product.inputs
+    assert a is not None and b is not None
+    return [(a, b), (b, a)]
+
+
+# Parts of parts -----------------------------------------------------------------------------------
+
+
+def _count(part: Part) -> int:
+    return -((part.start - part.stop) // part.step)
+
+
+def _root_part(value: ir.Value | None) -> Part:
+    """Which part a value is of the value furthest behind it."""
+    value = without_whole_slices(value)
+    assert value is not None
+    part = last_axis_part(value)
+    if part is None:
+        return Part(value, 0, axis_size(value, -1) or 0)
+    root = _root_part(part.source)
+    start = root.start + root.step * part.start
+    return Part(root.source, start, root.start + root.step * part.stop, root.step * part.step)
+
+
+def _spanning(value: ir.Value, first: Part, rest: Part | None) -> ir.Value | None:
+    """The value, among that given and those it is a part of, of a first part and what follows."""
+    stop = first.stop if rest is None else rest.stop
+    if rest is not None and (rest.source is not first.source or rest.start != first.stop):
+        return None
+    while True:
+        value = without_whole_slices(value) or value
+        if _root_part(value) == Part(first.source, first.start, stop, 1):
+            return value
+        part = last_axis_part(value)
+        if part is None:
+            return None
+        value = part.source
