@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,15 @@ def _load(folder: Path, settings: Mapping[str, str]) -> Any:
             hint="code that lies beside a model is not run: write a factory, file.py:factory",
         )
     try:
-        model, found = kind.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **settings,
-        )
+        with _no_progress(transformers.utils.logging):
+            model, found = kind.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **settings,
+            )
     except Exception as error:
         raise _unreadable(folder, "model.safetensors", error) from error
     if missing := sorted(found["missing_keys"]):
@@ -88,6 +90,18 @@ def _load(folder: Path, settings: Mapping[str, str]) -> Any:
             hint="architectures in config.json names the class that the weights were saved from",
         )
     return model.eval()
+
+
+@contextmanager
+def _no_progress(logging: Any) -> Iterator[None]:
+    """Without the progress bars of transformers, which would cross our own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _unreadable(folder: Path, file: str, error: Exception) -> UsageError:
@@ -208,7 +222,7 @@ def _past_layers(model: Any) -> list[Any]:
     """The layers of the past after a few tokens, if each keeps its keys and values whole."""
     with torch.no_grad():
         outputs = model(**_tokens(model, _PAST), use_cache=True, return_dict=True)
-    past = getattr(outputs, "past_key_values", None)
+    past = outputs.get(_cache_argument(model)) or outputs.get("past_key_values")
     layers = list(getattr(past, "layers", ()))
     return layers if all(type(layer).__name__ == "DynamicLayer" for layer in layers) else []
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import version_converter
 
-from omnigraph.errors import OmniGraphError, UsageError
+from omnigraph.errors import UsageError
 from omnigraph.onnx_names import keep_provenance, rename_dimensions
 from omnigraph.passes.base import OPSET, Graph, run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
@@ -42,6 +42,7 @@ def read_onnx(path: Path) -> Graph:
     common.InlinePass()(graph)
     common.RemoveInitializersFromInputsPass()(graph)
     _check_ops(graph, path)
+    _check_opset(graph, path)
     _check_types(graph, path)
     _infer_types(graph)
     return graph
@@ -140,24 +141,47 @@ def _initializers(graph: Graph) -> Iterator[ir.Value]:
         yield from part.initializers.values()
 
 
-def _at_our_opset(graph: Graph, path: Path) -> Graph:
-    opset = graph.opset_imports.get("") or graph.opset_imports.get("ai.onnx")
-    if opset is None:
+def _check_opset(graph: Graph, path: Path) -> None:
+    """Refuse a file of no opset, or of a later one that changed one of its ops."""
+    if (opset := _opset(graph)) == 0:
         raise UsageError(
             f"{path} does not say which opset it is written in",
             expected=f"an opset of the ONNX standard, up to {OPSET}",
-            hint="export the model again, with opset_version=" + str(OPSET),
+            hint=f"export the model again, with opset_version={OPSET}",
         )
+    if opset <= OPSET:
+        return
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        if _since(node, OPSET) != _since(node, opset):
+            raise UsageError(
+                f"Node {node.op_type} {node.name!r} of {path} is of an opset that is too new",
+                expected=f"at most {OPSET}",
+                found=f"opset {opset}, which changed this op",
+                hint=f"export the model with opset_version={OPSET}",
+            )
+
+
+def _opset(graph: Graph) -> int:
+    return graph.opset_imports.get("") or graph.opset_imports.get("ai.onnx") or 0
+
+
+def _since(node: ir.Node, opset: int) -> int:
+    """The opset that an op's meaning at ``opset`` comes from, or 0 for an op that is not there."""
     try:
-        if opset > OPSET:
-            _check_unchanged(graph, path, opset)
+        return onnx.defs.get_schema(node.op_type, opset).since_version
+    except onnx.defs.SchemaError:
+        return 0
+
+
+def _at_our_opset(graph: Graph, path: Path) -> Graph:
+    opset = _opset(graph)
+    try:
+        if opset > OPSET:  # none of its ops changed
             graph.opset_imports[""] = OPSET
         elif opset >= _LEAST_NATIVE:
             version_converter.convert_version(graph, OPSET)
         else:
             graph = _converted(graph)
-    except OmniGraphError:
-        raise
     except Exception as error:
         raise UsageError(
             f"{path} cannot be converted from opset {opset} to {OPSET}",
@@ -169,23 +193,6 @@ def _at_our_opset(graph: Graph, path: Path) -> Graph:
     # As the version of the format may be older than the opset needs.
     graph.ir_version = max(graph.ir_version or 0, 10)
     return graph
-
-
-def _check_unchanged(graph: Graph, path: Path, opset: int) -> None:
-    """Refuse a file of a later opset, unless each of its ops is as it was in ours."""
-    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
-        try:
-            ours = onnx.defs.get_schema(node.op_type, OPSET).since_version
-            theirs = onnx.defs.get_schema(node.op_type, opset).since_version
-        except onnx.defs.SchemaError:
-            ours, theirs = 0, opset
-        if ours != theirs:
-            raise UsageError(
-                f"Node {node.op_type} {node.name!r} of {path} is of an opset that is too new",
-                expected=f"at most {OPSET}",
-                found=f"opset {opset}, which changed this op",
-                hint=f"export the model with opset_version={OPSET}",
-            )
 
 
 def _converted(graph: Graph) -> Graph:

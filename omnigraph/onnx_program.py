@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from omnigraph.errors import TraceError, UsageError
+from omnigraph.errors import OmniGraphError, TraceError, UsageError
 from omnigraph.module_program import program_from_module
 from omnigraph.onnx_file import read_onnx
 from omnigraph.onnx_module import OnnxModule
@@ -71,6 +71,8 @@ def program_from_onnx(
 def _check_runs(module: OnnxModule, examples: Mapping[str, torch.Tensor]) -> None:
     try:
         module(**examples)
+    except OmniGraphError:
+        raise
     except Exception as error:
         shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in examples.items())
         raise TraceError(
