@@ -147,7 +147,9 @@ def biased(bias: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def allowed(pattern: AttentionPattern, queries: Tensor, keys: Tensor, causal: bool) -> Tensor:
-    """What a sparse ``pattern`` lets through, by positions that broadcast -> bool."""
+    """What a ``pattern`` lets through, by positions that broadcast -> bool."""
+    if not pattern.is_sparse:  # a head beside sparse ones
+        return keys <= queries if causal else (keys >= 0) & (queries >= 0)
     if pattern.type == "sliding_window":
         if causal:
             return (keys <= queries) & (keys > queries - pattern.window)

@@ -67,6 +67,14 @@ def test_blockwise_equals_dense(kind, positions, heads, same, batch, length, pad
         torch.testing.assert_close(sparse(ids, mask), dense(ids, mask), **TOLERANCE)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_dense_head_beside_sparse_ones_sees_every_key(causal):
+    queries, keys = torch.arange(300).unsqueeze(1), torch.arange(300).unsqueeze(0)
+    seen = allowed(AttentionPattern(), queries, keys, causal)
+    everything = torch.ones(300, 300, dtype=torch.bool)
+    assert torch.equal(seen, everything.tril() if causal else everything)
+
+
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_blockwise_gives_the_gradients_of_dense(kind, tokens, padding):
     heads = (
