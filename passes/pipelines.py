@@ -6,9 +6,16 @@ from omnigraph.passes.base import Pass
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.eliminate_identities import EliminateIdentities
+from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.passes.fold_constants import FoldConstants
 from omnigraph.passes.fold_reshape_shapes import FoldReshapeShapes
 from omnigraph.passes.fold_weight_transposes import FoldWeightTransposes
+from omnigraph.passes.fuse_attention import FuseAttention
+from omnigraph.passes.fuse_gelu import FuseGelu
+from omnigraph.passes.fuse_norm import FuseNorm
+from omnigraph.passes.fuse_rotary import FuseRotary
+from omnigraph.passes.fuse_swiglu import FuseSwiglu
+from omnigraph.passes.legalize_rotary_embedding import LegalizeRotaryEmbedding
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.share_constants import ShareConstants
 
@@ -38,6 +45,23 @@ def tidy() -> tuple[Pass, ...]:
     )
 
 
+def fused() -> tuple[Pass, ...]:
+    """From many spellings of a thing to the one op that the standard has for it."""
+    return (
+        # Norms, activations and rotations stand before and between attentions, and are small.
+        FuseNorm(),
+        FuseGelu(),
+        FuseSwiglu(),
+        FuseRotary(),
+        LegalizeRotaryEmbedding(),
+        # Attention after rotations, so that a query or key is one value; its masks, which runtimes
+        # do not broadcast over queries, are expanded behind it.
+        FuseAttention(),
+        ExpandAttentionMask(),
+        *tidy(),
+    )
+
+
 def common() -> tuple[Pass, ...]:
     """What every target begins with."""
-    return canonical()
+    return (*canonical(), *fused())
