@@ -125,6 +125,7 @@ def export(
     """
     names = target.split(",") if isinstance(target, str) else list(target)
     targets = [find_target(name.strip()) for name in names]
+    keeps = parse_variants(variants, importance)
     settings = dict(settings or {})
     options = [{k: settings[k] for k in settings if k in t.options} for t in targets]
     used = {key for chosen in options for key in chosen}
@@ -146,8 +147,8 @@ def export(
     for path in paths:
         check_replaceable(path)
     traced, made = job.trace(source), None
-    if variants is not None:
-        made = make_variants(source.programs, traced, parse_variants(variants), importance)
+    if keeps:
+        made = make_variants(source.programs, traced, keeps, importance)
         traced += made.programs
     config_fields, name, source = source.config, source.name, replace(source, programs=())
 

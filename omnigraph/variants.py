@@ -54,12 +54,19 @@ MISSED = "missed_heads"
 GATES = "gates"
 
 
-def parse_variants(text: str) -> tuple[int, ...]:
-    """The numbers of heads in ``heads=16,12,8``, the most first.
+def parse_variants(text: str | None, importance: str | None = None) -> tuple[int, ...]:
+    """The numbers of heads in ``heads=16,12,8``, the most first; none of None.
 
     Raises:
-        UsageError: it is not of that form.
+        UsageError: it is not of that form, or there is an importance of heads and no variant.
     """
+    if text is None:
+        if importance is not None:
+            raise UsageError(
+                "The importance of heads is given, and no variant that would lose any",
+                hint="--variants heads=12,8 adds variants; without them, leave --importance out",
+            )
+        return ()
     match = re.fullmatch(r"heads=(\d+(?:,\d+)*)", text.replace(" ", ""))
     numbers = sorted({int(n) for n in match[1].split(",")}, reverse=True) if match else []
     if not numbers or numbers[-1] < 1:
