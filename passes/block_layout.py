@@ -1,0 +1,231 @@
+"""Blocks of queries, and the keys that each of them looks at, as values of a Graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.passes.attention_mask import KEY, QUERY
+from omnigraph.passes.block_mask import Places
+from omnigraph.passes.index_evaluation import Emitter
+from omnigraph.passes.index_expression import Coordinate, Linear, coordinate
+from omnigraph.passes.index_simplification import substitute
+from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.mask_reach import Band, Columns, Drawn, Reach, Rows, in_blocks
+from omnigraph.passes.site_pass import Miss
+
+_BLOCK, _ROW, _START, _COLUMN = "n", "r", "start", "c"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Each query sees keys from ``low`` to ``high`` positions after its own."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class BlockPattern:
+    """Each block of ``unit`` queries sees some blocks of as many keys.
+
+    Args:
+        low, high: those from ``low`` to ``high`` blocks after its own.
+        columns: the first so many.
+        rows: the first so many blocks of queries see every key.
+        drawn: one each, an expression of the query's block.
+    """
+
+    unit: int
+    low: int
+    high: int
+    columns: int
+    rows: int
+    drawn: tuple[Linear, ...]
+
+
+def pattern_of(reach: Reach | None) -> Window | BlockPattern:
+    """The pattern of a reach.
+
+    Raises:
+        Miss: it has none whose size does not grow with the number of keys.
+    """
+    if not reach:
+        raise Miss("the mask may show every key" if reach is None else "the mask shows no key")
+    bands = [part for part in reach if isinstance(part, Band)]
+    if any(band.low is None for band in bands):
+        raise Miss("the mask may show every key before the query")
+    if any(band.high is None for band in bands):
+        raise Miss("the mask may show every key after the query")
+    unit = max(part.unit for part in reach)
+    if unit == 1 and len(bands) == len(reach):
+        return Window(*_hull(bands))
+    if any(unit % part.unit for part in reach):
+        raise Miss(f"the mask has blocks of several sizes, {sorted({p.unit for p in reach})}")
+    low, high = _hull([in_blocks(band, unit) for band in bands]) if bands else (1, 0)
+    counts = {
+        kind: max((-(-p.count * p.unit // unit) for p in reach if isinstance(p, kind)), default=0)
+        for kind in (Columns, Rows)
+    }
+    drawn = tuple(part.block for part in reach if isinstance(part, Drawn))
+    if any(part.unit != unit for part in reach if isinstance(part, Drawn)):
+        raise Miss("the mask draws blocks of several sizes")
+    return BlockPattern(unit, low, high, counts[Columns], counts[Rows], drawn)
+
+
+def _hull(bands: list[Band]) -> tuple[int, int]:
+    lows = [band.low for band in bands if band.low is not None]
+    return min(lows), max(band.high for band in bands if band.high is not None)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """N blocks of b queries with K keys each; all values int64 but ``valid``.
+
+    Args:
+        rows: [N, b] indices of queries, each below T.
+        columns: [N, K] indices of keys, each below S.
+        places, positions: the coordinates of the blocks, and what query and key are by them.
+        valid: bool, broadcasts to the mask: whether a key is there, and for the first time.
+        count, size, width: N, b and K, each [1].
+    """
+
+    rows: ir.Value
+    columns: ir.Value
+    places: Places
+    positions: dict[str, Linear]
+    valid: ir.Value
+    count: ir.Value
+    size: ir.Value
+    width: ir.Value
+
+
+class Layout:
+    """Makes the blocks of one Attention, for T queries at the end of S keys."""
+
+    def __init__(self, insert: Inserter, query: ir.Value, key: ir.Value) -> None:
+        self._insert, self._query = insert, query
+        self.queries, self.keys = insert.length(query, 2), insert.length(key, 2)
+        self._zero, self._one = insert.integer(0), insert.integer(1)
+
+    def window(self, window: Window, block: int, past: Linear) -> Blocks:
+        """Blocks of at most ``block`` queries; the keys around each are contiguous.
+
+        A window wider than there are keys is narrowed, so that short sequences cost no more.
+        """
+        op, integer = self._insert.op, self._insert.integer
+        size = op("Min", self.queries, integer(block))
+        count = self._over(self.queries, size)
+        before = op("Sub", self.keys, self.queries) if past != Linear(0) else None
+        low, high = integer(window.low), integer(window.high)
+        if window.low < 0:
+            low = op("Max", low, op("Sub", self._one, self.keys))
+        if window.high > 0:
+            high = op("Min", high, op("Sub", self.queries, self._one))
+        width = op("Add", op("Sub", high, low), size)
+        start = op("Mul", self._range(count), size)  # [N]
+        offset = op("Add", self._range(width), low)  # [K], of a key from the block's first query
+        first = start if before is None else op("Add", start, before)
+        wanted = op("Add", self._axes(first, 1), offset)  # [N, K]
+        columns = op("Clip", wanted, self._zero, op("Sub", self.keys, self._one))
+        within = self._range(size)  # [b]
+        given = {
+            _START: self._axes(start, 1, 2),
+            _ROW: self._axes(within, 1),
+            _COLUMN: offset,
+        }
+        begin = Linear(0, ((Coordinate(_START), 1),))
+        moved = Linear(0, ((Coordinate(_COLUMN, signed=True), 1),))
+        return Blocks(
+            self._rows(start, within),
+            columns,
+            Places(self._insert, self._query, 3, given),
+            {QUERY: begin + coordinate(_ROW), KEY: begin + past + moved},
+            self._axes(op("Equal", columns, wanted), 1),
+            *(self._axes(value, 0) for value in (count, size, width)),
+        )
+
+    def blocks(self, pattern: BlockPattern, graph: ir.Graph) -> Blocks:
+        """Blocks of the pattern's own size; S = T."""
+        op, integer = self._insert.op, self._insert.integer
+        unit = integer(pattern.unit)
+        count = self._over(self.queries, unit)
+        own = self._range(count)  # [N]
+        looked = [op("Add", own, integer(by)) for by in range(pattern.low, pattern.high + 1)]
+        looked += [
+            op("Add", op("Mul", own, self._zero), integer(block))
+            for block in range(pattern.columns)
+        ]
+        for block in pattern.drawn:
+            by_block = coordinate(_BLOCK) * pattern.unit
+            emitter = Emitter(self._insert, graph, {_BLOCK: own})
+            looked.append(emitter.emit(substitute(block, {QUERY: by_block})))
+        wanted = op("Concat", *(self._axes(one, 1) for one in looked), axis=1)  # [N, M]
+        there = op("Clip", wanted, self._zero, op("Sub", count, self._one))
+        valid = op("Equal", there, wanted)
+        if pattern.columns or pattern.drawn:
+            valid = op("And", valid, op("Not", self._repeated(wanted, len(looked))))
+        within = self._range(unit)  # [u]
+        wide = op("Add", op("Mul", self._axes(there, 2), unit), within)  # [N, M, u]
+        found = op("Less", wide, self.keys)
+        last = op("Sub", self.keys, self._one)
+        columns = op("Reshape", op("Min", wide, last), self._insert.integers(0, -1))
+        given = {
+            _BLOCK: self._axes(own, 1, 2, 3),
+            _ROW: self._axes(within, 1, 2),
+            _START: self._axes(there, 1, 3),
+            _COLUMN: within,
+        }
+        row, column = (coordinate(name, pattern.unit) for name in (_ROW, _COLUMN))
+        return Blocks(
+            self._rows(op("Mul", own, unit), within),
+            columns,
+            Places(self._insert, self._query, 4, given),
+            {
+                QUERY: coordinate(_BLOCK) * pattern.unit + row,
+                KEY: coordinate(_START) * pattern.unit + column,
+            },
+            self._axes(op("And", self._axes(valid, 2), found), 1),
+            self._axes(count, 0),
+            self._insert.integers(pattern.unit),
+            self._insert.integers(len(looked) * pattern.unit),
+        )
+
+    def top(self, rows: int) -> tuple[ir.Value, Places, dict[str, Linear]]:
+        """The first queries [rows], each below T, and the coordinates of them and all keys."""
+        index = self._range(self._insert.integer(rows))
+        given = {_ROW: self._axes(index, 1), _COLUMN: self._range(self.keys)}
+        last = self._insert.op("Sub", self.queries, self._one)
+        positions = {QUERY: coordinate(_ROW), KEY: coordinate(_COLUMN)}
+        return (
+            self._insert.op("Min", index, last),
+            Places(self._insert, self._query, 2, given),
+            positions,
+        )
+
+    def _rows(self, start: ir.Value, within: ir.Value) -> ir.Value:
+        """[N, b], rows behind the last one being the last again."""
+        rows = self._insert.op("Add", self._axes(start, 1), within)
+        return self._insert.op("Min", rows, self._insert.op("Sub", self.queries, self._one))
+
+    def _repeated(self, blocks: ir.Value, width: int) -> ir.Value:
+        """[N, M] bool: whether a block is among those before it."""
+        same = self._insert.op("Equal", self._axes(blocks, 2), self._axes(blocks, 1))
+        earlier = self._insert.constant(np.tri(width, k=-1, dtype=np.bool_))
+        both = self._insert.op("And", same, earlier)
+        counted = self._insert.op("Cast", both, to=int(ir.DataType.INT32))
+        most = self._insert.op("ReduceMax", counted, self._insert.integers(2), keepdims=0)
+        return self._insert.op("Cast", most, to=int(ir.DataType.BOOL))
+
+    def _over(self, length: ir.Value, size: ir.Value) -> ir.Value:
+        """How many blocks: the quotient, rounded up."""
+        more = self._insert.op("Add", length, self._insert.op("Sub", size, self._one))
+        return self._insert.op("Div", more, size)
+
+    def _range(self, count: ir.Value) -> ir.Value:
+        return self._insert.op("Range", self._zero, count, self._one)
+
+    def _axes(self, value: ir.Value, *axes: int) -> ir.Value:
+        return self._insert.op("Unsqueeze", value, self._insert.integers(*axes))
