@@ -10,10 +10,12 @@ import onnx_ir as ir
 
 from omnigraph.passes.attention_scores import number
 from omnigraph.passes.insertion import Inserter
-from omnigraph.passes.matching import axis_size, constant, made_by, rank, same_dim, through
+from omnigraph.passes.matching import axis_size, constant, made_by, rank, same_dim
 from omnigraph.passes.site_pass import Miss
 
 Dim = int | ir.SymbolicDim
+#: The end of a Slice that goes as far as any tensor does.
+_WHOLE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,10 @@ def split_axis(new: Inserter, value: ir.Value, heads: int) -> ir.Value:
 def _per_head(size: Dim, heads: int) -> Dim:
     if isinstance(size, int):
         return size // heads
-    return ir.SymbolicDim(f"{size.value}/{heads}" if size.value is not None else None)
+    if size.value is None:
+        return size
+    named = size.value.removeprefix(f"{heads}*")
+    return ir.SymbolicDim(named if named != size.value else f"{size.value}/{heads}")
 
 
 def scaled_queries(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
@@ -200,8 +205,9 @@ def repeated_from(value: ir.Value) -> ir.Value | None:
 
 def _from_five_axes(value: ir.Value, repeated: ir.Value | None) -> ir.Value | None:
     """[B, G, S, D] behind [B, G, 1, S, D], repeated to [B, G, R, S, D]."""
-    node = made_by(through(repeated, "Identity"), "Expand", "Tile", "Concat")
+    node = made_by(uncut(repeated), "Expand", "Tile", "Concat")
     apart = _same_part(node) if node is not None else repeated  # repeated once is not at all
+    apart = uncut(apart)
     if apart is None or repeated is None or axis_size(apart, 2) != 1:
         return None
     groups, each, total = axis_size(repeated, 1), axis_size(repeated, 2), axis_size(value, 1)
@@ -210,10 +216,24 @@ def _from_five_axes(value: ir.Value, repeated: ir.Value | None) -> ir.Value | No
     if not _only_axis(apart, repeated, 2) or not _same_axes(repeated, (3, 4), value, (2, 3)):
         return None
     split = made_by(apart, "Unsqueeze", "Reshape")
-    source = split.inputs[0] if split is not None else None
+    source = uncut(split.inputs[0]) if split is not None else None
     if rank(source) != 4 or axis_size(source, 1) != groups:
         return None
     return source if _same_axes(source, (2, 3), apart, (3, 4)) else None
+
+
+def uncut(value: ir.Value | None) -> ir.Value | None:
+    """The value behind copies and Slices that take the whole of it."""
+    while (node := made_by(value, "Identity", "Slice")) is not None:
+        if node.op_type == "Slice":
+            starts, ends = constant(node.inputs[1]), constant(node.inputs[2])
+            steps = constant(node.inputs[4]) if len(node.inputs) > 4 else np.array(1)
+            if starts is None or ends is None or steps is None:
+                break
+            if starts.any() or (ends < _WHOLE).any() or (steps != 1).any():
+                break
+        value = node.inputs[0]
+    return value
 
 
 def _same_part(node: ir.Node) -> ir.Value | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.matching import axis_size, constant, made_by, rank, scalar, standard
+from omnigraph.passes.matching import axis_size, constant, made_by, rank, same_dim, scalar, standard
 from omnigraph.passes.site_pass import Miss
 
 #: Scores replaced by a number at or below this are hidden: exp(-1e4) is zero in every precision.
@@ -209,19 +209,24 @@ def split_heads(node: ir.Node) -> int | None:
     before, after = node.inputs[0], node.outputs[0]
     ranks = {rank(before), rank(after)}
     joined, split = (before, after) if rank(before) == 3 else (after, before)
-    tail = all(_same_tail(joined, split, axis) for axis in (-1, -2))
-    if ranks == {4} and tail and axis_size(before, 1) == axis_size(after, 1):
+    if joined is None or split is None or joined.shape is None or split.shape is None:
+        raise Miss("the scores are reshaped from or to a shape that is not known", node)
+    rows, columns = (same_dim(joined.shape[axis], split.shape[axis]) for axis in (-2, -1))
+    if ranks == {4} and rows and columns and axis_size(before, 1) == axis_size(after, 1):
         return axis_size(after, 1)
-    if ranks != {3, 4} or not tail or (heads := axis_size(split, 1)) is None:
-        raise Miss("the scores are reshaped otherwise than to split heads", node)
-    return heads
+    heads = axis_size(split, 1)
+    if heads is not None:  # as many elements, so S is the same where all the others are
+        columns = columns or is_product(joined.shape[0], split.shape[0], heads)
+    if ranks == {3, 4} and rows and columns:
+        return heads
+    raise Miss("the scores are reshaped otherwise than to split heads", node)
 
 
-def _same_tail(one: ir.Value | None, other: ir.Value | None, axis: int) -> bool:
-    assert one is not None and other is not None
-    if one.shape is None or other.shape is None:
-        return False
-    return one.shape[axis] == other.shape[axis]
+def is_product(product: ir.SymbolicDim | int, one: ir.SymbolicDim | int, by: int) -> bool:
+    """Whether a dimension is another times a number, both known or named by torch: ``4*batch``."""
+    if isinstance(product, int) or isinstance(one, int):
+        return isinstance(product, int) and isinstance(one, int) and product == one * by
+    return one.value is not None and product.value in (f"{by}*{one.value}", f"{one.value}*{by}")
 
 
 def _modes(scores: Scores, ways: list[tuple[ir.Value, float, bool]]) -> dict[ir.Value, int]:

@@ -7,30 +7,26 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.attention_heads import (
-    Dim,
-    Heads,
-    four_axes,
-    joined_heads,
-    repeated_from,
-    scaled_queries,
-    turned_keys,
-)
-from omnigraph.passes.attention_scores import Scores, read_scores
-from omnigraph.passes.attention_shares import Shares, reaches_product, read_shares
+from omnigraph.passes.absorbed_past import AbsorbedPast, absorbed_past
+from omnigraph.passes.attention_mask import MaskMeaning, NotClosed, meaning
+from omnigraph.passes.attention_shares import reaches_product
 from omnigraph.passes.base import Graph
+from omnigraph.passes.index_expression import Linear
+from omnigraph.passes.index_reading import IndexReader
 from omnigraph.passes.insertion import Inserter
-from omnigraph.passes.joined_mask import check_terms, fitted_mask, joined_mask
+from omnigraph.passes.joined_mask import fitted_mask, joined_mask
 from omnigraph.passes.matching import (
     axis_size,
-    made_by,
     nodes_of,
     only_use,
     rank,
+    remove_unused,
     replace_output,
     same_dim,
+    standard,
 )
-from omnigraph.passes.site_pass import Miss, SitePass
+from omnigraph.passes.site_pass import SitePass
+from omnigraph.passes.written_attention import WrittenAttention
 
 
 @dataclass(frozen=True)
@@ -75,245 +71,131 @@ class FuseAttention(SitePass):
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
         """Rewrite one site, and say what it became."""
-        return _Site(node).rewrite(self.absorb_past)
+        return _Rewrite(WrittenAttention(node)).run(self.absorb_past)
 
 
-class _Site:
-    """One softmax of scores, read and checked, then written as an Attention."""
+class _Rewrite:
+    """One attention being written as an Attention before the product that ends it."""
 
-    def __init__(self, softmax: ir.Node) -> None:
-        self.softmax = softmax
-        self.scores: Scores = read_scores(softmax)
-        self.shares: Shares = read_shares(softmax, self.scores)
-        left, right = self.scores.product.inputs[:2]
-        value = self.shares.product.inputs[1]
-        assert left is not None and right is not None and value is not None
-        self.heads = self.scores.heads or self.shares.heads or joined_heads(left)
-        self.query, left_scale = scaled_queries(left, self.heads)
-        self.key, right_scale = turned_keys(right, self.heads)
-        self.value = four_axes(value, self.heads)
-        self.scale = self.scores.scale * left_scale * right_scale
-        if not self.scale > 0:
-            raise Miss("the scale is not positive", self.scores.product)
-        self.dtype = self._dtype()
-        self._group_heads()
-        self._check_sizes()
-        self.seen, self.mode = self._read_elsewhere()
-        check_terms(self.scores.terms, self.dtype, self.shares.zeroed)
+    def __init__(self, found: WrittenAttention) -> None:
+        self.found = found
+        self.new = Inserter(found.shares.product)
 
-    def _dtype(self) -> ir.DataType:
-        found = {heads.source.dtype for heads in (self.query, self.key, self.value)}
-        (dtype, *others) = found
-        if others or dtype is None:
-            raise Miss("queries, keys and values are not of one known type", self.shares.product)
-        return dtype
-
-    def _group_heads(self) -> None:
-        """Take keys and values from before they were repeated, where both were."""
-        if self.key.make is not None or self.value.make is not None:
-            return
-        key, value = repeated_from(self.key.source), repeated_from(self.value.source)
-        if key is not None and value is not None and axis_size(key, 1) == axis_size(value, 1):
-            self.key, self.value = Heads.whole(key), Heads.whole(value)
-
-    def _check_sizes(self) -> None:
-        """Refuse factors that one is broadcast to the other: Attention does not."""
-        query, key, value = self.query.dims, self.key.dims, self.value.dims
-        at = self.scores.product
-        for one, name in ((key, "keys"), (value, "values")):
-            if not _agree(query[0], one[0]):
-                raise Miss(f"queries and {name} are not known to be of one batch", at)
-            if not _agree(query[1], one[1]) and not _groups(query[1], one[1]):
-                raise Miss(f"{name} have other heads than queries", at)
-        if not _agree(key[1], value[1]):
-            raise Miss("keys and values have other heads", at)
-        if not _agree(key[2], value[2]):
-            raise Miss("keys and values are not known to be equally many", at)
-
-    def _read_elsewhere(self) -> tuple[ir.Value | None, int]:
-        """The one value on the way that others read too, and the output mode that gives it."""
-        scores, shares = self.scores, self.shares
-        absorbed = {*scores.nodes, self.softmax, *shares.nodes}
-        way = [*scores.nodes, self.softmax, *shares.nodes]
-        found: list[ir.Value] = []
-        for value in (output for node in way for output in node.outputs):
-            if value is shares.product.outputs[0] or value in found:
-                continue
-            if value.is_graph_output() or any(user not in absorbed for user, _ in value.uses()):
-                found.append(value)
-        found = [value for value in found if self._is_ours(value)]
-        if not found:
-            return None, 0
-        modes = {**scores.modes, **dict.fromkeys(shares.shares, 3)}
-        if len(found) > 1 or found[0] not in modes:
-            raise Miss("scores or shares are read elsewhere too", found[0].producer())
-        if rank(found[0]) != 4 or found[0].dtype != self.dtype:
-            raise Miss("scores or shares are read elsewhere in another layout", self.softmax)
-        return found[0], modes[found[0]]
-
-    def _is_ours(self, value: ir.Value) -> bool:
-        """Whether a value depends on the product; conditions of guards may not."""
-        stack, seen = [value], set()
-        ways = {output for node in self.scores.nodes for output in node.outputs}
-        ways.add(self.softmax.outputs[0])
-        ours = {*self.scores.nodes, self.softmax, *self.shares.nodes}
-        while stack:
-            current = stack.pop()
-            if current in ways:
-                return True
-            node = current.producer()
-            if node in ours and current not in seen:
-                seen.add(current)
-                stack += [v for v in node.inputs if v is not None]
-        return False
-
-    def rewrite(self, absorb_past: bool) -> str:
+    def run(self, absorb_past: bool) -> str:
         """Write the Attention in the place of the site, and say what it is."""
-        end = self.shares.product
-        new = Inserter(end)
-        query, key, value = (heads.made(new) for heads in (self.query, self.key, self.value))
-        mask = joined_mask(new, self.scores.terms, self.dtype, self.heads)
+        found, new = self.found, self.new
+        query, key, value = (heads.made(new) for heads in (found.query, found.key, found.value))
+        mask = joined_mask(new, found.scores.terms, found.dtype, found.heads)
         if mask is not None:
             mask = fitted_mask(new, mask, query, key)
-        inputs: list[ir.Value | None] = [query, key, value, mask]
-        pasts = _pasts(key, value, [query, mask]) if absorb_past else None
-        if pasts is not None:
-            inputs = [query, pasts[0].inputs[1], pasts[1].inputs[1], mask]
-            inputs += [pasts[0].inputs[0], pasts[1].inputs[0]]
+        past = absorbed_past(key, value, [query, mask]) if absorb_past else None
+        attributes, kind = self._attributes(), "added mask"
+        if mask is not None and (meant := _meaning(mask)) is not None:
+            kind = _kind(meant)
+            if found.seen is None and _is_flag(meant, query, key, past):
+                unused, mask, attributes["is_causal"] = mask.producer(), None, 1
+                if unused is not None:
+                    remove_unused(unused)
+        inputs = [query, key, value, mask]
+        if past is not None:
+            inputs = [query, past.new_key, past.new_value, mask, past.key, past.value]
         elif mask is None:
             inputs.pop()
-        outputs = 4 if self.seen is not None else 3 if pasts is not None else 1
-        node = new.node("Attention", *inputs, outputs=outputs, **self._attributes())
-        node.name = self.softmax.name
-        if pasts is not None:
-            for index, past in enumerate(pasts):
-                replace_output(past.outputs[0], node.outputs[1 + index])
+        outputs = 4 if found.seen is not None else 3 if past is not None else 1
+        node = new.node("Attention", *inputs, outputs=outputs, **attributes)
+        node.name = found.softmax.name
+        if past is not None:
+            past.replace(node.outputs[1], node.outputs[2])
         elif outputs == 4:
             node.outputs[1].name = node.outputs[2].name = ""
-        if self.seen is not None:
-            replace_output(self.seen, node.outputs[3])
-        self._put(new, node.outputs[0])
-        if pasts is not None:
+        if found.seen is not None:
+            replace_output(found.seen, node.outputs[3])
+        self._put(node.outputs[0])
+        if past is not None:  # what reads the present may stand before the product
             assert node.graph is not None
             node.graph.sort()
-        return self._became(mask, pasts is not None)
+        return self._became(kind if mask is not None or "is_causal" in attributes else "", past)
 
     def _attributes(self) -> dict[str, float | int]:
-        attributes: dict[str, float | int] = {"scale": self.scale}
-        if self.scores.softcap:
-            attributes["softcap"] = self.scores.softcap
-        precision = self.softmax.outputs[0].dtype
-        if precision is not None and precision != self.dtype:
+        found = self.found
+        attributes: dict[str, float | int] = {"scale": found.scale}
+        if found.scores.softcap:
+            attributes["softcap"] = found.scores.softcap
+        precision = found.softmax.outputs[0].dtype
+        if precision is not None and precision != found.dtype:
             attributes["softmax_precision"] = int(precision)
-        if self.seen is not None:
-            attributes["qk_matmul_output_mode"] = self.mode
+        if found.seen is not None:
+            attributes["qk_matmul_output_mode"] = found.mode
         return attributes
 
-    def _put(self, new: Inserter, result: ir.Value) -> None:
+    def _put(self, result: ir.Value) -> None:
         """Give the result [B, H, T, D] to the users of the product, in their layout."""
-        old, last = self.shares.product.outputs[0], self.shares.product
-        axes = rank(old)
-        if axes == 3 and self.heads is not None:
-            split = made_by_use(old)
-            if split is not None and not self.shares.gates and self._splits(split):
-                old, last = split.outputs[0], split
+        new, last, gates = self.new, self.found.shares.product, self.found.shares.gates
+        old = last.outputs[0]
+        axes, heads = rank(old), self.found.heads
+        if axes == 3 and heads is not None:
+            user = only_use(old)
+            if user is not None and not gates and _splits(user, heads):
+                old, last = user.outputs[0], user
             else:
                 tail = new.op("Shape", result, start=2, end=4)
-                whole = new.op("Concat", new.integers(-1), tail, axis=0)
-                result = new.op("Reshape", result, whole)
+                shape = new.op("Concat", new.integers(-1), tail, axis=0)
+                result = new.op("Reshape", result, shape)
         elif axes in (2, 3):
-            result = new.op("Squeeze", result, new.integers(*((0, 1) if axes == 2 else (1,))))
-        for gate in self.shares.gates:
+            result = new.op("Squeeze", result, new.integers(*range(2)[axes - 3 :]))
+        for gate in gates:
             result = new.op("Mul", result, gate)
         replace_output(old, result)
         remove_unused(last)
 
-    def _splits(self, node: ir.Node) -> bool:
-        """Whether a Reshape gives [B, H, T, D] from the product [B*H, T, D]."""
-        before, after = node.inputs[0], node.outputs[0]
-        if before is None or before.shape is None or after.shape is None or rank(after) != 4:
-            return False
-        same = all(same_dim(before.shape[axis], after.shape[axis]) for axis in (-1, -2))
-        return same and axis_size(after, 1) == self.heads
-
-    def _became(self, mask: ir.Value | None, past: bool) -> str:
-        heads, groups = self.query.dims[1], self.key.dims[1]
-        parts = [f"Attention, {heads} heads"]
-        if not same_dim(heads, groups):
-            parts.append(f"{groups} of keys")
-        if mask is not None:
-            parts.append("a condition for mask" if mask.dtype == ir.DataType.BOOL else "added mask")
-        if self.scores.softcap:
-            parts.append("softcap")
-        if past:
-            parts.append("past")
-        return ", ".join(parts)
+    def _became(self, mask: str, past: AbsorbedPast | None) -> str:
+        found = self.found
+        heads, groups = found.query.dims[1], found.key.dims[1]
+        parts = [
+            f"Attention, {heads} heads",
+            "" if same_dim(heads, groups) else f"{groups} of keys",
+            mask,
+            "softcap" if found.scores.softcap else "",
+            "past" if past is not None else "",
+            "gated" if found.shares.gates else "",
+        ]
+        return ", ".join(filter(None, parts))
 
 
-def made_by_use(value: ir.Value) -> ir.Node | None:
-    """The Reshape that alone reads a value."""
-    user = only_use(value)
-    return user if user is not None and user.op_type == "Reshape" and user.domain == "" else None
+def _splits(node: ir.Node, heads: int) -> bool:
+    """Whether a node is a Reshape to [B, H, T, D] of a product [B*H, T, D]."""
+    before, after = node.inputs[0], node.outputs[0]
+    if not standard(node, "Reshape") or before is None or rank(after) != 4:
+        return False
+    if before.shape is None or after.shape is None:
+        return False
+    same = all(same_dim(before.shape[axis], after.shape[axis]) for axis in (-1, -2))
+    return same and axis_size(after, 1) == heads
 
 
-def _agree(one: Dim, other: Dim) -> bool:
-    """Whether two dimensions of one product are equal: neither of them is known to be 1."""
-    return same_dim(one, other) or not (isinstance(one, int) or isinstance(other, int))
-
-
-def _groups(queries: Dim, keys: Dim) -> bool:
-    known = isinstance(queries, int) and isinstance(keys, int)
-    return known and queries > keys > 0 and queries % keys == 0
-
-
-def _pasts(
-    key: ir.Value, value: ir.Value, others: list[ir.Value | None]
-) -> tuple[ir.Node, ir.Node] | None:
-    """The Concats of a past with new keys and values, if nothing else of the site reads them."""
-    joins = []
-    for joined in (key, value):
-        node = made_by(joined, "Concat")
-        if (
-            node is None
-            or len(node.inputs) != 2
-            or node.attributes.get_int("axis", 0) not in (2, -2)
-        ):
-            return None
-        if node.inputs[0] is node.inputs[1] or rank(joined) != 4:
-            return None
-        joins.append(node)
-    past, other = (node.inputs[0] for node in joins)
-    if past is None or other is None or past.shape is None or other.shape is None:
+def _meaning(mask: ir.Value) -> MaskMeaning | None:
+    try:
+        return meaning(mask)
+    except NotClosed:
         return None
-    if key is value or not _agree(past.shape[2], other.shape[2]):
-        return None
-    inputs = [v for node in joins for v in node.inputs]
-    return None if _depend([*others, *inputs], set(joins)) else (joins[0], joins[1])
 
 
-def _depend(values: list[ir.Value | None], nodes: set[ir.Node]) -> bool:
-    """Whether any of these values is made from an output of these nodes."""
-    stack, seen = list(values), set()
-    while stack:
-        value = stack.pop()
-        node = value.producer() if value is not None else None
-        if node is None or node in seen:
-            continue
-        if node in nodes:
-            return True
-        seen.add(node)
-        stack += node.inputs
-    return False
+def _is_flag(meant: MaskMeaning, query: ir.Value, key: ir.Value, past: AbsorbedPast | None) -> bool:
+    """Whether a mask is what ``is_causal`` means: ``j <= i + past``, and read one way by all."""
+    if past is not None:
+        offset = IndexReader().dims(past.key)[2]
+        return offset is not None and meant.is_causal(offset)
+    assert query.shape is not None and key.shape is not None
+    return same_dim(query.shape[2], key.shape[2]) and meant.is_causal(Linear(0))
 
 
-def remove_unused(node: ir.Node) -> None:
-    """Remove a node that nothing reads, and those before it that then nothing reads."""
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        used = any(v.uses() or v.is_graph_output() for v in current.outputs)
-        if current.graph is None or used:
-            continue
-        before = [v.producer() for v in current.inputs if v is not None]
-        current.graph.remove(current, safe=True)
-        stack += [producer for producer in before if producer is not None]
+def _kind(meant: MaskMeaning) -> str:
+    """What a mask is, for a person."""
+    left, right = meant.left, meant.right
+    parts = [] if right is None or left == right else ["causal"]
+    if left is not None:
+        parts.append(f"window of {left if right in (None, left) else left + right + 1}")
+    parts += ["position mask"] if meant.positional else []
+    parts += ["mask of data"] if meant.by_data else []
+    parts += ["bias"] if meant.bias else []
+    return ", ".join(parts) or "added mask"

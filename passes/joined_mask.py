@@ -111,7 +111,7 @@ def joined_mask(
         assert value is not None
         value = _in_layout(new, value, term.rank, heads)
         if term.fill is None:
-            added = _above_lowest(new, value)
+            added = above_lowest(new, value)
             if term.factor != 1.0:
                 added = new.op("Mul", added, new.number(term.factor, added))
             if mask is None:
@@ -179,7 +179,7 @@ def _fits(own: Dim, wanted: Dim) -> bool:
     return True
 
 
-def _above_lowest(new: Inserter, mask: ir.Value) -> ir.Value:
+def above_lowest(new: Inserter, mask: ir.Value) -> ir.Value:
     """A mask whose hidden scores get the lowest number but one, where they got the lowest."""
     copies: dict[ir.Value, ir.Value] = {}
     return _copied(new, mask, copies, 16)
@@ -193,8 +193,8 @@ def _copied(
     array = constant(value)
     copies[value] = value
     if array is not None:
-        if value.dtype is not None and value.dtype.is_floating_point():
-            copies[value] = _raised(new, value, array)
+        if (dtype := ir.DataType.from_numpy(array.dtype)).is_floating_point():
+            copies[value] = _raised(new, value, array, dtype)
         return copies[value]
     node = value.producer()
     if node is None or node.domain != "" or depth == 0 or node.op_type not in _CARRIERS:
@@ -202,7 +202,8 @@ def _copied(
     inputs = list(node.inputs)
     for index in range(len(inputs)) if node.op_type == "Concat" else _CARRIERS[node.op_type]:
         carried = inputs[index]
-        if carried is not None and carried.dtype is not None and carried.dtype.is_floating_point():
+        # Constants of torch's exporter have no dtype written down.
+        if carried is not None and (carried.dtype is None or carried.dtype.is_floating_point()):
             inputs[index] = _copied(new, carried, copies, depth - 1)
     if any(a is not b for a, b in zip(inputs, node.inputs, strict=True)):
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -211,11 +212,10 @@ def _copied(
     return copies[value]
 
 
-def _raised(new: Inserter, value: ir.Value, array: np.ndarray) -> ir.Value:
+def _raised(new: Inserter, value: ir.Value, array: np.ndarray, dtype: ir.DataType) -> ir.Value:
     import ml_dtypes
 
     lowest = ml_dtypes.finfo(array.dtype).min
     if not (array == lowest).any():
         return value
-    assert value.dtype is not None
-    return new.constant(np.where(array == lowest, _lowest(value.dtype), array).astype(array.dtype))
+    return new.constant(np.where(array == lowest, _lowest(dtype), array).astype(array.dtype))

@@ -1,0 +1,129 @@
+"""An attention that is written out, read from its softmax and checked."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from omnigraph.passes.attention_heads import (
+    Dim,
+    Heads,
+    four_axes,
+    joined_heads,
+    repeated_from,
+    scaled_queries,
+    turned_keys,
+)
+from omnigraph.passes.attention_scores import Scores, read_scores
+from omnigraph.passes.attention_shares import Shares, read_shares
+from omnigraph.passes.joined_mask import check_terms
+from omnigraph.passes.matching import axis_size, rank, same_dim
+from omnigraph.passes.site_pass import Miss
+
+
+class WrittenAttention:
+    """What one softmax of scores is made from and leads to; reading it changes nothing.
+
+    ``scores`` and ``shares`` are what stands around the softmax; ``query``, ``key`` and ``value``
+    the tensors of four axes; ``heads`` is H where scores of three axes are [B*H, T, S]; ``scale``
+    multiplies the product; ``seen`` is a value on the way that others read too, which mode
+    ``mode`` of Attention-24 gives.
+
+    Raises:
+        Miss: it is no attention that Attention-24 holds.
+    """
+
+    def __init__(self, softmax: ir.Node) -> None:
+        self.softmax = softmax
+        self.scores: Scores = read_scores(softmax)
+        self.shares: Shares = read_shares(softmax, self.scores)
+        left, right = self.scores.product.inputs[:2]
+        value = self.shares.product.inputs[1]
+        assert left is not None and right is not None and value is not None
+        self.heads = self.scores.heads or self.shares.heads or joined_heads(left)
+        self.query, left_scale = scaled_queries(left, self.heads)
+        self.key, right_scale = turned_keys(right, self.heads)
+        self.value = four_axes(value, self.heads)
+        self.scale = self.scores.scale * left_scale * right_scale
+        if not self.scale > 0:
+            raise Miss("the scale is not positive", self.scores.product)
+        self.dtype = self._dtype()
+        self._group_heads()
+        self._check_sizes()
+        self.seen, self.mode = self._read_elsewhere()
+        check_terms(self.scores.terms, self.dtype, self.shares.zeroed)
+
+    def _dtype(self) -> ir.DataType:
+        found = {heads.source.dtype for heads in (self.query, self.key, self.value)}
+        (dtype, *others) = found
+        if others or dtype is None:
+            raise Miss("queries, keys and values are not of one known type", self.shares.product)
+        return dtype
+
+    def _group_heads(self) -> None:
+        """Take keys and values from before they were repeated, where both were."""
+        if self.key.make is not None or self.value.make is not None:
+            return
+        key, value = repeated_from(self.key.source), repeated_from(self.value.source)
+        if key is not None and value is not None and axis_size(key, 1) == axis_size(value, 1):
+            self.key, self.value = Heads.whole(key), Heads.whole(value)
+
+    def _check_sizes(self) -> None:
+        """Refuse factors that one is broadcast to the other: Attention does not."""
+        query, key, value = self.query.dims, self.key.dims, self.value.dims
+        at = self.scores.product
+        for one, name in ((key, "keys"), (value, "values")):
+            if not _agree(query[0], one[0]):
+                raise Miss(f"queries and {name} are not known to be of one batch", at)
+            if not _agree(query[1], one[1]) and not _groups(query[1], one[1]):
+                raise Miss(f"{name} have other heads than queries", at)
+        if not _agree(key[1], value[1]):
+            raise Miss("keys and values have other heads", at)
+        if not _agree(key[2], value[2]):
+            raise Miss("keys and values are not known to be equally many", at)
+
+    def _read_elsewhere(self) -> tuple[ir.Value | None, int]:
+        """The one value on the way that others read too, and the output mode that gives it."""
+        scores, shares = self.scores, self.shares
+        absorbed = {*scores.nodes, self.softmax, *shares.nodes}
+        way = [*scores.nodes, self.softmax, *shares.nodes]
+        found: list[ir.Value] = []
+        for value in (output for node in way for output in node.outputs):
+            if value is shares.product.outputs[0] or value in found:
+                continue
+            if value.is_graph_output() or any(user not in absorbed for user, _ in value.uses()):
+                found.append(value)
+        found = [value for value in found if self._is_ours(value)]
+        if not found:
+            return None, 0
+        modes = {**scores.modes, **dict.fromkeys(shares.shares, 3)}
+        if len(found) > 1 or found[0] not in modes:
+            raise Miss("scores or shares are read elsewhere too", found[0].producer())
+        if rank(found[0]) != 4 or found[0].dtype != self.dtype:
+            raise Miss("scores or shares are read elsewhere in another layout", self.softmax)
+        return found[0], modes[found[0]]
+
+    def _is_ours(self, value: ir.Value) -> bool:
+        """Whether a value depends on the product; conditions of guards may not."""
+        stack, seen = [value], set()
+        ways = {output for node in self.scores.nodes for output in node.outputs}
+        ways.add(self.softmax.outputs[0])
+        ours = {*self.scores.nodes, self.softmax, *self.shares.nodes}
+        while stack:
+            current = stack.pop()
+            if current in ways:
+                return True
+            node = current.producer()
+            if node in ours and current not in seen:
+                seen.add(current)
+                stack += [v for v in node.inputs if v is not None]
+        return False
+
+
+def _agree(one: Dim, other: Dim) -> bool:
+    """Whether two dimensions of one product are equal: neither of them is known to be 1."""
+    return same_dim(one, other) or not (isinstance(one, int) or isinstance(other, int))
+
+
+def _groups(queries: Dim, keys: Dim) -> bool:
+    known = isinstance(queries, int) and isinstance(keys, int)
+    return known and queries > keys > 0 and queries % keys == 0
