@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,8 @@ from omnigraph.passes.index_expression import (
     NonNegative,
     Not,
     Number,
+    coordinates,
+    inside,
     table,
 )
 from omnigraph.passes.insertion import Inserter
@@ -30,6 +32,7 @@ from omnigraph.passes.insertion import Inserter
 def compute(expression: Expression, places: Mapping[str, np.ndarray]) -> np.ndarray:
     """The elements at arrays of coordinates, and of lengths, by name; their shapes broadcast.
 
+    Beyond a table, its last element is taken: it is in the branch that a choice does not take.
     Logarithms and powers are computed in float64 and rounded once, so that no library's last bit
     decides where a bucket ends.
 
@@ -43,8 +46,10 @@ def compute(expression: Expression, places: Mapping[str, np.ndarray]) -> np.ndar
     if isinstance(expression, Element):
         if not expression.is_table:
             raise KeyError(expression.text)
-        index = tuple(compute(i, places) for i in expression.index)
-        return np.asarray(table(expression.value)[index])
+        array = table(expression.value)
+        index = [compute(i, places) for i in expression.index]
+        held = [np.clip(i, -n, n - 1) for i, n in zip(index, array.shape, strict=True)]
+        return np.asarray(array[tuple(held)])
     parts = [compute(part, places) for part in expression.parts]
     if isinstance(expression, Linear):
         result = np.asarray(expression.constant, np.int64)
@@ -61,10 +66,11 @@ def compute(expression: Expression, places: Mapping[str, np.ndarray]) -> np.ndar
         join = np.logical_and if isinstance(expression, All) else np.logical_or
         return np.asarray(join.reduce(np.broadcast_arrays(*parts)))
     assert isinstance(expression, Apply)
-    return _compute_op(expression.op, parts, expression.dtype)
+    return compute_op(expression.op, parts, expression.dtype)
 
 
-def _compute_op(op: str, args: list[np.ndarray], dtype: ir.DataType) -> np.ndarray:
+def compute_op(op: str, args: Sequence[np.ndarray], dtype: ir.DataType) -> np.ndarray:
+    """An elementwise op on arrays, with a result of this dtype."""
     kind = dtype.numpy()
     with np.errstate(all="ignore"):
         if op == "Clip":
@@ -124,6 +130,16 @@ _OPS: dict[str, Callable[..., np.ndarray]] = {
 ELEMENTWISE = frozenset({*_OPS, *_ROUNDED_ONCE, "Min", "Max", "Clip"})
 
 
+def _is_known(expression: Expression, known: Mapping[str, np.ndarray]) -> bool:
+    """Whether it varies, and with known coordinates alone."""
+    here = coordinates(expression)
+    fixed = not any(
+        isinstance(one, Length) or (isinstance(one, Element) and not one.is_table)
+        for one in inside(expression)
+    )
+    return bool(here) and here <= known.keys() and fixed
+
+
 class Emitter:
     """Makes the nodes that compute expressions, each part once.
 
@@ -131,6 +147,8 @@ class Emitter:
         before: where the nodes are put.
         graph: where lengths are looked up, by the inputs that have them as a dimension.
         places: an int64 value for each coordinate by name; their shapes broadcast.
+        known: coordinates whose numbers are known, as arrays that broadcast with the places; what
+            depends on them alone is a constant.
         elements: gives an element of data at index values; by default a GatherND is made.
     """
 
@@ -140,8 +158,10 @@ class Emitter:
         graph: ir.Graph,
         places: Mapping[str, ir.Value],
         elements: Callable[[Element], ir.Value] | None = None,
+        known: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self._before, self._graph, self._places = before, graph, places
+        self._known = known or {}
         self._elements = elements or self._gathered
         self._made: dict[Expression, ir.Value] = {}
 
@@ -153,6 +173,8 @@ class Emitter:
 
     def _emit(self, expression: Expression) -> ir.Value:
         op = self._before.op
+        if _is_known(expression, self._known):
+            return self._before.constant(compute(expression, self._known))
         if isinstance(expression, Coordinate):
             return self._places[expression.name]
         if isinstance(expression, Length):
@@ -209,9 +231,17 @@ class Emitter:
                     return self._before.length(value, axis)
         raise KeyError(name)
 
+    def _within(self, expression: Element, axis: int) -> ir.Value:
+        """An index, kept inside a table where a choice may take the other branch."""
+        index, shape = self.emit(expression.index[axis]), expression.value.shape
+        if not expression.is_table or shape is None or expression.index[axis].terms == ():
+            return index
+        last = self._before.integer(int(shape[axis]) - 1)
+        return self._before.op("Clip", index, self._before.integer(0), last)
+
     def _gathered(self, expression: Element) -> ir.Value:
         op = self._before.op
-        index = [self.emit(i) for i in expression.index]
+        index = [self._within(expression, axis) for axis in range(len(expression.index))]
         if len(index) == 1:
             return op("Gather", expression.value, index[0], axis=0)
         whole = index[0]

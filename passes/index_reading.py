@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from omnigraph.passes.index_bounds import bounds
+from omnigraph.passes.index_dimensions import FARTHEST, DimensionReader, NotClosed
 from omnigraph.passes.index_evaluation import ELEMENTWISE
 from omnigraph.passes.index_expression import (
     FALSE,
@@ -21,9 +22,8 @@ from omnigraph.passes.index_expression import (
     atom,
     coordinate,
     coordinates,
-    total,
 )
-from omnigraph.passes.index_shapes import Index, broadcast, dimension, product, regrouped
+from omnigraph.passes.index_shapes import Index, product, regrouped
 from omnigraph.passes.index_simplification import (
     apply,
     choice,
@@ -36,20 +36,6 @@ from omnigraph.passes.matching import input_at
 
 #: Nodes looked through before a value is given up as too large an expression.
 _MOST_NODES = 2000
-_FARTHEST = 1 << 40
-
-
-class NotClosed(Exception):
-    """A value whose elements cannot be read: a shape is unknown, or the expression is too large.
-
-    Args:
-        reason: why, for a person.
-        at: the node at which reading stopped.
-    """
-
-    def __init__(self, reason: str, at: ir.Node | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.at = reason, at
 
 
 def read(value: ir.Value, names: Sequence[str]) -> Expression:
@@ -66,12 +52,12 @@ def read(value: ir.Value, names: Sequence[str]) -> Expression:
     return reader.element(value, tuple(coordinate(n, _known(dim)) for n, dim in named))
 
 
-class IndexReader:
+class IndexReader(DimensionReader):
     """Reads elements; what was read once is remembered."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._read: dict[tuple[ir.Value, Index], Expression] = {}
-        self._dims: dict[ir.Value, tuple[Linear | None, ...]] = {}
 
     def element(self, value: ir.Value | None, index: Index) -> Expression:
         """The element of a value at an index.
@@ -86,26 +72,6 @@ class IndexReader:
                 raise NotClosed("the expression is too large", value.producer())
             self._read[key] = self._element(value, index)
         return self._read[key]
-
-    def scalar(self, value: ir.Value | None) -> Expression:
-        """The one element of a scalar, or of a tensor of one element."""
-        return self.element(value, (Linear(0),) * len(self.dims(value)))
-
-    def dims(self, value: ir.Value | None) -> tuple[Linear | None, ...]:
-        """The size of each axis; None where it is not known.
-
-        Raises:
-            NotClosed: the rank is not known.
-        """
-        assert value is not None
-        if value not in self._dims:
-            found = None if value.shape is None else [dimension(dim) for dim in value.shape]
-            if found is None or None in found:
-                found = self._dims_by_node(value, found)
-            if found is None:
-                raise NotClosed(f"the rank of {value.name!r} is not known", value.producer())
-            self._dims[value] = tuple(found)
-        return self._dims[value]
 
     # -- elements ----------------------------------------------------------------------------------
 
@@ -132,8 +98,8 @@ class IndexReader:
         for at, dim, whole in zip(index[skipped:], dims, out[skipped:], strict=True):
             if dim == Linear(1):
                 at = Linear(0)
-            elif dim is not None and whole is not None and dim != whole and dim.terms:
-                raise NotClosed(f"{dim} broadcasts to {whole}", value and value.producer())
+            elif dim is not None and dim != whole and dim.terms:
+                raise NotClosed(f"a size {dim} meets a size {whole}", value and value.producer())
             found.append(at)
         return tuple(found)
 
@@ -217,7 +183,7 @@ class IndexReader:
             if axis is None or step is None or start is None or axis.terms or step.terms:
                 return None
             which, size = axis.constant % len(dims), dims[axis.constant % len(dims)]
-            if step.constant < 0 and not start.terms and start.constant >= _FARTHEST:
+            if step.constant < 0 and not start.terms and start.constant >= FARTHEST:
                 start = Linear(-1)
             if not start.terms and start.constant < 0 and size is not None:
                 start = size + start.constant
@@ -345,74 +311,6 @@ class IndexReader:
             return None
         count = index[which] + (0 if node.attributes.get_int("exclusive", 0) else 1)
         return count * one.constant
-
-    # -- what the rules ask ------------------------------------------------------------------------
-
-    def _item(
-        self, value: ir.Value | None, position: int, default: int | None = None
-    ) -> Linear | None:
-        """An element of a list of integers, such as the starts of a Slice."""
-        if value is None:
-            return None if default is None else Linear(default)
-        return atom(self.element(value, (Linear(position),)))
-
-    def _axes(self, node: ir.Node, rank: int) -> set[int] | None:
-        given = input_at(node, 1)
-        tensor = ir.convenience.get_const_tensor(given) if given is not None else None
-        return None if tensor is None else {int(a) % rank for a in tensor.numpy().reshape(-1)}
-
-    def _dims_by_node(
-        self, value: ir.Value, known: list[Linear | None] | None
-    ) -> list[Linear | None] | None:
-        """Sizes that shape inference left open, by what the node does."""
-        node = value.producer()
-        if node is None or node.domain != "":
-            return known
-        found: list[Linear | None] | None = None
-        if node.op_type in ELEMENTWISE:
-            found = broadcast([self.dims(given) for given in node.inputs if given is not None])
-        elif node.op_type == "Expand":
-            found = self._expanded(node)
-        elif node.op_type == "Unsqueeze":
-            found = self._unsqueezed(node)
-        elif node.op_type == "Concat":
-            found = self._concat_dims(node)
-        elif node.op_type == "GatherND" and not node.attributes.get_int("batch_dims", 0):
-            *rest, depth = self.dims(node.inputs[1])
-            if depth is not None and not depth.terms:
-                found = [*rest, *self.dims(node.inputs[0])[depth.constant :]]
-        elif node.op_type == "Reshape" and known is not None and len(known) == 1:
-            found = [product(self.dims(node.inputs[0]))]
-        if found is None or known is None:
-            return found if known is None else known
-        return [a if a is not None else b for a, b in zip(known, found, strict=True)]
-
-    def _expanded(self, node: ir.Node) -> list[Linear | None] | None:
-        (rank,) = self.dims(node.inputs[1])
-        if rank is None or rank.terms:
-            return None
-        wanted = [self._item(node.inputs[1], axis) for axis in range(rank.constant)]
-        return broadcast([tuple(wanted), self.dims(node.inputs[0])])
-
-    def _unsqueezed(self, node: ir.Node) -> list[Linear | None] | None:
-        dims = self.dims(node.inputs[0])
-        given = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] else None
-        if given is None:
-            return None
-        axes, rest = self._axes(node, len(dims) + given.size), iter(dims)
-        assert axes is not None
-        return [Linear(1) if a in axes else next(rest) for a in range(len(dims) + len(axes))]
-
-    def _concat_dims(self, node: ir.Node) -> list[Linear | None]:
-        parts = [self.dims(given) for given in node.inputs]
-        found = [
-            next((d for d in dims if d is not None), None) for dims in zip(*parts, strict=True)
-        ]
-        axis = (node.attributes.get_int("axis", 0) or 0) % len(found)
-        joined = [dims[axis] for dims in parts]
-        sizes = [size for size in joined if size is not None]
-        found[axis] = total([(s, 1) for s in sizes]) if len(sizes) == len(joined) else None
-        return found
 
 
 def _known(dim: Linear | None) -> int | None:
