@@ -14,6 +14,7 @@ from omnigraph.errors import UsageError
 from omnigraph.onnx_names import keep_provenance, rename_dimensions
 from omnigraph.passes.base import OPSET, Graph, run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
+from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask
 from omnigraph.program import TensorSpec
 from omnigraph.verify import proto_without_weights
 
@@ -71,7 +72,7 @@ def graph_of_file(
     _infer_types(graph)
     common.NameFixPass()(graph)
     keep_provenance(graph)
-    run_passes(graph, (ExpandAttentionMask(),))
+    run_passes(graph, (ExpandAttentionMask(), LegalizeLowestMask()))
     return graph
 
 

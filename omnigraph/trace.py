@@ -31,6 +31,7 @@ from omnigraph.numbers import Reference
 from omnigraph.onnx_module import OnnxModule
 from omnigraph.passes.base import OPSET, Graph, declare_ranges, describe, run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
+from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask
 from omnigraph.program import Case, Program, fit_sizes
 from omnigraph.specialization import (
     SpecializationWatch,
@@ -118,7 +119,7 @@ def _trace_module(program: Program) -> Graph:
     name_dimensions(graph, program)
     keep_provenance(graph, program, _NOT_THE_MODEL)
     # A Graph runs in onnxruntime as it stands, from here to the end.
-    run_passes(graph, (ExpandAttentionMask(),))
+    run_passes(graph, (ExpandAttentionMask(), LegalizeLowestMask()))
     check_open(graph, program)
     return graph
 

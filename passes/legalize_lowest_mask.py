@@ -1,0 +1,43 @@
+"""Attention masks hide with the lowest number but one, where they hid with the lowest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.joined_mask import above_lowest
+
+_MASK = 3
+
+
+@dataclass(frozen=True)
+class LegalizeLowestMask(Pass):
+    """Raise the lowest number of a mask's dtype to the next one.
+
+    before:  Attention(query, key, value, Where(seen, bias, -3.4028235e38))
+    after:   Attention(query, key, value, Where(seen, bias, -3.4028233e38))
+
+    A query whose keys are all hidden by a finite number sees all of them alike, in torch and by the
+    standard (ONNX Attention-24). onnxruntime 1.32's CPU kernel takes the lowest number itself for
+    minus infinity, and gives zeros. A key that is hidden beside one that is seen has a share of 0
+    either way. Needs: nothing. Leaves alone: boolean masks, minus infinity, and what else reads
+    the mask, which is copied up to where its number comes from.
+    """
+
+    def apply(self, graph: Graph) -> bool:
+        """Rewrite in place; whether anything changed."""
+        changed = False
+        for node in list(ir.traversal.RecursiveGraphIterator(graph.graph)):
+            if node.op_type != "Attention" or node.domain != "" or len(node.inputs) <= _MASK:
+                continue
+            mask = node.inputs[_MASK]
+            if mask is None or mask.dtype is None or not mask.dtype.is_floating_point():
+                continue
+            raised = above_lowest(Inserter(node), mask)
+            if raised is not mask:
+                node.replace_input_with(_MASK, raised)
+                changed = True
+        return changed
