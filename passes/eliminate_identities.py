@@ -8,23 +8,36 @@ import onnx_ir as ir
 
 from omnigraph.passes.base import Graph, Pass
 
+#: Ops of any number of values that pass on a single one.
+_OF_ONE = ("Concat", "Sum", "Mean", "Max", "Min")
+
 
 @dataclass(frozen=True)
 class EliminateIdentities(Pass):
-    """Remove Identity, casts to the type a value has, and Concat or Transpose of no effect.
+    """Remove Identity, casts to the type a value has, and other nodes of no effect.
 
     before:  Relu(Cast[to=FLOAT](Identity(x float)))
     after:   Relu(x)
 
+    Of no effect are also a Concat, Sum, Mean, Max or Min of one value, and a Transpose that keeps
+    the order of the axes.
+
     Needs: dtypes on values, where a cast is to be seen as one of no effect. Leaves alone: an
-    Identity between a graph input or output and another output, which gives one value two names.
+    Identity between a graph input or output and another output, which gives one value two names;
+    what else stands there becomes one.
     """
 
     def apply(self, graph: Graph) -> bool:
         """Rewrite in place; whether anything changed."""
         changed = False
         for node in list(ir.traversal.RecursiveGraphIterator(graph.graph)):
-            if (kept := _same_value(node)) is not None and _replace(node, kept):
+            if (kept := _same_value(node)) is None:
+                continue
+            if _replace(node, kept):
+                changed = True
+            elif node.op_type != "Identity":
+                node.op_type = "Identity"
+                node.attributes.clear()
                 changed = True
         return changed
 
@@ -57,7 +70,7 @@ def _same_value(node: ir.Node) -> ir.Value | None:
         return value
     if node.op_type == "Cast" and value.dtype is not None:
         return value if node.attributes.get_int("to") == value.dtype else None
-    if node.op_type == "Concat" and len(node.inputs) == 1:
+    if node.op_type in _OF_ONE and len(node.inputs) == 1:
         return value
     if node.op_type == "Transpose":
         perm = node.attributes.get_ints("perm")

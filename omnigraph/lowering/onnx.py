@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from omnigraph.lowering.base import Emission, Lowered, Target
+from omnigraph.lowering.misread import misread
 from omnigraph.lowering.onnx_files import write_onnx
 from omnigraph.passes.base import OPSET, Graph, Pass
 from omnigraph.passes.compress_weights import CompressWeights
@@ -21,6 +22,7 @@ _SINCE = {23: "1.23", OPSET: "1.24"}
 
 #: Types that no kernel of onnxruntime's CPU provider computes with; casts to and from them exist.
 _NO_ARITHMETIC = (ir.DataType.BFLOAT16,)
+_SCORES = 3
 
 
 class OnnxTarget(Target):
@@ -45,7 +47,7 @@ class OnnxTarget(Target):
         for value in (*node.inputs, *node.outputs):
             if value is not None and value.dtype in _NO_ARITHMETIC and node.op_type != "Cast":
                 return f"onnxruntime's CPU kernels do not compute in {value.dtype.name.lower()}"
-        return None
+        return misread(node) or _scores_of_hidden(node)
 
     def pipeline(self, precision: str) -> Sequence[Pass]:
         """fp16 is a storage format here: CPUs compute in fp32 faster than in emulated fp16."""
@@ -68,6 +70,20 @@ class OnnxTarget(Target):
             device="cpu",
             requires={"onnxruntime": f">={_SINCE[opset]}"},
         )
+
+
+def _scores_of_hidden(node: ir.Node) -> str | None:
+    """Why onnxruntime gives other scores than the standard says, or None."""
+    if (
+        node.op_type != "Attention"
+        or len(node.outputs) <= _SCORES
+        or not node.outputs[_SCORES].name
+    ):
+        return None
+    masked = node.attributes.get_int("qk_matmul_output_mode", 0) in (1, 2)
+    if masked and node.attributes.get_int("is_causal", 0):
+        return "onnxruntime gives the scores of later keys as the least number, not as -inf"
+    return None
 
 
 def _least_opset(graph: Graph) -> int:

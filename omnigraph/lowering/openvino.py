@@ -18,10 +18,12 @@ from omnigraph.errors import CompileError
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx_files import write_onnx
 from omnigraph.lowering.openvino_ir import SharedWeights, rewrite_ir, weights_as_inputs
+from omnigraph.lowering.openvino_support import computed_wrongly
 from omnigraph.passes.base import OPSET, Graph, Pass, describe
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
+from omnigraph.passes.legalize_extreme_reductions import LegalizeExtremeReductions
 from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
 from omnigraph.passes.legalize_unmasked_attention import LegalizeUnmaskedAttention
 from omnigraph.passes.pipelines import common, tidy
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 _WEIGHTS = "weights.bin"
 #: Constant inputs up to this size are shown to the frontend with their values: axes and shapes.
 _SMALL_BYTES = 1024
-_ATTENTION_MASK, _ATTENTION_SCORES = 3, 3
 
 
 class OpenVinoTarget(Target):
@@ -57,7 +58,7 @@ class OpenVinoTarget(Target):
         """What OpenVINO's frontend takes, asked node by node, but for what it computes wrongly."""
         if node.domain != "":
             return f"domain {node.domain!r} is not standard ONNX"
-        if (reason := _computed_wrongly(node)) is not None:
+        if (reason := computed_wrongly(node)) is not None:
             return reason
         question = _ask_about(node)
         return None if question is None else _frontend_refusal(question)
@@ -69,6 +70,7 @@ class OpenVinoTarget(Target):
             LegalizeCausalMask(),
             LegalizeAttentionPast(),
             LegalizeUnmaskedAttention(),
+            LegalizeExtremeReductions(),
         )
         narrow = () if precision == "fp32" else (CompressWeights(),)
         return (*common(), *legal, *tidy(), *narrow)
@@ -198,22 +200,6 @@ def _bounds(dim: DimLike, dims: Mapping[str, Dim]) -> tuple[int, int | None]:
 
 
 # What the frontend takes --------------------------------------------------------------------------
-
-
-def _computed_wrongly(node: ir.Node) -> str | None:
-    """Why OpenVINO 2026.4 would give wrong numbers for a node it takes, or None."""
-    if node.op_type == "Attention":
-        mask = node.inputs[_ATTENTION_MASK] if len(node.inputs) > _ATTENTION_MASK else None
-        causal = node.attributes.get_int("is_causal", 0)
-        if mask is None and not causal:
-            return "without a mask, its kernel divides by a wrong sum over 16 keys or more"
-        if causal and len(node.outputs) > _ATTENTION_SCORES:
-            return "it gives the scores of a causal attention without their mask"
-    if node.op_type == "Tile":
-        repeats = node.inputs[1]
-        if repeats is not None and repeats.is_graph_input():
-            return "repeats that are an input of the program give memory that was never written"
-    return None
 
 
 def _ask_about(node: ir.Node) -> bytes | None:

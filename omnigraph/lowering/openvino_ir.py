@@ -125,6 +125,8 @@ def rewrite_ir(
                 stream.seek(int(data.attrib["offset"]))
                 content = stream.read(int(data.attrib["size"]))
                 data.set("offset", str(weights.place(content)))
+            elif layer.get("type") == "TopK" and data is not None:
+                data.set("stable", "true")  # of equal elements the first (ONNX TopK-24)
             elif layer.get("type") == "Parameter" and layer.get("name") in places:
                 _make_constant(layer, places[layer.attrib["name"]])
     if half_products:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from omnigraph.lowering.misread import misread
 from omnigraph.passes.decompose_attention import DecomposeAttention, head_size
 
 #: Ops that exist in fp32 and fp16, and not in bf16.
@@ -50,6 +51,8 @@ def refusal(node: ir.Node) -> str | None:
         return f"domain {node.domain!r} is not standard ONNX"
     if node.op_type not in _TAKEN:
         return "TensorRT has no such op"
+    if (reason := misread(node)) is not None:
+        return reason
     condition = _CONDITIONS.get(node.op_type)
     return _wrong_type(node) or _wrong_outputs(node) or (condition(node) if condition else None)
 

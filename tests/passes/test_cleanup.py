@@ -141,6 +141,41 @@ def test_eliminate_identities_keeps_an_input_that_is_an_output():
     assert_pass(EliminateIdentities(), graph, None, X23)
 
 
+@pytest.mark.parametrize("op", ["Sum", "Mean", "Max", "Min", "Concat<axis=0>"])
+def test_eliminate_identities_removes_an_op_of_one_value(op: str):
+    before = graph_from_text(f"g (float[N,3] x) => (float[N,3] y) {{ a = {op}(x)  y = Relu(a) }}")
+    after = graph_from_text("g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }")
+    assert_pass(EliminateIdentities(), before, after, X23)
+    between = graph_from_text(f"g (float[N,3] x) => (float[N,3] y) {{ y = {op}(x) }}")
+    after = graph_from_text("g (float[N,3] x) => (float[N,3] y) { y = Identity(x) }")
+    assert_pass(EliminateIdentities(), between, after, X23)
+
+
+@pytest.mark.parametrize("op", ["Sum", "Mean", "Max", "Min"])
+def test_eliminate_identities_leaves_an_op_of_two_values(op: str):
+    body = f"g (float[N,3] x) => (float[N,3] y) {{ a = Neg(x)  y = {op}(x, a) }}"
+    assert_pass(EliminateIdentities(), graph_from_text(body), None, X23)
+
+
+def test_fold_constants_keeps_where_a_value_came_from():
+    graph = graph_from_text("g (float[N,3] x) => (float[N,3] y) { y = Dropout(x) }")
+    run_passes(graph, (FoldConstants(),))
+    assert [node.metadata_props[MODULE_KEY] for node in graph.graph] == ["model"]
+
+
+def test_fold_constants_lets_no_cast_saturate_that_did_not():
+    graph = graph_from_text(
+        """g (float[N,3] x) => (float[N,3] y)
+        { l = Constant<value_float=0.0>()  n = Cast<to=17>(l)
+          c = CastLike<saturate=0>(x, n)  y = Cast<to=1>(c) }"""
+    )
+    run_passes(graph, (FoldConstants(), EliminateDeadCode()))
+    cast = next(node for node in graph.graph if node.outputs[0].dtype == ir.DataType.FLOAT8E4M3FN)
+    assert cast.op_type == "Cast" and cast.attributes.get_int("saturate") == 0
+    large = np.full((1, 3), 1e6, np.float32)
+    assert np.isnan(GraphRunner(graph).run({"x": large})["y"]).all()
+
+
 def test_eliminate_identities_keeps_both_names_of_one_value():
     body = "g (float[N,3] x) => (float[N,3] y, float[N,3] z) { y = Neg(x)  z = Identity(y) }"
     assert_pass(EliminateIdentities(), graph_from_text(body), None, X23)

@@ -1,0 +1,414 @@
+"""Hugging Face models from tiny configurations with random weights, as Programs of OmniGraph.
+
+Nothing is downloaded: every weight is drawn from a fixed seed, large enough for attention to choose
+and no bias or norm at a value that hides an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from omnigraph.module_program import program_from_module
+from omnigraph.program import Dim, Program, contract_cases
+
+#: What transformers calls the two ways to compute attention.
+FORMS = ("eager", "sdpa")
+
+#: Every table of positions has 96 rows.
+_LENGTHS = Dim(1, 96)
+_TEXT = {0: "batch", 1: "sequence"}
+_TARGET = {0: "batch", 1: "target"}
+_SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 96,
+}
+_SEQ2SEQ = {
+    "vocab_size": 61,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 96,
+    "dropout": 0.0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
+_GROUPED = {**_SMALL, "num_key_value_heads": 2}
+_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One architecture at a tiny size.
+
+    Args:
+        kind: the class in transformers.
+        config: the class of its configuration, and its fields.
+        sites: how many times one call of the model attends.
+        inputs: what it is given: "text", "text without mask", "two texts", "image" or "sound".
+        forms: the ways to compute attention that the class has.
+        slow: left out of the fast suite.
+    """
+
+    kind: str
+    config: str
+    fields: Mapping[str, Any]
+    sites: int
+    inputs: str = "text"
+    forms: tuple[str, ...] = FORMS
+    slow: bool = True
+    output: str = field(default="")
+
+
+MODELS: dict[str, Model] = {
+    "bert": Model("BertModel", "BertConfig", _SMALL, 2, slow=False),
+    "gpt2": Model(
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96, **_SPECIAL},
+        2,
+        slow=False,
+    ),
+    "llama": Model("LlamaForCausalLM", "LlamaConfig", {**_GROUPED, **_SPECIAL}, 2, slow=False),
+    "t5": Model(
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {
+            "vocab_size": 61,
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 64,
+            "num_layers": 2,
+            "num_heads": 4,
+            "decoder_start_token_id": 0,
+        },
+        6,
+        "two texts",
+        slow=False,
+    ),
+    "bart": Model(
+        "BartForConditionalGeneration", "BartConfig", _SEQ2SEQ, 6, "two texts", slow=False
+    ),
+    "bloom": Model(
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4, **_SPECIAL},
+        2,
+        forms=("eager",),
+        slow=False,
+    ),
+    "distilbert": Model(
+        "DistilBertModel",
+        "DistilBertConfig",
+        {"vocab_size": 61, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+        2,
+    ),
+    "roberta": Model("RobertaModel", "RobertaConfig", {**_SMALL, "pad_token_id": 1}, 2),
+    "electra": Model("ElectraModel", "ElectraConfig", {**_SMALL, "embedding_size": 16}, 2),
+    "albert": Model("AlbertModel", "AlbertConfig", {**_SMALL, "embedding_size": 16}, 2),
+    "mpnet": Model("MPNetModel", "MPNetConfig", _SMALL, 2, forms=("eager",)),
+    "xlm-roberta": Model("XLMRobertaModel", "XLMRobertaConfig", {**_SMALL, "pad_token_id": 1}, 2),
+    "modernbert": Model(
+        "ModernBertModel",
+        "ModernBertConfig",
+        {**_SMALL, **_SPECIAL, "local_attention": 6, "cls_token_id": 1, "sep_token_id": 2},
+        2,
+    ),
+    "opt": Model(
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 64,
+            "max_position_embeddings": 96,
+            "word_embed_proj_dim": 32,
+            **_SPECIAL,
+        },
+        2,
+    ),
+    "gpt-neo": Model(
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        {
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 4,
+            "max_position_embeddings": 96,
+            **_SPECIAL,
+        },
+        2,
+        forms=("eager",),
+    ),
+    "gpt-neox": Model("GPTNeoXForCausalLM", "GPTNeoXConfig", {**_SMALL, **_SPECIAL}, 2),
+    "gpt-j": Model(
+        "GPTJForCausalLM",
+        "GPTJConfig",
+        {
+            "vocab_size": 61,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 96,
+            "rotary_dim": 4,
+            **_SPECIAL,
+        },
+        2,
+        forms=("eager",),
+    ),
+    "mistral": Model(
+        "MistralForCausalLM", "MistralConfig", {**_GROUPED, **_SPECIAL, "sliding_window": 4}, 2
+    ),
+    "qwen2": Model("Qwen2ForCausalLM", "Qwen2Config", {**_GROUPED, **_SPECIAL}, 2),
+    "qwen3": Model("Qwen3ForCausalLM", "Qwen3Config", {**_GROUPED, **_SPECIAL, "head_dim": 8}, 2),
+    "gemma": Model("GemmaForCausalLM", "GemmaConfig", {**_GROUPED, **_SPECIAL, "head_dim": 8}, 2),
+    "gemma2": Model(
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        {
+            **_GROUPED,
+            **_SPECIAL,
+            "head_dim": 8,
+            "sliding_window": 4,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 10.0,
+            "query_pre_attn_scalar": 8,
+        },
+        2,
+        forms=("eager",),  # its sdpa form leaves out the softcap: another model
+    ),
+    "gemma3": Model(
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        {
+            **_GROUPED,
+            **_SPECIAL,
+            "head_dim": 8,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        2,
+    ),
+    "phi": Model("PhiForCausalLM", "PhiConfig", {**_SMALL, **_SPECIAL}, 2),
+    "phi3": Model("Phi3ForCausalLM", "Phi3Config", {**_GROUPED, **_SPECIAL}, 2),
+    "olmo2": Model("Olmo2ForCausalLM", "Olmo2Config", {**_GROUPED, **_SPECIAL}, 2),
+    "granite": Model("GraniteForCausalLM", "GraniteConfig", {**_GROUPED, **_SPECIAL}, 2),
+    "stablelm": Model("StableLmForCausalLM", "StableLmConfig", {**_GROUPED, **_SPECIAL}, 2),
+    "cohere": Model("CohereForCausalLM", "CohereConfig", {**_GROUPED, **_SPECIAL}, 2),
+    "mpt": Model(
+        "MptForCausalLM",
+        "MptConfig",
+        {"vocab_size": 61, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 96},
+        2,
+        forms=("eager",),
+    ),
+    "falcon": Model(
+        "FalconForCausalLM",
+        "FalconConfig",
+        {
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 96,
+            **_SPECIAL,
+        },
+        2,
+    ),
+    "falcon-alibi": Model(
+        "FalconForCausalLM",
+        "FalconConfig",
+        {
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "alibi": True,
+            **_SPECIAL,
+        },
+        2,
+    ),
+    "gpt-bigcode": Model(
+        "GPTBigCodeForCausalLM",
+        "GPTBigCodeConfig",
+        {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96, **_SPECIAL},
+        2,
+    ),
+    "pegasus": Model("PegasusForConditionalGeneration", "PegasusConfig", _SEQ2SEQ, 6, "two texts"),
+    "marian": Model(
+        "MarianMTModel", "MarianConfig", {**_SEQ2SEQ, "decoder_vocab_size": 61}, 6, "two texts"
+    ),
+    "mbart": Model("MBartForConditionalGeneration", "MBartConfig", _SEQ2SEQ, 6, "two texts"),
+    "vit": Model(
+        "ViTModel",
+        "ViTConfig",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+        2,
+        "image",
+    ),
+    "clip": Model(
+        "CLIPTextModel", "CLIPTextConfig", {**_SMALL, **_SPECIAL, "projection_dim": 32}, 2
+    ),
+    "whisper": Model(
+        "WhisperForConditionalGeneration",
+        "WhisperConfig",
+        {
+            **_SEQ2SEQ,
+            "num_mel_bins": 8,
+            "max_source_positions": 24,
+            "max_target_positions": 96,
+        },
+        6,
+        "sound",
+    ),
+    "deberta-v2": Model(
+        "DebertaV2Model",
+        "DebertaV2Config",
+        {
+            **_SMALL,
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 8,
+        },
+        2,
+        forms=("eager",),
+    ),
+}
+
+
+class _Call(nn.Module):
+    """Calls a model without a cache, and returns its first output."""
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__()
+        self.model, self.options = model, options
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        result = self.model(**inputs, **self.options, return_dict=False)
+        return result[0]
+
+
+def program(name: str, form: str) -> Program:
+    """A model of the table as a Program whose batch and lengths are dynamic."""
+    spec = MODELS[name]
+    config = getattr(transformers, spec.config)(**spec.fields)
+    config._attn_implementation = form
+    model = getattr(transformers, spec.kind)._from_config(config, attn_implementation=form)
+    model = model.eval().float()
+    _draw_weights(model)
+    inputs, dynamic = _INPUTS[spec.inputs]()
+    cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
+    made = program_from_module(_Call(model, **cache), inputs, dynamic=dynamic, name=name)
+    return made.with_dims({d: _LENGTHS for d in ("sequence", "target") if d in made.dims})
+
+
+def _draw_weights(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim < 2:
+                around = 1.0 if path.endswith("weight") else 0.0
+                parameter.copy_(around + 0.1 * noise)
+            else:
+                fan = parameter[0].numel() if "embed" not in path else 1
+                parameter.copy_(noise / math.sqrt(fan))
+
+
+def _ids(*shape: int) -> Tensor:
+    return torch.randint(3, 61, shape, generator=torch.Generator().manual_seed(2))
+
+
+def _mask(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.int64)
+
+
+def _text() -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    inputs = {"input_ids": _ids(2, 7), "attention_mask": _mask(2, 7)}
+    return inputs, dict.fromkeys(inputs, _TEXT)
+
+
+def _bare_text() -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    return {"input_ids": _ids(2, 7)}, {"input_ids": _TEXT}
+
+
+def _two_texts() -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    inputs, dynamic = _text()
+    inputs["decoder_input_ids"] = _ids(2, 5)
+    return inputs, {**dynamic, "decoder_input_ids": _TARGET}
+
+
+def _image() -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    return {"pixel_values": torch.randn(2, 3, 16, 16)}, {"pixel_values": {0: "batch"}}
+
+
+def _sound() -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    inputs = {"input_features": torch.randn(2, 8, 48), "decoder_input_ids": _ids(2, 5)}
+    return inputs, {"input_features": {0: "batch"}, "decoder_input_ids": _TARGET}
+
+
+_INPUTS: dict[str, Callable[[], tuple[dict[str, Tensor], dict[str, dict[int, str]]]]] = {
+    "text": _text,
+    "text without mask": _bare_text,
+    "two texts": _two_texts,
+    "image": _image,
+    "sound": _sound,
+}
+
+
+def attention_calls(program: Program) -> int:
+    """How many times one call of a program's module runs an attention module.
+
+    That is one whose class is called attention, and which holds no other such module.
+    """
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    def named(module: nn.Module) -> bool:
+        return "Attention" in type(module).__name__
+
+    hooks = [
+        module.register_forward_hook(count)
+        for module in program.module.modules()
+        if named(module) and not any(named(m) for m in module.modules() if m is not module)
+    ]
+    case = contract_cases(program)[0]
+    try:
+        with torch.no_grad():
+            program.module(**program.make_inputs(case))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls

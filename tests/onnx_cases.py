@@ -1,0 +1,433 @@
+"""The ONNX project's own node tests, taken through each target: passed, refused, or wrong.
+
+``python -m tests.onnx_cases`` prints the table; ``test_onnx_cases.py`` asserts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from omnigraph.artifact import ProgramEntry, seal
+from omnigraph.contract import Tolerance, deviation
+from omnigraph.errors import OmniGraphError
+from omnigraph.lowering import Emission, Lowered, Target, find_target
+from omnigraph.lowering.onnx_files import write_onnx
+from omnigraph.numbers import Reference
+from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
+from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
+from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
+from omnigraph.program import Case, TensorSpec
+from omnigraph.runtimes import load
+from omnigraph.verify import GraphRunner, check_graph, longest_contraction, rounding_depth
+
+#: Each target that is asked, and the precision.
+TARGETS = {"onnx": "fp32", "openvino": "fp32", "tensorrt": "fp16"}
+
+#: What a Graph can hold: what torch's exporter writes for transformers, text and image alike, what
+#: our passes write, and the elementwise functions, reductions and movements beside those.
+OPS = frozenset(
+    "Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool "
+    "BatchNormalization BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil "
+    "Celu Clip Compress Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum "
+    "DepthToSpace DequantizeLinear Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp "
+    "Expand EyeLike Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool "
+    "GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Hardmax "
+    "Identity InstanceNormalization IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual Log "
+    "LogSoftmax LpNormalization MatMul MatMulInteger Max MaxPool Mean Min Mish Mod Mul Neg NonZero "
+    "Not OneHot Or PRelu Pad Pow QLinearMatMul QuantizeLinear RMSNormalization Range Reciprocal "
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
+    "ReduceSum ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round ScatterElements ScatterND "
+    "Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth "
+    "Split Sqrt Squeeze Sub Sum Swish Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose "
+    "Trilu Unsqueeze Where Xor".split()
+)
+#: What a Program's inputs and outputs may be.
+_TYPES = frozenset("BOOL UINT8 INT8 INT16 INT32 INT64 FLOAT16 FLOAT DOUBLE".split())
+#: Types that only stand inside a Graph: what is an input of one becomes a constant, and an output
+#: is cast to float32, which has all their numbers.
+_INSIDE = frozenset(
+    "BFLOAT16 FLOAT8E4M3FN FLOAT8E4M3FNUZ FLOAT8E5M2 FLOAT8E5M2FNUZ INT4 UINT4 FLOAT4E2M1".split()
+)
+#: Inputs that are numbers of the model and not of the call: shapes, axes, bounds, tables, weights.
+_PARAMETERS: Mapping[str, tuple[int, ...]] = {
+    "BatchNormalization": (1, 2, 3, 4),
+    "Clip": (1, 2),
+    "ConstantOfShape": (0,),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "CumSum": (1,),
+    "DequantizeLinear": (1, 2),
+    "Dropout": (1, 2),
+    "Expand": (1,),
+    "Gemm": (1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "OneHot": (1, 2),
+    "PRelu": (1,),
+    "Pad": (1, 2, 3),
+    "QLinearMatMul": (1, 2, 3, 4, 5, 6, 7),
+    "QuantizeLinear": (1, 2),
+    "RMSNormalization": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "RotaryEmbedding": (1, 2),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Trilu": (1,),
+    "Unsqueeze": (1,),
+    **{op: (1,) for op in OPS if op.startswith("Reduce")},
+}
+
+
+#: Roundings in a row inside one op: a position, a cubic polynomial of it, and a sum of 16 products.
+_LEAST_DEPTH = {"Resize": 8}
+#: Quantizes by a scale that it computes: the quotient of -2.5 by 5/255 is a tie but for a rounding.
+_STEPPED = frozenset({"DynamicQuantizeLinear"})
+
+
+@dataclass(frozen=True)
+class NodeCase:
+    """One node test: a model with inputs and the outputs that it should give.
+
+    Args:
+        name: the standard's own; " (constants)" is added where parameters are no inputs.
+        op: the op that it tests, in the op's own form or written out.
+        constants: the inputs that become constants of the Graph.
+    """
+
+    name: str
+    op: str
+    model: onnx.ModelProto
+    feeds: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+    constants: frozenset[str] = frozenset()
+
+    def graph(self) -> Graph:
+        """The model as a Graph."""
+        graph = ir.from_proto(onnx.shape_inference.infer_shapes(self.model))
+        graph.graph.name = "forward"
+        for position, node in enumerate(graph.graph):
+            node.name = node.name or f"{node.op_type}_{position}"
+            node.metadata_props[MODULE_KEY] = self.name
+        for value in list(graph.graph.inputs):
+            assert value.name is not None
+            if value.name in self.constants:
+                graph.graph.inputs.remove(value)
+                array = self.feeds[value.name]
+                value.const_value = ir.tensor(array, dtype=value.dtype, name=value.name)
+                graph.graph.register_initializer(value)
+        _widen_outputs(graph)
+        return graph
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case on one target: "passed", "refused" or "wrong", and why."""
+
+    target: str
+    case: str
+    op: str
+    kind: str
+    reason: str = ""
+
+
+@functools.cache
+def node_cases() -> tuple[NodeCase, ...]:
+    """Every node test that a Graph can hold, at our opset; those with parameters, in two forms."""
+    return tuple(_collect())
+
+
+def _collect() -> Iterator[NodeCase]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.case.node import collect_testcases
+
+        tests = collect_testcases()
+    for test in tests:
+        if test.model is None or not test.data_sets or not _holds(test.model):
+            continue
+        if test.name.startswith("test_training_dropout") and "zero_ratio" not in test.name:
+            continue  # it draws numbers, which a trace refuses
+        model = _at_our_opset(test.model)
+        if model is None:
+            continue
+        given, expected = test.data_sets[0]
+        feeds = {v.name: _array(a) for v, a in zip(model.graph.input, given, strict=False)}
+        outputs = {v.name: _array(a) for v, a in zip(model.graph.output, expected, strict=True)}
+        op = _tested(test.name, test.model)
+        narrow = frozenset(
+            v.name
+            for v in model.graph.input
+            if ir.DataType(v.type.tensor_type.elem_type).name in _INSIDE
+        )
+        yield NodeCase(test.name, op, model, feeds, outputs, narrow)
+        parameters = {
+            node.input[i]
+            for node in model.graph.node
+            for i in _PARAMETERS.get(node.op_type, ())
+            if i < len(node.input) and node.input[i] in feeds
+        }
+        if parameters - narrow:
+            name = f"{test.name} (constants)"
+            yield NodeCase(name, op, model, feeds, outputs, narrow | parameters)
+
+
+def _array(given: object) -> np.ndarray:
+    """An array of what the standard gives as one, or as a tensor of a type that numpy has not."""
+    if isinstance(given, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(given)
+    return np.asarray(given)
+
+
+def _holds(model: onnx.ModelProto) -> bool:
+    """Whether a Graph can hold a model: tensors of our types between ops of the standard."""
+    for node in model.graph.node:
+        if node.domain != "" or node.op_type not in OPS:
+            return False
+    for value in (*model.graph.input, *model.graph.output):
+        if not value.type.HasField("tensor_type"):
+            return False
+        if ir.DataType(value.type.tensor_type.elem_type).name not in _TYPES | _INSIDE:
+            return False
+    return bool(model.graph.output)
+
+
+def _at_our_opset(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """A model at our opset: as it is where it means the same there, else converted; or None."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    same = onnx.ModelProto.FromString(model.SerializeToString())
+    del same.opset_import[:]
+    same.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    same.ir_version = 11
+    unchanged = all(
+        onnx.defs.get_schema(node.op_type, opset).since_version
+        == onnx.defs.get_schema(node.op_type, OPSET).since_version
+        for node in model.graph.node
+    )
+    if not unchanged and opset < OPSET:
+        try:
+            return onnx.version_converter.convert_version(model, OPSET)
+        except RuntimeError:  # it has no rule for this op; the checker says whether it needs one
+            pass
+    try:
+        onnx.checker.check_model(same, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return None
+    return same
+
+
+def _tested(name: str, model: onnx.ModelProto) -> str:
+    """The op that a test is of; a test of an op written out is named after that op."""
+    if "_expanded" not in name:
+        return model.graph.node[0].op_type
+    words = name.removeprefix("test_").split("_expanded")[0]
+    squeezed = words.replace("_", "")
+    known = [op for op in OPS if squeezed.startswith(op.lower())]
+    known += ["LayerNormalization"] * squeezed.startswith("layernorm")
+    return max(known, key=len, default=words.split("_")[0])
+
+
+def _widen_outputs(graph: Graph) -> None:
+    """Let outputs of types that a Program has not be float32, by a cast."""
+    nodes = graph.graph
+    for position, value in enumerate(nodes.outputs):
+        if value.dtype is not None and value.dtype.name in _INSIDE:
+            cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{value.name}_wide")
+            _typed(cast.outputs[0], ir.DataType.FLOAT, value.shape)
+            cast.metadata_props[MODULE_KEY] = "ends"
+            name, value.name = value.name, f"{value.name}_narrow"
+            cast.outputs[0].name = name
+            nodes.append(cast)
+            nodes.outputs[position] = cast.outputs[0]
+
+
+def _typed(value: ir.Value, dtype: ir.DataType, shape: ir.Shape | None) -> None:
+    value.type, value.shape = ir.TensorType(dtype), shape
+
+
+# Through a target ---------------------------------------------------------------------------------
+
+
+def outcome(target_name: str, case: NodeCase) -> Outcome:
+    """What a target makes of a case, all the way to its runtime and the contract.
+
+    The engines of TensorRT run on no CPU: there, the lowered Graph is run, as the contract does.
+    """
+    try:
+        _through(find_target(target_name), TARGETS[target_name], case)
+    except OmniGraphError as error:
+        return Outcome(target_name, case.name, case.op, "refused", str(error))
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        return Outcome(target_name, case.name, case.op, "wrong", text)
+    return Outcome(target_name, case.name, case.op, "passed")
+
+
+def outcomes(target: str, cases: Iterable[NodeCase]) -> list[Outcome]:
+    """What a target makes of each case."""
+    return [outcome(target, case) for case in cases]
+
+
+def _through(target: Target, precision: str, case: NodeCase) -> None:
+    graph = case.graph()
+    check_graph(graph, "case")
+    depth, contraction = rounding_depth(graph), longest_contraction(graph)
+    inputs = tuple(_spec(value) for value in graph.graph.inputs)
+    outputs = tuple(_spec(value) for value in graph.graph.outputs)
+    feeds = {s.name: np.asarray(case.feeds[s.name], s.dtype) for s in inputs}
+    expected = {s.name: np.asarray(case.outputs[s.name], s.dtype) for s in outputs}
+    sample = Reference(Case("case", {}), feeds, expected)
+    # A mask with one row is written out as trace does it: so that a Graph runs as it stands.
+    pipeline = (ExpandAttentionMask(), *target.pipeline(precision))
+    run_passes(graph, pipeline, [lambda _, pass_, g: check_graph(g, pass_.name)])
+    target.check_nodes("forward", graph, precision)
+    lowered = Lowered("forward", graph, inputs, outputs, {})
+    tolerance = _tolerance(target.rounding(precision), case, depth, contraction)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        emission = _emit(target, lowered, directory, precision)
+        files = emission.files["forward"]
+        entry = ProgramEntry(inputs, outputs, files, (), None, tolerance.to_dict(), {})
+        manifest = {
+            "name": case.name,
+            "target": target.name,
+            "device": emission.device,
+            "precision": precision,
+            "requires": dict(emission.requires),
+            "programs": {"forward": entry.to_dict()},
+            "default_program": "forward",
+            "dimensions": {},
+        }
+        seal(directory, manifest)
+        _compare(_run(directory, emission, sample), sample.outputs, tolerance, case.op in _STEPPED)
+
+
+def _run(directory: Path, emission: Emission, sample: Reference) -> Mapping[str, np.ndarray]:
+    """What the artifact gives in its runtime, or its lowered Graph where that runs on no CPU."""
+    if emission.executes_here:
+        with load(directory, threads=1, check_hashes=False) as session:
+            return session.run(sample.feeds)
+    graph = ir.load(directory / emission.files["forward"]["lowered"])
+    run_passes(graph, (EmulateBfloat16(),))
+    return GraphRunner(graph).run(sample.feeds)
+
+
+def _compare(
+    found: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    tolerance: Tolerance,
+    stepped: bool,
+) -> None:
+    """Refuse numbers beyond the tolerance; what the standard says is no number must be none.
+
+    Args:
+        stepped: whether integers may be off by one.
+    """
+    for name, right in expected.items():
+        given = found[name]
+        if given.shape != right.shape or given.dtype != right.dtype:
+            raise _Wrong(f"{name} is {given.dtype}{given.shape}, not {right.dtype}{right.shape}")
+        if right.dtype.kind == "f":
+            undefined = np.isnan(right)
+            if (np.isnan(given) != undefined).any():
+                raise _Wrong(f"{name} is no number where it should be one, or the reverse")
+            given, right = given[~undefined], right[~undefined]
+        if stepped and right.dtype.kind in "iu":  # a quotient next to a tie rounds either way
+            right = np.where(abs(given.astype(int) - right) <= 1, given, right)
+        error = deviation(given, right)
+        if not error.within(tolerance):
+            raise _Wrong(
+                f"{name} is off by {error.rms:.1e} rms, {error.peak:.1e} peak; "
+                f"{tolerance.rms:.1e} and {tolerance.peak:.1e} are allowed"
+            )
+
+
+class _Wrong(Exception):
+    """Numbers that are not the standard's."""
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None and value.dtype is not None and value.shape is not None
+    assert all(isinstance(d, int) for d in value.shape), f"{value.name}: {value.shape}"
+    return TensorSpec(value.name, value.dtype.numpy().name, tuple(value.shape.numpy()))
+
+
+def _emit(target: Target, lowered: Lowered, directory: Path, precision: str) -> Emission:
+    if target.name != "tensorrt":
+        return target.emit([lowered], directory, precision=precision, options={})
+    written = write_onnx([lowered], directory)["forward"]
+    files = {"forward": {**written, "lowered": written["model"]}}
+    return Emission(files, "cuda", {}, executes_here=False)
+
+
+def _tolerance(rounding: str, case: NodeCase, depth: int, contraction: int) -> Tolerance:
+    """The contract's tolerance, in the coarsest type that anything is rounded to."""
+    depth = max(depth, _LEAST_DEPTH.get(case.op, 1))
+    arrays = (*case.feeds.values(), *case.outputs.values())
+    names = {array.dtype.name for array in arrays}
+    if "bfloat16" in names:
+        rounding = "bf16"
+    elif "float16" in names and rounding == "fp32":
+        rounding = "fp16"
+    return Tolerance.for_precision(rounding, depth=depth, contraction=contraction)
+
+
+# The table ----------------------------------------------------------------------------------------
+
+
+def table(found: Sequence[Outcome]) -> str:
+    """Counts by op and target as a Markdown table, the sums first."""
+    counts = Counter((o.op, o.target, o.kind) for o in found)
+    targets = [name for name in TARGETS if any(o.target == name for o in found)]
+    heads = [f"{target}: passed" + " | refused | wrong" for target in targets]
+    lines = ["| op | " + " | ".join(heads) + " |", "|---" * (1 + 3 * len(targets)) + "|"]
+    ops = sorted({o.op for o in found})
+    kinds = ("passed", "refused", "wrong")
+    total = [sum(counts[op, t, k] for op in ops) for t in targets for k in kinds]
+    lines.append("| **all** | " + " | ".join(f"**{n}**" for n in total) + " |")
+    for op in ops:
+        row = [counts[op, t, k] for t in targets for k in kinds]
+        lines.append(f"| {op} | " + " | ".join(str(n) for n in row) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table, and on request each case that did not pass."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", choices=list(TARGETS), action="append")
+    parser.add_argument("--match", default="", help="only cases whose name holds this")
+    parser.add_argument("--show", default="", help="list these kinds: refused,wrong")
+    parser.add_argument("--every", type=int, default=1, help="only every so many cases")
+    options = parser.parse_args()
+    cases = [case for case in node_cases() if options.match in case.name][:: options.every]
+    found: list[Outcome] = []
+    for target in options.target or TARGETS:
+        start = time.perf_counter()
+        for case in cases:
+            found.append(outcome(target, case))
+            if found[-1].kind in options.show.split(","):
+                reason = found[-1].reason.replace("\n", " ")
+                print(f"{target} {found[-1].kind} {case.name}: {reason}", flush=True)
+        print(f"{target}: {len(cases)} cases in {time.perf_counter() - start:.0f} s", flush=True)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
