@@ -12,7 +12,15 @@ import onnx_ir as ir
 
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
-from omnigraph.passes.matching import made_by, nodes_of, remove_unused, replace_output, with_scalar
+from omnigraph.passes.matching import (
+    made_by,
+    nodes_of,
+    remove_unused,
+    replace_output,
+    scalar,
+    standard,
+    with_scalar,
+)
 from omnigraph.passes.polynomial import Polynomial, operands, polynomial, same_polynomial
 from omnigraph.passes.site_pass import SitePass
 from omnigraph.passes.written_activation import match_activation
@@ -118,5 +126,5 @@ def _is_of_a_cube(node: ir.Node) -> bool:
 
 
 def _is_added_to_a_number(node: ir.Node) -> bool:
-    users = (user for user, _ in node.outputs[0].uses())
-    return any(user.op_type == "Add" and with_scalar(user) for user in users)
+    users = (user for user, _ in node.outputs[0].uses() if standard(user, "Add", "Sum"))
+    return any(scalar(value) is not None for user in users for value in user.inputs)

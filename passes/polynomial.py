@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from omnigraph.passes.matching import made_by, scalar, standard
 #: The coefficient for each tuple of powers, one of each variable; ``{(1, 0): 2.0}`` is ``2 x``.
 Polynomial = dict[tuple[int, ...], float]
 
-_ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Neg", "Pow")
+_ARITHMETIC = ("Add", "Sum", "Sub", "Mul", "Div", "Neg", "Pow")
 _MOST_NODES, _HIGHEST_POWER = 12, 4
 #: How far a constant may be from the number that it stands for, in roundings of its type.
 _ROUNDINGS = 8
@@ -78,6 +79,8 @@ class _Reader:
             if node.op_type == "Div":
                 return _scaled(base, 1 / number) if number else None
             return _power(base, number)
+        if node.op_type == "Sum":
+            return functools.reduce(_sum_of, map(self.read, node.inputs))
         one = self.read(node.inputs[0])
         other = self.read(node.inputs[1]) if one is not None else None
         if one is None or other is None:
@@ -89,6 +92,10 @@ class _Reader:
 
 def _scaled(one: Polynomial | None, factor: float) -> Polynomial | None:
     return None if one is None else {powers: factor * c for powers, c in one.items()}
+
+
+def _sum_of(one: Polynomial | None, other: Polynomial | None) -> Polynomial | None:
+    return None if one is None else _sum(one, other)
 
 
 def _sum(one: Polynomial, other: Polynomial | None) -> Polynomial | None:

@@ -51,6 +51,7 @@ ENDS = {
     "half of the sum": "a = Add(one, f)  h = Mul(half, a)  y = Mul(x, h)",
     "half at the end": "a = Add(f, one)  h = Mul(x, a)  y = Mul(h, half)",
     "a quotient at the end": "a = Add(f, one)  h = Mul(a, x)  y = Div(h, two)",
+    "a sum of any number": "a = Sum(one, f)  h = Mul(x, half)  y = Mul(h, a)",
     "half of each": "g = Mul(f, half)  a = Add(g, half)  y = Mul(a, x)",
     "without brackets": "h = Mul(x, half)  g = Mul(h, f)  y = Add(h, g)",
 }
