@@ -16,12 +16,14 @@ from omnigraph.verify import GraphRunner
 
 PARTIAL = """y = RotaryEmbedding<interleaved={interleaved}, rotary_embedding_dim={size}>
     (x, c, s)"""
-WRITTEN = """c2 = Concat<axis=-1>(c, c)  i1 = Constant<value: tensor = int64[1] {1}>()  c4 = Unsqueeze(c2, i1)
+WRITTEN = """c2 = Concat<axis=-1>(c, c)  i1 = Constant<value: tensor = int64[1] {1}>()
+    c4 = Unsqueeze(c2, i1)
     s2 = Concat<axis=-1>(s, s)  s4 = Unsqueeze(s2, i1)
     i0 = Constant<value: tensor = int64[1] {0}>()  i8 = Constant<value: tensor = int64[1] {8}>()
     i3 = Constant<value: tensor = int64[1] {3}>()  xr = Slice(x, i0, i8, i3)
     i12 = Constant<value: tensor = int64[1] {12}>()  xp = Slice(x, i8, i12, i3)
-    i4 = Constant<value: tensor = int64[1] {4}>()  a = Slice(xr, i0, i4, i3)  b = Slice(xr, i4, i8, i3)
+    i4 = Constant<value: tensor = int64[1] {4}>()
+    a = Slice(xr, i0, i4, i3)  b = Slice(xr, i4, i8, i3)
     n = Neg(b)  t = Concat<axis=-1>(n, a)  m = Mul(xr, c4)  o = Mul(t, s4)  r = Add(m, o)
     y = Concat<axis=-1>(r, xp)"""
 
