@@ -154,7 +154,7 @@ class _Decode(nn.Module):
             return_dict=True,
             **{self.cache: cache},
         )
-        present = cache.layers
+        present: list[Any] = list(cache.layers)
         return {"logits": outputs.logits} | {
             f"present_key_values.{layer}.{part}": tensor
             for layer in range(self.layers)

@@ -110,21 +110,22 @@ def name_axes(graph: Graph) -> tuple[dict[str, dict[int, str]], dict[str, str]]:
         for word in _WORD.findall(str(dim.value or ""))
     }
     renamed: dict[str, str] = {}
-    for axis, name in _usual_places(inputs):
-        if name not in own and name not in renamed.values():
-            renamed.setdefault(axis, name)
-    for word in own:
+    for word, usual in _usual_places(inputs):
+        if usual not in own and usual not in renamed.values():
+            renamed.setdefault(word, usual)
+    # A sum comes last: it needs its terms.
+    for word in sorted(own, key=lambda word: "+" in _USUAL.get(word, word)):
         usual = _USUAL.get(word, word)
-        free = usual not in own and usual not in renamed.values()
-        if free and all(t in {*own, *renamed.values(), *_USUAL} for t in dim_terms(usual)):
+        there = {*own, *renamed.values()}
+        if usual not in there and ("+" not in usual or there.issuperset(dim_terms(usual))):
             renamed.setdefault(word, usual)
     axes: dict[str, dict[int, str]] = {}
     for value in inputs:
         for axis, dim in enumerate(value.shape or ()):
             if isinstance(dim, ir.SymbolicDim):
                 name = _renamed(str(dim.value or ""), renamed)
-                if not all(term.isidentifier() or term.isdigit() for term in dim_terms(name)):
-                    name = _place_name(value, axis)
+                if not name or not all(t.isidentifier() or t.isdigit() for t in dim_terms(name)):
+                    name = _place_name(value, axis, usual=not name)
                 axes.setdefault(value.name or "", {})[axis] = name
     return axes, {word: name for word, name in renamed.items() if word != name}
 
@@ -141,13 +142,14 @@ def _usual_places(inputs: list[ir.Value]) -> Iterator[tuple[str, str]]:
                 yield word, usual
 
 
-def _place_name(value: ir.Value, axis: int) -> str:
-    """A name for a dimension that has none."""
-    if axis == 0:
+def _place_name(value: ir.Value, axis: int, *, usual: bool) -> str:
+    """A name for a dimension that has none, the usual one of its place if that is wanted."""
+    own = value.name or ""
+    if usual and axis == 0:
         return "batch"
-    if axis == 1 and (value.name or "").endswith(("ids", "mask")):
-        return "decoder_sequence" if "decoder" in (value.name or "") else "sequence"
-    return re.sub(r"\W", "_", f"dim_{value.name}_{axis}")
+    if usual and axis == 1 and own.endswith(("ids", "mask")):
+        return "decoder_sequence" if "decoder" in own else "sequence"
+    return re.sub(r"\W", "_", f"dim_{own}_{axis}")
 
 
 def rename_dimensions(

@@ -19,6 +19,7 @@ from omnigraph.cli import main
 from omnigraph.errors import OmniGraphError, TraceError, UsageError
 from omnigraph.inspection import inspect
 from omnigraph.model_source import resolve
+from omnigraph.onnx_names import name_axes
 from omnigraph.onnx_program import program_from_onnx
 from omnigraph.passes.base import MODULE_KEY, OPSET
 from omnigraph.program import Case, Dim, contract_cases
@@ -251,6 +252,28 @@ def test_functions_are_inlined_old_initializers_are_no_inputs_and_nameless_axes_
     np.testing.assert_array_equal(found["y"], reference.outputs["y"])
 
 
+@pytest.mark.parametrize("total", ["total_sequence_length", "past_sequence_length + seq_len"])
+def test_dimensions_are_spelled_as_other_exporters_spell_them(total: str):
+    shapes = {
+        "past_key_values.0.key": ("batch_size", 2, "past_sequence_length", 4),
+        "input_ids": ("batch_size", "seq_len"),
+        "attention_mask": ("batch_size", total),
+        "pixels": ("wide", 7),
+        "tiles": ("2 * wide", 7),
+        "position_ids": (None, None),
+    }
+    inputs = [ir.Input(name, ir.Shape(shape)) for name, shape in shapes.items()]
+    axes, _ = name_axes(ir.Model(ir.Graph(inputs, [], nodes=[]), ir_version=10))
+    assert axes == {
+        "past_key_values.0.key": {0: "batch", 2: "past"},
+        "input_ids": {0: "batch", 1: "sequence"},
+        "attention_mask": {0: "batch", 1: "past + sequence"},
+        "pixels": {0: "wide"},
+        "tiles": {0: "dim_tiles_0"},
+        "position_ids": {0: "batch", 1: "sequence"},
+    }
+
+
 def test_examples_that_cannot_be_guessed_can_be_given(tmp_path: Path):
     path = write(
         tmp_path / "net.onnx",
@@ -418,6 +441,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
                 decoder_ffn_dim=32, max_position_embeddings=70,
             )
         ),
+        "t5": hf.T5ForConditionalGeneration(
+            hf.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50)
+        ),
         "vit": hf.ViTForImageClassification(
             hf.ViTConfig(
                 hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
@@ -436,11 +462,14 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     [
         ("bert", {"input_ids", "attention_mask"}, {"logits"}),
         ("vit", {"pixel_values"}, {"logits"}),
-        pytest.param(
-            "bart",
-            {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"},
-            {"logits"},
-            marks=pytest.mark.slow,
+        *(
+            pytest.param(
+                name,
+                {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"},
+                {"logits"},
+                marks=pytest.mark.slow,
+            )
+            for name in ("bart", "t5")  # T5 hides with the lowest number, whole rows of padding too
         ),
     ],
 )
