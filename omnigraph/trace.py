@@ -30,6 +30,7 @@ from omnigraph.graph_names import (
 from omnigraph.numbers import Reference
 from omnigraph.onnx_module import OnnxModule
 from omnigraph.passes.base import OPSET, Graph, declare_ranges, describe, run_passes
+from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask
 from omnigraph.program import Case, Program, fit_sizes
@@ -99,6 +100,7 @@ def _trace_module(program: Program) -> Graph:
     if watch.found:
         raise narrowed_error(program, watch)
     _check_state(program, exported)
+    _group_heads(exported)
     try:
         with _quiet(), torch.no_grad():
             onnx_program = torch.onnx.export(
@@ -119,7 +121,7 @@ def _trace_module(program: Program) -> Graph:
     name_dimensions(graph, program)
     keep_provenance(graph, program, _NOT_THE_MODEL)
     # A Graph runs in onnxruntime as it stands, from here to the end.
-    run_passes(graph, (ExpandAttentionMask(), LegalizeLowestMask()))
+    run_passes(graph, (ExpandAttentionMask(), LegalizeLowestMask(), EmulateBfloat16()))
     check_open(graph, program)
     return graph
 
@@ -332,6 +334,20 @@ def _check_state(program: Program, exported: torch.export.ExportedProgram) -> No
                 found="state that is kept between calls",
                 hint="take the state as an input, and return it as an output",
             )
+
+
+def _group_heads(exported: torch.export.ExportedProgram) -> None:
+    """Say of attention whose one head of keys is for all queries that it is grouped.
+
+    torch broadcasts such a head as it stands; its exporter takes fewer heads of keys than of
+    queries only where it is told of groups.
+    """
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    for node in exported.graph.nodes:
+        if node.target is attention:
+            query, key, value = (arg.meta["val"] for arg in node.args[:3])
+            if query.ndim == 4 and key.shape[1] == value.shape[1] == 1 != query.shape[1]:
+                node.kwargs = {**node.kwargs, "enable_gqa": True}
 
 
 def _viewed(node: Any) -> Any:

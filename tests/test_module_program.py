@@ -552,3 +552,22 @@ def test_the_longest_input_of_a_model_is_found_and_can_be_declared():
     found = GraphRunner(graph).run(longest.feeds)
     for name, expected in longest.outputs.items():
         np.testing.assert_allclose(found[name], expected, atol=1e-5)
+
+
+def test_one_head_of_keys_for_all_queries_stays_one_attention():
+    def multi_query(m: Module, x: Tensor) -> Tensor:
+        query = m.layer(x).unflatten(-1, (4, 2)).transpose(1, 2)
+        key = x[:, None, :, :2]
+        return nn.functional.scaled_dot_product_attention(query, key, key + 1)
+
+    graph = compiled(multi_query, {"x": floats()})
+    (node,) = (n for n in graph.graph if n.op_type == "Attention")
+    assert [v.shape[1] for v in node.inputs[:3] if v and v.shape] == [4, 1, 1]
+
+
+def test_arithmetic_in_bfloat16_rounds_as_torch_does():
+    def half(m: Module, x: Tensor) -> Tensor:
+        return (m.layer(x).bfloat16() * x.bfloat16() + 1).float()
+
+    graph = compiled(half, {"x": floats()})
+    assert count_ops(graph)["Mul"] == 1
