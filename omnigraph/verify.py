@@ -19,6 +19,10 @@ from omnigraph.weights import weights_elsewhere
 #: Initializers at least this large are handed to onnxruntime where they are, not copied.
 _LARGE_BYTES = 1024
 
+#: Domains whose ops onnxruntime has kernels for, so that their Graphs run as they stand; which of
+#: their ops a target takes, its ``supports`` says.
+_VENDOR_DOMAINS = frozenset({"com.microsoft"})
+
 #: Ops that move or select values, or compute on integers and booleans: they round nothing.
 _EXACT_OPS = frozenset(
     "Cast CastLike Concat Constant ConstantOfShape Dropout Equal Expand Flatten Gather "
@@ -56,7 +60,10 @@ def check_graph(graph: Graph, stage: str) -> None:
                 f"{describe(node)} after {stage} has lost the module that it came from",
                 hint="a pass that makes nodes lets them be connected to nodes that have one",
             )
-        if node.domain != "" and node.op_identifier() not in graph.functions:
+        # A target's last passes may leave its vendor's ops, whose domain they import.
+        vendor = node.domain in _VENDOR_DOMAINS and node.domain in graph.opset_imports
+        bodyless = node.domain != "" and node.op_identifier() not in graph.functions
+        if bodyless and not vendor:
             raise GraphError(
                 f"{describe(node)} after {stage} is of domain {node.domain!r}, and has no body",
                 expected="an op of the ONNX standard, or one whose meaning is a function beside it",

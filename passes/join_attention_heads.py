@@ -64,40 +64,50 @@ class JoinAttentionHeads(SitePass):
         queries = axis_size(node.inputs[0], 2)
         if queries is not None and queries > self.longest:
             raise Miss(f"{queries} queries are more than it pays for, {self.longest}")
-        if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
-            raise Miss("its scores are read")
-        joined = [_joined(value, name) for value, name in zip(node.inputs, _NAMES, strict=False)]
-        result = _joined_result(node)
-        heads = [axis_size(node.inputs[index], 1) for index in (0, 1)]
-        if None in heads:
-            raise Miss("the number of heads is not known")
-        before = Inserter(node)
-        inputs = [_without_split(*pair, before) for pair in joined]
-        attributes = {name: a.value for name, a in node.attributes.items()}
-        new = before.node(
-            "Attention",
-            *inputs,
-            *node.inputs[len(_NAMES) :],
-            outputs=len(node.outputs),
-            q_num_heads=heads[0],
-            kv_num_heads=heads[1],
-            **attributes,
-        )
-        new.name = node.name
-        new.metadata_props.update(node.metadata_props)
-        for old, fresh in zip(node.outputs[1:], new.outputs[1:], strict=True):
-            fresh.type, fresh.shape = old.type, old.shape
-            replace_output(old, fresh)
-        split = [value.producer() for value in node.inputs[: len(_NAMES)] if value is not None]
-        new.outputs[0].type, new.outputs[0].shape = result.type, result.shape
-        last = result.producer()
-        replace_output(result, new.outputs[0])
-        assert last is not None
-        remove_unused(last)
-        for producer in split:
-            if producer is not None:
-                remove_unused(producer)
-        return f"Attention of three axes, {heads[0]} heads"
+        joined = join_heads(node)
+        return f"Attention of three axes, {joined.attributes.get_int('q_num_heads')} heads"
+
+
+def join_heads(node: ir.Node) -> ir.Node:
+    """Make an Attention of four axes one of three, which is returned.
+
+    Raises:
+        Miss: its inputs are not split, or its result not joined, just around it; nothing changed.
+    """
+    if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
+        raise Miss("its scores are read")
+    joined = [_joined(value, name) for value, name in zip(node.inputs, _NAMES, strict=False)]
+    result = _joined_result(node)
+    heads = [axis_size(node.inputs[index], 1) for index in (0, 1)]
+    if None in heads:
+        raise Miss("the number of heads is not known")
+    before = Inserter(node)
+    inputs = [_without_split(*pair, before) for pair in joined]
+    attributes = {name: a.value for name, a in node.attributes.items()}
+    new = before.node(
+        "Attention",
+        *inputs,
+        *node.inputs[len(_NAMES) :],
+        outputs=len(node.outputs),
+        q_num_heads=heads[0],
+        kv_num_heads=heads[1],
+        **attributes,
+    )
+    new.name = node.name
+    new.metadata_props.update(node.metadata_props)
+    for old, fresh in zip(node.outputs[1:], new.outputs[1:], strict=True):
+        fresh.type, fresh.shape = old.type, old.shape
+        replace_output(old, fresh)
+    split = [value.producer() for value in node.inputs[: len(_NAMES)] if value is not None]
+    new.outputs[0].type, new.outputs[0].shape = result.type, result.shape
+    last = result.producer()
+    replace_output(result, new.outputs[0])
+    assert last is not None
+    remove_unused(last)
+    for producer in split:
+        if producer is not None:
+            remove_unused(producer)
+    return new
 
 
 _NAMES = ("queries", "keys", "values")

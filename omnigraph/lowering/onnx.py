@@ -12,9 +12,12 @@ import onnx_ir as ir
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.misread import misread
 from omnigraph.lowering.onnx_files import write_onnx
+from omnigraph.lowering.onnx_kernels import CONTRIB_OPS, LEAST_TOKENS_GROUPED, MOST_QUERIES_JOINED
 from omnigraph.passes.base import OPSET, Graph, Pass
 from omnigraph.passes.compress_weights import CompressWeights
+from omnigraph.passes.join_attention_heads import JoinAttentionHeads
 from omnigraph.passes.pipelines import canonical
+from omnigraph.passes.use_group_query_attention import CONTRIB_DOMAIN, UseGroupQueryAttention
 from omnigraph.verify import proto_without_weights
 
 #: The first onnxruntime that takes each opset.
@@ -40,9 +43,12 @@ class OnnxTarget(Target):
 
     def supports(self, node: ir.Node, precision: str) -> str | None:
         """Every op of the standard, in every type that has arithmetic on the CPU."""
-        if node.domain != "":
+        contrib = node.domain == CONTRIB_DOMAIN
+        if contrib and node.op_type not in CONTRIB_OPS:
+            return f"{node.op_type} of {node.domain} is none of the ops that are measured to pay"
+        if node.domain != "" and not contrib:
             return f"domain {node.domain!r} is not standard ONNX"
-        if not onnx.defs.has(node.op_type):
+        if not contrib and not onnx.defs.has(node.op_type):
             return "there is no such op in the ONNX standard"
         for value in (*node.inputs, *node.outputs):
             if value is not None and value.dtype in _NO_ARITHMETIC and node.op_type != "Cast":
@@ -51,7 +57,13 @@ class OnnxTarget(Target):
 
     def pipeline(self, precision: str) -> Sequence[Pass]:
         """fp16 is a storage format here: CPUs compute in fp32 faster than in emulated fp16."""
-        return (*canonical(), CompressWeights()) if precision == "fp16" else canonical()
+        kernels = (
+            # Before heads are joined, which it does itself where it takes an Attention.
+            UseGroupQueryAttention(LEAST_TOKENS_GROUPED),
+            JoinAttentionHeads(MOST_QUERIES_JOINED),
+        )
+        narrow = (CompressWeights(),) if precision == "fp16" else ()
+        return (*canonical(), *kernels, *narrow)
 
     def emit(
         self,
