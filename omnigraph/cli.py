@@ -139,8 +139,6 @@ def _parser() -> argparse.ArgumentParser:
 
     bisect = _command(commands, "bisect", _bisect, "the first pass and node where numbers part")
     bisect.add_argument("model", metavar="MODEL")
-    bisect.add_argument("--programs", metavar="NAME[,NAME…]", help="default: all of the model's")
-    bisect.add_argument("--dynamic", metavar="DIM=MIN:MAX[,…]", help="as for export")
     _model_options(bisect, target_required=True)
 
     _command(commands, "passes", _passes, "list the passes and what each is for")
@@ -174,6 +172,8 @@ def _model_options(command: argparse.ArgumentParser, *, target_required: bool = 
         help="whose passes to run" + ("" if target_required else "; default: those of all targets"),
     )
     command.add_argument("--precision", metavar="P", help="default: the target's own first")
+    command.add_argument("--programs", metavar="NAME[,NAME…]", help="default: all of the model's")
+    command.add_argument("--dynamic", metavar="DIM=MIN:MAX[,…]", help="as for export")
     _passes_option(command)
 
 
@@ -199,7 +199,7 @@ def _export(args: argparse.Namespace) -> int:
             precision=args.precision,
             config=args.config,
             settings=_settings(args.settings),
-            programs=args.programs.split(",") if args.programs else None,
+            programs=_names(args.programs),
             dynamic=_ranges(args.dynamic),
             out=args.out,
             rtol=args.rtol,
@@ -358,6 +358,8 @@ def _inspect(args: argparse.Namespace) -> int:
         target=args.target,
         precision=args.precision,
         passes=args.passes,
+        programs=_names(args.programs),
+        dynamic=_ranges(args.dynamic),
     )
     if args.kernels:
         from omnigraph.inspection import add_kernels
@@ -392,8 +394,16 @@ def _inspect_after(args: argparse.Namespace) -> int:
 def _subject(args: argparse.Namespace, model: str) -> Any:
     from omnigraph.model_view import Subject
 
-    settings = _settings(args.settings)
-    return Subject(model, args.config, settings, args.target, args.precision, args.passes)
+    return Subject(
+        model,
+        args.config,
+        _settings(args.settings),
+        args.target,
+        args.precision,
+        args.passes,
+        _names(args.programs),
+        _ranges(args.dynamic),
+    )
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -424,7 +434,7 @@ def _bisect(args: argparse.Namespace) -> int:
         precision=args.precision,
         config=args.config,
         settings=_settings(args.settings),
-        programs=args.programs.split(",") if args.programs else None,
+        programs=_names(args.programs),
         dynamic=_ranges(args.dynamic),
         passes=args.passes,
         progress=lambda stage: print(stage, file=sys.stderr, flush=True),
@@ -484,6 +494,10 @@ def _settings(texts: Sequence[str]) -> dict[str, str]:
             )
         settings[key] = value
     return settings
+
+
+def _names(text: str | None) -> list[str] | None:
+    return text.split(",") if text else None
 
 
 def _ranges(text: str | None) -> dict[str, Any]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnigraph.report import size_text, table
+
+if TYPE_CHECKING:
+    from omnigraph.model_view import Subject
+    from omnigraph.program import Dim
 
 
 def inspect(
@@ -18,6 +22,8 @@ def inspect(
     target: str | None = None,
     precision: str | None = None,
     passes: str = "",
+    programs: Sequence[str] | None = None,
+    dynamic: Mapping[str, Dim] | None = None,
 ) -> dict[str, Any]:
     """What is in an artifact, or what a model traces to and what the passes make of it.
 
@@ -26,6 +32,7 @@ def inspect(
         target: of a model, whose passes to run; None is what all targets begin with.
         precision: one of the target's.
         passes: edits of the pipeline, as for ``export``.
+        programs, dynamic: of a model, as for ``export``.
 
     Returns:
         JSON-ready fields: the manifest of an artifact; of a model its programs, each with inputs,
@@ -44,23 +51,20 @@ def inspect(
         if path.suffix != ".py" and not is_model_path(path):
             artifact = Artifact(path)
             return {"artifact": str(path), "bytes": artifact.size, **artifact.manifest}
+    from omnigraph.model_view import Subject
+
     return _inspect_model(
-        subject, config, settings, target=target, precision=precision, passes=passes
+        Subject(subject, config, settings, target, precision, passes, programs, dynamic)
     )
 
 
-def _inspect_model(
-    subject: object, config: str | None, settings: Mapping[str, str] | None, **view: Any
-) -> dict[str, Any]:
+def _inspect_model(subject: Subject) -> dict[str, Any]:
     from omnigraph.graph_names import output_specs
     from omnigraph.ledger import attention_sites
-    from omnigraph.model_source import resolve
-    from omnigraph.model_view import Subject
     from omnigraph.passes.base import count_ops, run_passes
     from omnigraph.trace import trace
 
-    pipeline = Subject(subject, config, settings, **view).pipeline()
-    source = resolve(subject, config=config, settings=settings)
+    pipeline, source = subject.pipeline(), subject.source()
     programs = {}
     for program in source.programs:
         graph = trace(program)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from omnigraph.errors import UsageError
 from omnigraph.graph_picture import picture
 from omnigraph.graph_text import graph_diff, graph_text
-from omnigraph.passes.base import Finding, Graph, Pass, run_passes
+from omnigraph.passes.base import Finding, Pass, run_passes
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.registry import edited, make_pass
-from omnigraph.program import Program
+from omnigraph.program import Dim
+
+if TYPE_CHECKING:
+    from omnigraph.model_source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Subject:
         target: whose pipeline to run; None is what all targets begin with.
         precision: one of the target's; None is its first.
         passes: edits of the pipeline, as for ``export``.
+        programs: which programs to look at; None is all.
+        dynamic: the range of each dimension, as for ``export``.
     """
 
     model: object
@@ -58,6 +63,8 @@ class Subject:
     target: str | None = None
     precision: str | None = None
     passes: str = ""
+    programs: Sequence[str] | None = None
+    dynamic: Mapping[str, Dim] | None = None
 
     def pipeline(self) -> tuple[Pass, ...]:
         """The passes to run.
@@ -74,14 +81,17 @@ class Subject:
         target.check_precision(precision)
         return target.passes(precision, self.passes)
 
-    def traced(self) -> Iterator[tuple[Program, Graph]]:
-        """Each program with its traced Graph."""
+    def source(self) -> ModelSource:
+        """The model, with the programs and ranges asked for.
+
+        Raises:
+            UsageError: there is no such model, program or dimension.
+        """
+        from omnigraph.driver import choose_programs
         from omnigraph.model_source import resolve
-        from omnigraph.trace import trace
 
         source = resolve(self.model, config=self.config, settings=self.settings)
-        for program in source.programs:
-            yield program, trace(program)
+        return replace(source, programs=choose_programs(source, self.programs, self.dynamic or {}))
 
 
 def stages(subject: Subject, after: str) -> list[Stage]:
@@ -94,11 +104,14 @@ def stages(subject: Subject, after: str) -> list[Stage]:
     Raises:
         UsageError: there is no such pass.
     """
+    from omnigraph.trace import trace
+
     pipeline = subject.pipeline()
     if after != "trace":
         pipeline = _up_to(pipeline, after)
     found = []
-    for program, graph in subject.traced():
+    for program in subject.source().programs:
+        graph = trace(program)
         if after == "trace":
             text = graph_text(graph)
             found.append(Stage(program.name, text, text, "trace"))
