@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from omnigraph.errors import UsageError
 from omnigraph.graph_names import output_specs
+from omnigraph.head_gates import add_missed, gates_alone
 from omnigraph.head_sites import (
     HeadSite,
     head_sites,
@@ -36,11 +37,10 @@ from omnigraph.manifest import TracedProgram
 from omnigraph.numbers import Reference
 from omnigraph.passes.axis_cut import KEPT
 from omnigraph.passes.axis_map import Cut
-from omnigraph.passes.base import Graph, inherit_provenance, run_passes
+from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.head_importance import least_important, read_importance
 from omnigraph.passes.head_removal import cut_output
-from omnigraph.passes.insertion import infer_outputs
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.passes.site_pass import Miss
@@ -48,8 +48,6 @@ from omnigraph.program import Program, TensorSpec
 from omnigraph.trace import reference_for
 from omnigraph.verify import GraphRunner
 
-#: The output of a variant that says, for each row, whether a gate was open for a head it lacks.
-MISSED = "missed_heads"
 #: The program of the gates that depend on no attention.
 GATES = "gates"
 
@@ -122,7 +120,7 @@ def make_variants(
         if keep >= most:
             continue
         choices.append(_make(made, makers, f"heads={keep}", scores, keep, whole))
-    gates = _gates(makers, choices)
+    gates, thresholds = _gates(makers, choices)
     if gates is not None:
         made.programs.append(gates)
     for choice in choices:
@@ -130,6 +128,7 @@ def make_variants(
     made.manifest = {
         "heads": most,
         "gates": gates.name if gates is not None else None,
+        "thresholds": thresholds,
         "choices": choices,
         "left_whole": dict(sorted(whole.items())),
     }
@@ -161,7 +160,7 @@ class _Maker:
         """The Graph without these heads; and the sites that stayed whole, with the reason."""
         graph = self.graph.clone()
         if missed:
-            _add_missed(graph, removed)
+            add_missed(graph, removed)
         (record,) = run_passes(graph, [PruneHeads(tuple(sorted(removed.items())), boundary=True)])
         return graph, {f.module: f.reason or "" for f in record.findings if f.became is None}
 
@@ -307,77 +306,20 @@ def _cut_spec(spec: TensorSpec, value: ir.Value) -> TensorSpec:
 # Gates -------------------------------------------------------------------------------------------
 
 
-def _add_missed(graph: Graph, removed: Mapping[str, tuple[int, ...]]) -> None:
-    """Add the output that says whether a gate is open for a removed head: [B], 0 where none is."""
-    worst: list[ir.Value] = []
-    for path, site in head_sites(graph)[0].items():
-        gate = site.gate()
-        if gate is not None and path in removed:
-            index = _initializer(graph, f"{path}.removed", np.array(removed[path], np.int64))
-            picked = _append(graph, "Gather", gate, index, axis=1)
-            worst.append(_open(graph, picked, 1, 2, 3))
-    missed = worst[0] if len(worst) == 1 else _append(graph, "Max", *worst)
-    missed.name = MISSED
-    graph.graph.outputs.append(missed)
-    inherit_provenance(graph)
+def _gates(
+    makers: Sequence[_Maker], choices: Sequence[Mapping[str, Any]]
+) -> tuple[TracedProgram | None, dict[str, float]]:
+    """The program of the gates that depend on no attention, if a variant may be chosen by them.
 
-
-def _open(graph: Graph, gate: ir.Value, *axes: int) -> ir.Value:
-    """The largest magnitude of a gate over some axes: 0 where it is closed."""
-    name = f"axes_{'_'.join(map(str, axes))}"
-    over = graph.graph.initializers.get(name)
-    if over is None:
-        over = _initializer(graph, name, np.array(axes, np.int64))
-    return _append(graph, "ReduceMax", _append(graph, "Abs", gate), over, keepdims=0)
-
-
-def _initializer(graph: Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.graph.register_initializer(value)
-    return value
-
-
-def _append(graph: Graph, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-    node = ir.node(op_type, inputs, attributes)
-    infer_outputs(node)
-    graph.graph.append(node)
-    return node.outputs[0]
-
-
-def _gates(makers: Sequence[_Maker], choices: Sequence[Mapping[str, Any]]) -> TracedProgram | None:
-    """The program that computes, of the gates that depend on no attention, which heads they open.
-
-    Its outputs are called by the module path of the attention: [B, H], 0 where a head is closed
-    at all positions. Its reference is the traced Graph, which was compared with torch before.
+    And for each of its outputs, what it is above where a head is open. Its reference is the traced
+    Graph, which was compared with torch before.
     """
     automatic = {name for choice in choices for name in choice["automatic"]}
     maker = next((m for m in makers if m.traced.name in automatic), None)
-    if maker is None:
-        return None
-    graph = maker.graph.clone()
-    graph.graph.name = GATES
-    gates = {
-        path: gate
-        for path, site in head_sites(graph)[0].items()
-        if (gate := site.gate()) is not None and not _after_attention(gate)
-    }
-    if not gates:
-        return None
-    opened = []
-    for path, gate in gates.items():
-        value = _open(graph, gate, 2, 3)
-        value.name = path
-        opened.append(value)
-    del graph.graph.outputs[:]
-    graph.graph.outputs.extend(opened)
-    inherit_provenance(graph)
-    run_passes(graph, [EliminateDeadCode()])
-    for value in list(graph.graph.inputs):
-        if not value.uses():
-            graph.graph.inputs.remove(value)
+    found = gates_alone(maker.graph, GATES) if maker is not None else None
+    if maker is None or found is None:
+        return None, {}
+    graph, thresholds = found
     names = [value.name for value in graph.graph.inputs]
     runner = GraphRunner(graph)
 
@@ -385,7 +327,7 @@ def _gates(makers: Sequence[_Maker], choices: Sequence[Mapping[str, Any]]) -> Tr
         feeds = {name: array for name, array in whole.feeds.items() if name in names}
         return Reference(whole.case, feeds, runner.run(feeds))
 
-    return replace(
+    traced = replace(
         maker.traced,
         name=GATES,
         graph=graph,
@@ -395,23 +337,10 @@ def _gates(makers: Sequence[_Maker], choices: Sequence[Mapping[str, Any]]) -> Tr
         references=[reference(whole) for whole in maker.traced.references],
         golden=reference(maker.traced.golden),
     )
+    return traced, thresholds
 
 
 def _feeds(gates: TracedProgram | None, makers: Sequence[_Maker], name: str) -> bool:
     """Whether a program has all inputs that the gates need."""
     inputs = next(m.traced.inputs for m in makers if m.traced.name == name)
     return gates is not None and set(gates.inputs) <= set(inputs)
-
-
-def _after_attention(value: ir.Value) -> bool:
-    """Whether a value depends on any attention."""
-    waiting, seen = [value], set()
-    while waiting:
-        node = waiting.pop().producer()
-        if node is None or node in seen:
-            continue
-        if node.op_type == "Attention":
-            return True
-        seen.add(node)
-        waiting += [v for v in node.inputs if v is not None]
-    return False

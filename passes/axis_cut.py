@@ -200,7 +200,7 @@ class Cutter:
         tensor = ir.tensor(numbers)
         name = f"shape_{'_'.join(map(str, numbers.tolist()))}".replace("-", "m")
         for known in (*self.graph.graph.initializers.values(), *self._weights):
-            if known.name == name and np.array_equal(constant(known), numbers):
+            if known.name == name and _holds(known, numbers):
                 return known
         name = _free_name(name, self.graph, self._weights)
         value = ir.Value(
@@ -211,6 +211,11 @@ class Cutter:
         )
         self._weights.append(value)
         return value
+
+
+def _holds(value: ir.Value, numbers: np.ndarray) -> bool:
+    array = constant(value)
+    return array is not None and np.array_equal(array, numbers)
 
 
 def _free_name(name: str, graph: Graph, others: list[ir.Value]) -> str:

@@ -94,12 +94,13 @@ def _matmul(cutter: Cutter, node: ir.Node, value: ir.Value, cut: Cut) -> ir.Node
     left, right = node.inputs
     assert left is not None and right is not None
     rank = rank_of(value)
+    inputs: list[ir.Value | None]
     if cut.axis == rank - 1:
         inputs = [left, cutter.cut(right, Cut(rank_of(right) - 1, cut.kept))]
     elif cut.axis == rank - 2:
         inputs = [cutter.cut(left, Cut(rank_of(left) - 2, cut.kept)), right]
     else:
-        inputs = [cutter.aligned(v, cut, rank) for v in (left, right)]
+        inputs = [cutter.aligned(left, cut, rank), cutter.aligned(right, cut, rank)]
     new = cutter.remake(node, cut, inputs)
     cutter.projections.add(node)
     return new

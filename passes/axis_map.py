@@ -114,9 +114,9 @@ def _product(dims: list[Dim]) -> int | None:
 def _along_one_axis(
     one: list[Dim], other: list[Dim], axis: int, kept: Sequence[int], here: range, there: range
 ) -> tuple[int, tuple[int, ...]] | None:
-    mask = np.zeros([int(one[a]) for a in here], bool)  # type: ignore[arg-type]
+    mask = np.zeros([int(str(one[a])) for a in here], np.bool_)  # which are all numbers
     np.moveaxis(mask, axis - here.start, 0)[list(kept)] = True
-    mask = mask.reshape([int(other[a]) for a in there])  # type: ignore[arg-type]
+    mask = mask.reshape([int(str(other[a])) for a in there])
     for place, found in enumerate(there):
         others = tuple(a for a in range(mask.ndim) if a != place)
         some, every = mask.any(axis=others), mask.all(axis=others)

@@ -64,9 +64,10 @@ class HeadRemoval:
         """
         path = self.path
         kept = self._cut(path.axis, path.owner).kept
-        scale = path.factor * ~np.isin(path.owner, list(silenced))
-        scale = None if (scale == 1).all() else scale[list(kept)]
-        if scale is not None or len(kept) < len(path.owner):
+        factor = path.factor * ~np.isin(path.owner, list(silenced))
+        scaled = not (factor == 1).all()
+        if scaled or len(kept) < len(path.owner):
+            scale = factor[list(kept)] if scaled else None
             weight = self.cutter.weight(path.weight, Cut(path.axis, kept), scale)
             self.inputs.append((path.node, 1, weight))
         before = [node.inputs[position] for node, position, _ in self.inputs]

@@ -41,7 +41,7 @@ class Variant:
     kept: Mapping[str, tuple[int, ...]]
 
     def covers(self, opened: Mapping[str, np.ndarray]) -> bool:
-        """Whether it has every head that is open in some row: by attention, [B, H]."""
+        """Whether it has every head that is open in some row: by attention, [B, H] bool."""
         for path, heads in opened.items():
             if path in self.kept:
                 missing = np.ones(heads.shape[1], bool)
@@ -58,6 +58,7 @@ class Variants:
         fields = manifest.get("variants", {})
         self.gates: str | None = fields.get("gates")
         self._heads = fields.get("heads")
+        self._thresholds: dict[str, float] = fields.get("thresholds", {})
         self._choices = tuple(
             Variant(
                 choice["name"],
@@ -99,8 +100,9 @@ class Variants:
 
         Args:
             program: only those that may be chosen by themselves for it; None is all.
-            opened: by attention, above 0 where a head is open: [B, H].
+            opened: what the program of the gates gives: by attention, [B, H].
         """
+        opened = {path: scores > self._thresholds[path] for path, scores in opened.items()}
         found = [
             choice.name
             for choice in self._choices
