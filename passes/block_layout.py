@@ -61,7 +61,8 @@ def pattern_of(reach: Reach | None) -> Window | BlockPattern:
         raise Miss("the mask may show every key after the query")
     unit = max(part.unit for part in reach)
     if unit == 1 and len(bands) == len(reach):
-        return Window(*_hull(bands))
+        low, high = _hull(bands)
+        return Window(min(low, 0), max(high, 0))  # with itself, so that there always is a key
     if any(unit % part.unit for part in reach):
         raise Miss(f"the mask has blocks of several sizes, {sorted({p.unit for p in reach})}")
     low, high = _hull([in_blocks(band, unit) for band in bands]) if bands else (1, 0)

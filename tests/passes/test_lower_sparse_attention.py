@@ -222,8 +222,8 @@ def test_scale_and_softcap_are_kept():
 
 @settings(max_examples=25, deadline=None)
 @given(
-    left=st.integers(0, 9),
-    right=st.integers(0, 9),
+    left=st.integers(-2, 9),
+    right=st.integers(2, 9) | st.integers(-2, 2),
     block=st.integers(1, 9),
     length=st.integers(1, 40),
     past=st.integers(0, 30),

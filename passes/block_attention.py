@@ -1,0 +1,189 @@
+"""One Attention as Attention of blocks: queries, keys, values and mask read at the blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from omnigraph.passes.attention_mask import BATCH, HEAD, KEY, QUERY, MaskMeaning, meaning
+from omnigraph.passes.block_layout import BlockPattern, Blocks, Layout, Window
+from omnigraph.passes.block_mask import block_mask
+from omnigraph.passes.index_bounds import bounds
+from omnigraph.passes.index_expression import TRUE, Linear, coordinate, coordinates
+from omnigraph.passes.index_reading import NotClosed
+from omnigraph.passes.index_shapes import dimension
+from omnigraph.passes.index_simplification import every, substitute
+from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.matching import (
+    axis_size,
+    input_at,
+    rank,
+    remove_unused,
+    replace_output,
+)
+from omnigraph.passes.site_pass import Miss
+
+MASK = 3
+_SCORES_OUTPUT = 3
+#: Metadata of an Attention that is of blocks already.
+BLOCKS_KEY = "omnigraph.blocks"
+
+
+@dataclass(frozen=True)
+class Site:
+    """An Attention of four axes with a mask that is read.
+
+    Args:
+        query: [B, H, T, D].
+        key, value: [B, G, S, D], of as many heads or of fewer.
+        mask: what the mask means.
+        past: S - T.
+    """
+
+    node: ir.Node
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    mask: MaskMeaning
+    past: Linear
+
+    @classmethod
+    def of(cls, node: ir.Node) -> Site:
+        """The site of an Attention with a mask.
+
+        Raises:
+            Miss: it is of another form, or the mask is not read.
+        """
+        query, key, value = (v for v in node.inputs[:3] if v is not None)
+        if "q_num_heads" in node.attributes or any(rank(v) != 4 for v in (query, key, value)):
+            raise Miss("its heads are not axes of their own")
+        if any(v is not None for v in node.inputs[MASK + 1 :]):
+            raise Miss("it keeps its own past, or counts its keys")
+        if len(node.outputs) > _SCORES_OUTPUT and node.outputs[_SCORES_OUTPUT].uses():
+            raise Miss("its scores are an output")
+        if node.attributes.get_int("is_causal", 0):
+            raise Miss("a causal flag stands beside the mask")
+        if any(axis_size(v, axis) is None for v in (query, key, value) for axis in (1, 3)):
+            raise Miss("the number or the size of its heads is not known")
+        assert query.shape is not None and key.shape is not None
+        queries, keys = dimension(query.shape[2]), dimension(key.shape[2])
+        if queries is None or keys is None:
+            raise Miss("a length has no name")
+        mask = input_at(node, MASK)
+        assert mask is not None
+        try:
+            found = meaning(mask)
+        except NotClosed as stopped:
+            raise Miss(f"the mask is not read: {stopped.reason}", at=stopped.at) from stopped
+        return cls(node, query, key, value, found, keys - queries)
+
+    def every_row_sees(self) -> bool:
+        """Whether each query is sure to see the key at its own position."""
+        own = {KEY: coordinate(QUERY) + self.past}
+        return bounds(self.past)[0] >= 0 and substitute(every(self.mask.visible), own) == TRUE
+
+
+class BlockAttention:
+    """Puts one Attention into blocks, the new nodes before it, and takes it out of its Graph.
+
+    Args:
+        block: the most queries in a block of a window.
+    """
+
+    def __init__(self, graph: ir.Graph, site: Site, block: int) -> None:
+        self.graph, self.site, self.block = graph, site, block
+        self.insert = Inserter(site.node)
+        self.layout = Layout(self.insert, site.query, site.key)
+
+    def replace(self, pattern: Window | BlockPattern) -> None:
+        """Put the blocks of a pattern in its place."""
+        site, op = self.site, self.insert.op
+        heads, size = axis_size(site.query, 1), axis_size(site.value, 3)
+        assert heads is not None and size is not None
+        if isinstance(pattern, Window):
+            blocks = self.layout.window(pattern, self.block, site.past)
+        else:
+            blocks = self.layout.blocks(pattern, self.graph)
+        result = self._attention(
+            self._read(site.query, blocks.rows, blocks.count, blocks.size),
+            *(
+                self._read(self._per_query(v), blocks.columns, blocks.count, blocks.width)
+                for v in (site.key, site.value)
+            ),
+            self._mask(blocks),
+        )
+        rows = op("Mul", blocks.count, blocks.size)
+        first, last = self.insert.integers(-1, heads), self.insert.integers(size)
+        whole = op("Concat", first, rows, last, axis=0)
+        result = op("Reshape", result, whole)  # [B, H, N*b, D]
+        ends = self.insert.integers(0), op("Reshape", self.layout.queries, self.insert.integers(1))
+        if isinstance(pattern, BlockPattern) and pattern.rows:
+            first = pattern.rows * pattern.unit
+            rest = op(
+                "Slice",
+                result,
+                self.insert.integers(first),
+                self.insert.integers(2**62),
+                self.insert.integers(2),
+            )
+            result = op("Concat", self._top(first), rest, axis=2)
+        result = op("Slice", result, *ends, self.insert.integers(2))
+        replace_output(site.node.outputs[0], result)
+        remove_unused(site.node)
+
+    def _attention(self, *inputs: ir.Value) -> ir.Value:
+        kept = {n: a.value for n, a in self.site.node.attributes.items() if n != "is_causal"}
+        new = self.insert.node("Attention", *inputs, **kept)
+        new.metadata_props[BLOCKS_KEY] = "1"
+        return new.outputs[0]
+
+    def _top(self, rows: int) -> ir.Value:
+        """The first queries, which see every key: [B, H, rows, D]."""
+        index, places, positions = self.layout.top(rows)
+        mask = block_mask(
+            self.insert, self.graph, self.site.mask.expression, places, positions, None
+        )
+        missing = 4 - (rank(mask) or 4)
+        if missing:
+            mask = self.insert.op("Unsqueeze", mask, self.insert.integers(*range(missing)))
+        query = self.insert.op("Gather", self.site.query, index, axis=2)
+        return self._attention(query, self.site.key, self.site.value, mask)
+
+    def _read(self, value: ir.Value, index: ir.Value, count: ir.Value, size: ir.Value) -> ir.Value:
+        """[B, H, T, D] at an index [N, b] -> [B*H, N, b, D]."""
+        read = self.insert.op("Gather", value, index, axis=2)
+        last = self.insert.integers(axis_size(value, 3) or -1)
+        shape = self.insert.op("Concat", self.insert.integers(-1), count, size, last, axis=0)
+        blocks = self.insert.op("Reshape", read, shape)
+        blocks.shape = ir.Shape([None, None, None, axis_size(value, 3)])  # kernels are told by D
+        return blocks
+
+    def _per_query(self, value: ir.Value) -> ir.Value:
+        """Keys or values with as many heads as the queries have."""
+        heads, own = axis_size(self.site.query, 1), axis_size(value, 1)
+        assert heads is not None and own is not None
+        if heads == own:
+            return value
+        apart = self.insert.op("Unsqueeze", value, self.insert.integers(2))  # [B, G, 1, S, D]
+        times = self.insert.integers(1, 1, heads // own, 1, 1)
+        repeated = self.insert.op("Expand", apart, times)
+        shape = self.insert.integers(0, heads, -1, axis_size(value, 3) or -1)
+        return self.insert.op("Reshape", repeated, shape)
+
+    def _mask(self, blocks: Blocks) -> ir.Value:
+        """[B*H, N, b, K], or [1, N, b, K] where batch and heads share it."""
+        site, op = self.site, self.insert.op
+        expression = site.mask.expression
+        mask = block_mask(
+            self.insert, self.graph, expression, blocks.places, blocks.positions, blocks.valid
+        )
+        shared = not coordinates(expression) & {BATCH, HEAD}
+        if not shared:
+            heads = self.insert.integers(axis_size(site.query, 1) or 1)
+            batch = op("Reshape", self.insert.length(site.query, 0), self.insert.integers(1))
+            ones = self.insert.integers(*[1] * blocks.places.axes)
+            mask = op("Expand", mask, op("Concat", batch, heads, ones, axis=0))
+        first = self.insert.integers(1 if shared else -1)
+        shape = op("Concat", first, blocks.count, blocks.size, blocks.width, axis=0)
+        return op("Reshape", mask, shape)
