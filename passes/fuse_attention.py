@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from omnigraph.passes.absorbed_past import AbsorbedPast, absorbed_past
@@ -89,13 +90,16 @@ class _Rewrite:
         if mask is not None:
             mask = fitted_mask(new, mask, query, key)
         past = absorbed_past(key, value, [query, mask]) if absorb_past else None
-        attributes, kind = self._attributes(), "added mask"
+        attributes, kind = self._attributes(), "" if mask is None else "added mask"
         if mask is not None and (meant := _meaning(mask)) is not None:
-            kind = _kind(meant)
-            if found.seen is None and _is_flag(meant, query, key, past):
-                unused, mask, attributes["is_causal"] = mask.producer(), None, 1
+            kind, shows_all = _kind(meant), not meant.visible and not meant.bias
+            is_flag = not shows_all and _is_flag(meant, query, key, past)
+            if found.seen is None and (shows_all or is_flag):
+                unused, mask = mask.producer(), None
                 if unused is not None:
                     remove_unused(unused)
+                if is_flag:
+                    attributes["is_causal"] = 1
         inputs = [query, key, value, mask]
         if past is not None:
             inputs = [query, past.new_key, past.new_value, mask, past.key, past.value]
@@ -111,16 +115,23 @@ class _Rewrite:
         if found.seen is not None:
             replace_output(found.seen, node.outputs[3])
         self._put(node.outputs[0])
+        # What is read in the place of these was read by the site itself too.
+        for replaced in (
+            found.seen,
+            *((past.keys.outputs[0], past.values.outputs[0]) if past else ()),
+        ):
+            if replaced is not None and (maker := replaced.producer()) is not None:
+                remove_unused(maker)
         if past is not None:  # what reads the present may stand before the product
             assert node.graph is not None
             node.graph.sort()
-        return self._became(kind if mask is not None or "is_causal" in attributes else "", past)
+        return self._became(kind, past)
 
     def _attributes(self) -> dict[str, float | int]:
         found = self.found
-        attributes: dict[str, float | int] = {"scale": found.scale}
+        attributes: dict[str, float | int] = {"scale": float(np.float32(found.scale))}
         if found.scores.softcap:
-            attributes["softcap"] = found.scores.softcap
+            attributes["softcap"] = float(np.float32(found.scores.softcap))
         precision = found.softmax.outputs[0].dtype
         if precision is not None and precision != found.dtype:
             attributes["softmax_precision"] = int(precision)
@@ -142,7 +153,7 @@ class _Rewrite:
                 shape = new.op("Concat", new.integers(-1), tail, axis=0)
                 result = new.op("Reshape", result, shape)
         elif axes in (2, 3):
-            result = new.op("Squeeze", result, new.integers(*range(2)[axes - 3 :]))
+            result = new.op("Squeeze", result, new.integers(*((0, 1) if axes == 2 else (1,))))
         for gate in gates:
             result = new.op("Mul", result, gate)
         replace_output(old, result)
@@ -198,4 +209,4 @@ def _kind(meant: MaskMeaning) -> str:
     parts += ["position mask"] if meant.positional else []
     parts += ["mask of data"] if meant.by_data else []
     parts += ["bias"] if meant.bias else []
-    return ", ".join(parts) or "added mask"
+    return ", ".join(parts)

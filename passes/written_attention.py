@@ -90,7 +90,7 @@ class WrittenAttention:
         for value in (output for node in way for output in node.outputs):
             if value is shares.product.outputs[0] or value in found:
                 continue
-            if value.is_graph_output() or any(user not in absorbed for user, _ in value.uses()):
+            if not _is_read_within(value, absorbed):
                 found.append(value)
         found = [value for value in found if self._is_ours(value)]
         if not found:
@@ -117,6 +117,15 @@ class WrittenAttention:
                 seen.add(current)
                 stack += [v for v in node.inputs if v is not None]
         return False
+
+
+def _is_read_within(value: ir.Value, nodes: set[ir.Node], depth: int = 6) -> bool:
+    """Whether all that reads a value is these nodes, or is made for them alone: shapes, say."""
+    if value.is_graph_output() or depth == 0:
+        return False
+    others = [user for user, _ in value.uses() if user not in nodes]
+    made = [output for user in others for output in user.outputs]
+    return all(v.uses() and _is_read_within(v, nodes, depth - 1) for v in made)
 
 
 def _agree(one: Dim, other: Dim) -> bool:
