@@ -102,13 +102,17 @@ class DimensionReader(abc.ABC):
             *rest, depth = self.dims(node.inputs[1])
             if depth is not None and not depth.terms:
                 found = [*rest, *self.dims(node.inputs[0])[depth.constant :]]
+        elif node.op_type == "Gather":
+            inner = self.dims(node.inputs[0])
+            axis = (node.attributes.get_int("axis", 0) or 0) % len(inner)
+            found = [*inner[:axis], *self.dims(node.inputs[1]), *inner[axis + 1 :]]
         elif node.op_type == "Range":
             found = [self._count(node)]
         elif node.op_type == "Transpose":
             inner = self.dims(node.inputs[0])
             order = node.attributes.get_ints("perm") or range(len(inner) - 1, -1, -1)
             found = [inner[axis] for axis in order]
-        elif node.op_type == "Trilu":
+        elif node.op_type in ("Trilu", "CastLike", "CumSum"):
             found = list(self.dims(node.inputs[0]))
         elif node.op_type == "ConstantOfShape":
             found = self._listed(node.inputs[0])

@@ -124,9 +124,9 @@ class IndexReader(DimensionReader):
         return result
 
     def _of_castlike(self, node: ir.Node, index: Index) -> Expression:
-        dtype = node.outputs[0].dtype
-        assert dtype is not None
-        return apply("Cast", [self.element(node.inputs[0], index)], dtype)
+        like = node.inputs[1]
+        assert like is not None and like.dtype is not None
+        return apply("Cast", [self.element(node.inputs[0], index)], like.dtype)
 
     def _of_dropout(self, node: ir.Node, index: Index) -> Expression | None:
         return self.element(node.inputs[0], index) if len(node.inputs) < 3 else None

@@ -1,0 +1,138 @@
+"""Position biases and position tables in the fewest numbers that algebra allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import sqrt
+
+import onnx_ir as ir
+
+from omnigraph.contract import UNIT_ROUNDOFF, Tolerance
+from omnigraph.passes.attention_mask import KEY, QUERY, NotClosed, meaning
+from omnigraph.passes.base import Graph
+from omnigraph.passes.bias_forms import (
+    Folding,
+    constant_form,
+    product_form,
+    row_form,
+    toeplitz_form,
+)
+from omnigraph.passes.index_expression import Expression, coordinates
+from omnigraph.passes.matching import input_at, nodes_of
+from omnigraph.passes.position_bias import (
+    HIDES_ALL,
+    PositionBias,
+    position_biases,
+    slope_times_distance,
+)
+from omnigraph.passes.position_table import fold_table, largest, table_sites
+from omnigraph.passes.site_pass import Miss, SitePass
+from omnigraph.verify import longest_contraction, rounding_depth
+
+_MASK = 3
+_PRECISIONS = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+
+
+@dataclass(frozen=True)
+class FoldPositionBias(SitePass):
+    """Compute what depends on positions alone as a row or a table, not for every score.
+
+    A bias in a mask ``Where(visible, bias, hidden)`` or ``bias + hiding`` [.., H, T, S] becomes
+    the first of these that it can:
+
+    1. a constant, where its sizes are fixed and it fits in ``budget_bytes``;
+    2. one row per head [H, 1, S], where it is ``f(key) + g(query)`` for visible keys: a softmax
+       does not see what a whole row shares. Causal ALiBi becomes ``slope * (j - (S - 1))``. The
+       score that this is added to is rounded at up to ``slope * S``: it is done where the declared
+       range of S keeps these roundings within half the contract's tolerance;
+    3. ``Mul(Where(visible, distance, far), slopes)``, where it is a slope for each head times a
+       distance: one product for each score, and nothing before it is of the size [H, T, S];
+    4. a Toeplitz matrix, where it is a function of ``j - i``: a row [H, T + S] a call, out of a
+       constant table where the function settles at some distance (T5's logarithms and look-ups
+       are in that table), laid out by Expand, Reshape and Slice.
+
+    A look-up of learned positions, or sines and cosines, of consecutive positions becomes a Slice
+    of a constant from the past on; of sines and cosines, as far as the declared ranges go.
+
+    Needs: `fuse-attention` before it; names of dimensions, and their ranges for rows and tables.
+    Leaves alone: what depends on data, such as positions counted by an attention mask; masks of
+    booleans.
+
+    Args:
+        budget_bytes: the most that a constant made here may take.
+        rows_of_products: 4 before 3; on CPUs it moves more memory than it saves operations.
+    """
+
+    budget_bytes: int = 1 << 20
+    rows_of_products: bool = False
+
+    def sites(self, graph: Graph) -> Iterable[ir.Node]:
+        """One Attention for each mask of numbers, and where positions become numbers."""
+        seen = set[ir.Value]()
+        for node in nodes_of(graph, "Attention"):
+            mask = input_at(node, _MASK)
+            if mask is None or mask.dtype == ir.DataType.BOOL or mask in seen:
+                continue
+            seen.add(mask)
+            if ir.convenience.get_const_tensor(mask) is None:
+                yield node
+        yield from table_sites(graph)
+
+    def rewrite(self, graph: Graph, node: ir.Node) -> str:
+        """Rewrite one site."""
+        if node.op_type != "Attention":
+            return fold_table(graph, node, self.budget_bytes)
+        try:
+            found = list(position_biases(node))
+            mask = node.inputs[_MASK]
+            assert mask is not None
+            whole = meaning(mask)
+        except NotClosed as error:
+            raise Miss(f"the mask is not a formula of positions: {error}", error.at) from error
+        if not found:
+            raise Miss("the mask adds no bias of positions alone")
+        hides = whole.hidden is not None and whole.hidden <= HIDES_ALL
+        sites = self._foldings(graph, found, whole.visible if hides else ())
+        for form in (constant_form, row_form, product_form, toeplitz_form):
+            for site in sites:
+                if (became := form(site)) is not None:
+                    return became
+        if any(slope_times_distance(bias.expression) for bias in found):
+            raise Miss("a distance times a slope is one product for each score already")
+        raise Miss("the bias is no function of key less query position", found[0].value.producer())
+
+    def _foldings(
+        self, graph: Graph, found: list[PositionBias], visible: tuple[Expression, ...]
+    ) -> list[Folding]:
+        kept = [bias for bias in found if {QUERY, KEY} <= coordinates(bias.expression)]
+        if not kept:
+            raise Miss("the bias is one row per head already", found[0].value.producer())
+        fixed = [bias for bias in kept if bias.heads is not None]
+        if not fixed:
+            raise Miss("the number of heads is not fixed", kept[0].value.producer())
+        return [
+            Folding(
+                graph,
+                bias,
+                visible,
+                self.budget_bytes,
+                largest(graph, bias.dims[3]),
+                self._roundable(graph, bias.expression.type),
+                self.rows_of_products,
+            )
+            for bias in fixed
+        ]
+
+    def _roundable(self, graph: Graph, dtype: ir.DataType) -> float:
+        """The largest number at which every layer's scores may be rounded once more.
+
+        Such roundings, of a third of ``(u * number)^2`` in each layer, add like a random walk, and
+        half the tolerance of the contract is theirs.
+        """
+        precision = _PRECISIONS[dtype]
+        layers = sum(1 for _ in nodes_of(graph, "Attention"))
+        tolerance = Tolerance.for_precision(
+            precision, depth=rounding_depth(graph), contraction=longest_contraction(graph)
+        )
+        return tolerance.rms / 2 / UNIT_ROUNDOFF[precision] / sqrt(layers / 3)

@@ -1,0 +1,128 @@
+"""The position biases inside a mask: what of it depends on positions alone, and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from omnigraph.passes.attention_mask import AXES, HEAD, KEY, QUERY, NotClosed, hiding
+from omnigraph.passes.index_bounds import Bounds, bounds
+from omnigraph.passes.index_expression import (
+    Apply,
+    Expression,
+    Linear,
+    coordinate,
+    coordinates,
+    data,
+)
+from omnigraph.passes.index_reading import IndexReader
+from omnigraph.passes.index_simplification import constant
+from omnigraph.passes.matching import made_by
+
+#: Numbers at or below this hide a key whatever is added to them.
+HIDES_ALL = -1e30
+_MASK = 3
+_CARRIES = ("Add", "Unsqueeze", "Cast", "Expand", "Identity")
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """A float value of a mask that no data goes into, and the one place where it is read here.
+
+    Args:
+        value: [.., H or 1, T, S].
+        expression: an element of it.
+        dims: its sizes, [B, H, T, S], 1 for axes that it has not.
+        user: the node that reads it, at input ``index``.
+        hidden: where the user is ``Where(visible, value, hidden)``, the number hidden; else None.
+    """
+
+    value: ir.Value
+    expression: Expression
+    dims: tuple[Linear, ...]
+    user: ir.Node
+    index: int
+    hidden: float | None = None
+
+    @property
+    def heads(self) -> int | None:
+        """How many heads it has; None where that is not fixed."""
+        return None if self.dims[1].terms else self.dims[1].constant
+
+
+def position_biases(attention: ir.Node) -> Iterator[PositionBias]:
+    """The biases of a mask, the whole of one before what it hides.
+
+    Raises:
+        NotClosed: the elements of the mask cannot be read.
+    """
+    yield from _within(IndexReader(), attention, _MASK)
+
+
+def _within(reader: IndexReader, user: ir.Node, index: int) -> Iterator[PositionBias]:
+    value = user.inputs[index]
+    if value is None or value.dtype is None or not value.dtype.is_floating_point():
+        return
+    dims = reader.dims(value)
+    if len(dims) > len(AXES) or any(dim is None for dim in dims):
+        raise NotClosed("the shape of the mask is not known", value.producer())
+    whole = (*[Linear(1)] * (len(AXES) - len(dims)), *(d for d in dims if d is not None))
+    named = zip(AXES, whole, strict=True)
+    place = [coordinate(name, None if dim.terms else dim.constant) for name, dim in named]
+    expression = reader.element(value, tuple(place[len(AXES) - len(dims) :]))
+    free = not data(expression)
+    if free and {QUERY, KEY} & coordinates(expression):
+        yield PositionBias(value, expression, whole, user, index, _hidden_beside(user, index))
+    node = value.producer()
+    if made_by(value, "Where") and node is not None:
+        for branch in (1, 2):
+            if not free or _hidden_beside(node, branch) is not None:
+                yield from _within(reader, node, branch)
+    elif made_by(value, *_CARRIES) and node is not None and not free:
+        for branch in range(2 if node.op_type == "Add" else 1):
+            yield from _within(reader, node, branch)
+
+
+def _hidden_beside(user: ir.Node, index: int) -> float | None:
+    """The number that a Where puts where it does not read this input, if that hides a key."""
+    if user.op_type != "Where" or user.domain != "" or index not in (1, 2):
+        return None
+    other = user.inputs[3 - index]
+    tensor = ir.convenience.get_const_tensor(other) if other is not None else None
+    if tensor is None or tensor.size != 1:
+        return None
+    return hiding(constant(tensor.numpy().item(), tensor.dtype))
+
+
+def only_masks(value: ir.Value, capped: bool = True) -> bool:
+    """Whether a value is read as the mask of Attentions alone, directly or inside a larger mask.
+
+    Args:
+        capped: whether they may cap their scores, which is done after the mask is added.
+    """
+    if value.is_graph_output():
+        return False
+    for user, index in value.uses():
+        if user.op_type == "Attention" and index == _MASK:
+            scores = user.outputs[3] if len(user.outputs) > 3 else None
+            if scores is not None and (scores.uses() or scores.is_graph_output()):
+                return False
+            if not capped and user.attributes.get_float("softcap", 0.0):
+                return False
+            continue
+        carried = user.op_type in _CARRIES or (user.op_type == "Where" and index > 0)
+        if not carried or not only_masks(user.outputs[0], capped):
+            return False
+    return True
+
+
+def slope_times_distance(expression: Expression) -> tuple[Expression, Expression, Bounds] | None:
+    """A product of heads and of positions: its slope, its distance, and bounds of the slope."""
+    if not isinstance(expression, Apply) or expression.op != "Mul":
+        return None
+    for slope, distance in (expression.args, expression.args[::-1]):
+        if coordinates(slope) <= {HEAD} and HEAD not in coordinates(distance):
+            return slope, distance, bounds(slope)
+    return None

@@ -1,0 +1,131 @@
+"""A function of key position less query position as one row of numbers, and the matrix it spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.passes.attention_mask import HEAD, difference
+from omnigraph.passes.index_bounds import settled
+from omnigraph.passes.index_evaluation import Emitter, compute
+from omnigraph.passes.index_expression import (
+    Coordinate,
+    Expression,
+    Length,
+    Linear,
+    inside,
+)
+from omnigraph.passes.index_simplification import substitute
+from omnigraph.passes.insertion import Inserter
+
+#: The coordinate of distances, counted from where a query stands among the keys.
+DISTANCE = "d"
+#: Distances up to which a function is searched for the one from which on it does not change.
+_FARTHEST = 1 << 14
+
+
+@dataclass(frozen=True)
+class Toeplitz:
+    """A matrix [H, T, S] whose element is ``row(j - i - offset)``.
+
+    Args:
+        row: an element by head ``h`` and distance ``d``.
+        offset: where query 0 stands among the keys: the past.
+        reach: the distance, either way, from which on the row does not change; None: it does.
+        closed: whether the row depends on no length, and so is the same in every call.
+    """
+
+    row: Expression
+    offset: Linear
+    reach: int | None
+    closed: bool
+
+    @classmethod
+    def of(cls, expression: Expression) -> Toeplitz | None:
+        """The matrix that an expression of ``i`` and ``j`` is, if it is one of this kind."""
+        found = difference(expression, DISTANCE)
+        if found is None:
+            return None
+        here = Linear(0, ((Coordinate(DISTANCE, signed=True), 1),))
+        offset = Linear(0)
+        for one in inside(found):
+            if isinstance(one, Linear) and abs(sign := one.of(here.terms[0][0])) == 1:
+                lengths = [(t, -sign * f) for t, f in one.terms if isinstance(t, Length)]
+                offset = Linear(0, tuple(lengths))
+                break
+        row = substitute(found, {DISTANCE: here + offset})
+        closed = not any(isinstance(one, Length) for one in inside(row))
+        return cls(row, offset, _reach(row), closed)
+
+    def table(self, heads: int, least: int, most: int) -> np.ndarray:
+        """The row as numbers [H, most - least + 1], from one distance to another."""
+        places = {HEAD: np.arange(heads)[:, None], DISTANCE: np.arange(least, most + 1)[None]}
+        whole = (heads, most - least + 1)
+        return np.ascontiguousarray(np.broadcast_to(compute(self.row, places), whole))
+
+    def looked_up(self, heads: int, before: Inserter, graph: ir.Graph, sizes: Sizes) -> ir.Value:
+        """The row [H, T + S] of this call, out of a table of all distances up to the reach."""
+        assert self.reach is not None
+        table = self.table(heads, -self.reach, self.reach)
+        low, high = before.integer(-self.reach), before.integer(self.reach)
+        place = before.op("Clip", self._distances(before, graph, sizes), low, high)
+        return before.op("Gather", before.constant(table), before.op("Add", place, high), axis=1)
+
+    def computed(self, heads: int, before: Inserter, graph: ir.Graph, sizes: Sizes) -> ir.Value:
+        """The row [H, T + S] of this call, computed."""
+        place = before.op("Unsqueeze", self._distances(before, graph, sizes), before.integers(0))
+        known = {HEAD: np.arange(heads)[:, None]}
+        return Emitter(before, graph, {DISTANCE: place}, known=known).emit(self.row)
+
+    def _distances(self, before: Inserter, graph: ir.Graph, sizes: Sizes) -> ir.Value:
+        """The distances of the row [T + S], upwards: key 0 for one query after the last, first."""
+        emitter = Emitter(before, graph, {})
+        first = emitter.emit(-sizes.queries - self.offset)
+        beyond = emitter.emit(sizes.keys - self.offset)
+        return before.op("Range", first, beyond, before.integer(1))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many queries T and keys S a matrix has."""
+
+    queries: Linear
+    keys: Linear
+
+
+def spanned(row: ir.Value, before: Inserter, graph: ir.Graph, sizes: Sizes) -> ir.Value:
+    """The matrix [H, T, S] of a row [H, T + S]: element ``(i, j)`` is ``row[j - i + T]``.
+
+    T copies of the row end to end, read from T on in lines one shorter than the row: each line
+    begins one earlier in the row than the line before.
+    """
+    op, integers, emitter = before.op, before.integers, Emitter(before, graph, {})
+    queries = op("Unsqueeze", emitter.emit(sizes.queries), integers(0))
+    keys = op("Unsqueeze", emitter.emit(sizes.keys), integers(0))
+    line = op("Unsqueeze", emitter.emit(sizes.queries + sizes.keys - 1), integers(0))
+    copies = op("Concat", integers(1), queries, integers(1), axis=0)
+    copied = op("Expand", op("Unsqueeze", row, integers(1)), copies)  # [H, T, T + S]
+    flat = op("Reshape", copied, integers(0, -1))
+    end = integers(np.iinfo(np.int64).max)
+    flat = op("Slice", flat, queries, end, integers(1), integers(1))
+    lines = op("Reshape", flat, op("Concat", integers(0), queries, line, axis=0))
+    return op("Slice", lines, integers(0), keys, integers(2), integers(1))
+
+
+def _reach(row: Expression) -> int | None:
+    """The least distance from which on, either way, a row does not change."""
+
+    def holds(far: int) -> bool:
+        ends = ((float(far), inf), (-inf, float(-far)))
+        return all(settled(row, DISTANCE, end) for end in ends)
+
+    if not holds(_FARTHEST):
+        return None
+    low, high = 0, _FARTHEST
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
