@@ -17,11 +17,18 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]], *, seconds: float, warmup: int = 2
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of one call of each contestant, called in turn for about ``seconds``.
 
     A machine that slows down slows all of them, so their ratios hold.
+
+    Args:
+        clock: what one call is timed with, in seconds; ``seconds`` is of the wall clock.
     """
     for call in contestants.values():
         for _ in range(warmup):
@@ -30,9 +37,9 @@ def take_turns(
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 5:
         for name, call in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            samples[name].append(time.perf_counter() - start)
+            samples[name].append(clock() - start)
     return {name: statistics.median(times) for name, times in samples.items()}
 
 

@@ -51,7 +51,7 @@ class JoinAttentionHeads(SitePass):
         longest: the most queries for which it pays; a length that is not fixed counts as fewer.
     """
 
-    longest: int = 1024
+    longest: int = 512
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every Attention of four axes."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract import deviation
-from omnigraph.lowering import find_target
+from omnigraph.lowering import Lowered, find_target
 from omnigraph.lowering.onnx_kernels import CONTRIB_OPS
 from omnigraph.passes.base import Graph, declare_ranges, run_passes
 from omnigraph.passes.use_group_query_attention import UseGroupQueryAttention
@@ -136,3 +140,19 @@ def test_other_targets_refuse_it_and_the_onnx_target_takes_no_other():
         assert "com.microsoft" in (find_target(name).supports(node, "fp16") or "")
     node.op_type = "SkipLayerNormalization"
     assert "SkipLayerNormalization" in (find_target("onnx").supports(node, "fp32") or "")
+
+
+def test_the_emitted_file_imports_the_domain_and_runs(tmp_path: Path):
+    graph = causal("bool", tokens="1024")
+    given_ = feeds("bool", 1, 1024)
+    expected = GraphRunner(graph.clone()).run(given_)["y"]
+    target = find_target("onnx")
+    run_passes(graph, target.pipeline("fp32"))
+    target.check_nodes("forward", graph, "fp32")
+    program = Lowered("forward", graph, (), (), {})
+    files = target.emit([program], tmp_path, precision="fp32", options={}).files["forward"]
+    model = onnx.load(tmp_path / files["model"])
+    assert {o.domain: o.version for o in model.opset_import}["com.microsoft"] == 1
+    session = onnxruntime.InferenceSession(str(tmp_path / files["model"]))
+    (found,) = session.run(None, given_)
+    assert deviation(found, expected).rms < 2e-6
