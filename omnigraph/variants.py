@@ -108,12 +108,7 @@ def make_variants(
     scores = _scores(makers, importance, whole)
     most = max((len(array) for array in scores.values()), default=0)
     if not scores:
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(whole.items())[:3])
-        raise UsageError(
-            "No attention of this model can lose heads",
-            found=reasons or "no attention",
-            hint="leave --variants out, or see `omnigraph explain MODEL --pass prune-heads`",
-        )
+        raise _no_heads(whole)
     choices: list[dict[str, Any]] = []
     made = Variants()
     for keep in sorted(keeps):
@@ -187,6 +182,15 @@ class _Maker:
         )
 
 
+def _no_heads(whole: Mapping[str, str]) -> UsageError:
+    reasons = "; ".join(f"{path}: {reason}" for path, reason in list(whole.items())[:3])
+    return UsageError(
+        "No attention of this model can lose heads",
+        found=reasons or "no attention",
+        hint="leave --variants out, or see `omnigraph explain MODEL --pass prune-heads`",
+    )
+
+
 def _scores(
     makers: Sequence[_Maker], importance: str | None, whole: dict[str, str]
 ) -> dict[str, np.ndarray]:
@@ -230,6 +234,8 @@ def _make(
         if not left:
             break
         whole |= left  # in all programs or in none
+    if not removed:
+        raise _no_heads(whole)
     shared = {
         value.name or "": value.meta[KEPT]
         for graph in pruned.values()

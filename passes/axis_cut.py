@@ -8,7 +8,7 @@ import onnx_ir as ir
 from omnigraph.passes.axis_cut_rules import rule_for
 from omnigraph.passes.axis_map import Cut, rank_of, shorter, size_of
 from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Graph
-from omnigraph.passes.matching import constant, standard
+from omnigraph.passes.matching import axis_size, constant, made_by, standard
 from omnigraph.passes.site_pass import Miss
 
 #: In ``meta`` of an input or an output of the Graph: the `Cut` that it was given.
@@ -189,7 +189,7 @@ class Cutter:
         """The shape input of a Reshape or an Expand whose output is cut."""
         shape = constant(node.inputs[1])
         if shape is None:
-            raise Miss(f"the shape of a {node.op_type} is not a constant", at=node)
+            return self._computed_shape(node, cut)
         axis = cut.axis - (rank_of(node.outputs[0]) - len(shape))
         if axis < 0 or shape[axis] < 1:  # 0 and -1 follow from what is there
             old = node.inputs[1]
@@ -197,6 +197,38 @@ class Cutter:
             return old
         numbers = shape.copy()
         numbers[axis] = len(cut.kept)
+        return self._numbers(numbers)
+
+    def _computed_shape(self, node: ir.Node, cut: Cut) -> ir.Value:
+        """A shape that is put together, with another number for one axis."""
+        whole = made_by(node.inputs[1], "Concat")
+        length = axis_size(node.inputs[1], 0)
+        place = cut.axis - (rank_of(node.outputs[0]) - (length or 0))
+        if whole is None or length is None or place < 0:
+            raise Miss(f"the shape of a {node.op_type} is not a constant", at=node)
+        if (whole, cut) in self._nodes:
+            return self._nodes[whole, cut].outputs[0]
+        parts, start = list(whole.inputs), 0
+        for position, part in enumerate(whole.inputs):
+            size = axis_size(part, 0)
+            numbers = constant(part)
+            if size is None:
+                break
+            if start <= place < start + size and numbers is not None:
+                changed = numbers.copy()
+                if changed[place - start] > 0:
+                    changed[place - start] = len(cut.kept)
+                parts[position] = self._numbers(changed)
+                new = ir.Node("", "Concat", parts, list(whole.attributes.values()))
+                new.outputs[0].type = whole.outputs[0].type
+                new.outputs[0].shape = whole.outputs[0].shape
+                self._nodes[whole, cut] = new
+                return new.outputs[0]
+            start += size
+        raise Miss(f"the shape of a {node.op_type} has no number of heads", at=node)
+
+    def _numbers(self, numbers: np.ndarray) -> ir.Value:
+        """A small constant, that of the Graph if it has it."""
         tensor = ir.tensor(numbers)
         name = f"shape_{'_'.join(map(str, numbers.tolist()))}".replace("-", "m")
         for known in (*self.graph.graph.initializers.values(), *self._weights):

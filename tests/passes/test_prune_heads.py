@@ -268,6 +268,71 @@ def test_packed_projections_come_apart(take: str):
     assert deviations(GraphRunner(before).run(FEEDS), expected)["y"].within(EXACT)
 
 
+def test_shapes_that_are_put_together_and_flat_products():
+    """As GPT-2 has it: [B * T, C] by Gemm, and back to [B, T, 3 * C] by a computed shape."""
+    text = f"""g (float[B,T,{C}] x, float[{C},24] w, float[24] b, float[8,{C}] wo, float[{C}] bo,
+          int64[2] flat, int64[2] flat_out, int64[1] width, int64[1] size, int64[1] four,
+          int64[1] two, int64[3] sizes, int64[3] merge)
+       => (float[B,T,{C}] y) {{
+      n0 = Shape<start=0, end=1>(x)
+      n1 = Shape<start=1, end=2>(x)
+      x1 = Reshape(x, flat)
+      p0 = Gemm(x1, w, b)
+      s0 = Concat<axis=0>(n0, n1, width)
+      p = Reshape(p0, s0)
+      q0, k0, v0 = Split<axis=2>(p, sizes)
+      s1 = Concat<axis=0>(n0, n1, four, two)
+      q1 = Reshape(q0, s1)
+      k1 = Reshape(k0, s1)
+      v1 = Reshape(v0, s1)
+      q = Transpose<perm=[0,2,1,3]>(q1)
+      k = Transpose<perm=[0,2,1,3]>(k1)
+      v = Transpose<perm=[0,2,1,3]>(v1)
+      a = Attention(q, k, v)
+      c = Transpose<perm=[0,2,1,3]>(a)
+      m = Reshape(c, merge)
+      m1 = Reshape(m, flat_out)
+      y1 = Gemm(m1, wo, bo)
+      s2 = Concat<axis=0>(n0, n1, size)
+      y = Reshape(y1, s2)
+    }}"""
+    constants = weights(w=(C, 24), b=(24,), wo=(8, C), bo=(C,)) | {
+        "flat": np.array([-1, C]),
+        "flat_out": np.array([-1, 8]),
+        "width": np.array([24]),
+        "size": np.array([C]),
+        "four": np.array([4]),
+        "two": np.array([2]),
+        "sizes": np.array([8, 8, 8]),
+        "merge": np.array([0, 0, 8]),
+    }
+    graph = graph_with(text, constants)
+    known = {  # what a trace knows, and onnx does not infer
+        ("BT", C): "x1 y1",
+        ("BT", 24): "p0",
+        ("B", "T", 24): "p",
+        ("B", "T", 8): "q0 k0 v0 m y",
+        ("B", "T", 4, 2): "q1 k1 v1 c",
+        ("B", 4, "T", 2): "q k v a",
+        ("BT", 8): "m1",
+    }
+    values = {value.name: value for node in graph.graph for value in node.outputs}
+    for shape, names in known.items():
+        for name in names.split():
+            values[name].shape = ir.Shape(shape)
+    silent = graph.clone()
+    rows = constants["wo"].copy()
+    rows[2:6] = 0
+    silent.graph.initializers["wo"].const_value = ir.tensor(rows, name="wo")
+    (record,) = run_passes(graph, [PruneHeads(heads=(("model", (1, 2)),))])
+    assert record.findings[0].became == "2 of 4 heads"
+    check_graph(graph, "prune-heads")
+    assert graph.graph.initializers["wo_cut"].shape == (4, C)
+    assert "w" not in graph.graph.initializers
+    expected = GraphRunner(silent).run(FEEDS)
+    assert deviations(GraphRunner(graph).run(FEEDS), expected)["y"].within(EXACT)
+
+
 def test_rotary_embedding_of_three_axes_turns_fewer_heads():
     text = f"""g (float[B,4,{C}] x, float[{C},16] wq, float[{C},16] wk, float[{C},16] wv,
           float[16,{C}] wo, float[9,2] cos, float[9,2] sin, int64[B,4] ids)
