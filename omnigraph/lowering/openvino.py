@@ -21,6 +21,8 @@ from omnigraph.lowering.openvino_ir import SharedWeights, rewrite_ir, weights_as
 from omnigraph.lowering.openvino_support import computed_wrongly
 from omnigraph.passes.base import OPSET, Graph, Pass, describe
 from omnigraph.passes.compress_weights import CompressWeights
+from omnigraph.passes.decompose_partial_rotary import DecomposePartialRotary
+from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
 from omnigraph.passes.legalize_extreme_reductions import LegalizeExtremeReductions
@@ -66,7 +68,10 @@ class OpenVinoTarget(Target):
     def pipeline(self, precision: str) -> Sequence[Pass]:
         """Half types store the weights; what is computed in bf16 is left to OpenVINO's hint."""
         legal = (
+            # Its plugin fuses a rotation of a part of each head only where that is written out.
+            DecomposePartialRotary(),
             LegalizeTensorScatter(),
+            LegalizeAttentionAxes(),
             LegalizeCausalMask(),
             LegalizeAttentionPast(),
             LegalizeUnmaskedAttention(),

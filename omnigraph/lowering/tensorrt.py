@@ -18,6 +18,7 @@ from omnigraph.passes.base import Pass
 from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
+from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
 from omnigraph.passes.lift_constants import LiftConstants
@@ -73,6 +74,7 @@ class TensorRtTarget(Target):
         """Attention as the kernels take it, then the half type, then what that made twice."""
         return (
             *common(),
+            LegalizeAttentionAxes(),
             # The mask before the past: where a query stands depends on the past's length.
             LegalizeCausalMask(),
             LegalizeAttentionPast(),
