@@ -163,10 +163,10 @@ def turned_keys(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
                 lambda new: new.op("Transpose", source, perm=turned),
             ), scale * more
     whole = four_axes(value, heads)
-    b, h, size, keys = whole.dims
+    b, h, size, length = whole.dims
     return Heads(
         whole.source,
-        (b, h, keys, size),
+        (b, h, length, size),
         lambda new: new.op("Transpose", whole.made(new), perm=[0, 1, 3, 2]),
     ), scale
 

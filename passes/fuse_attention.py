@@ -9,13 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.passes.absorbed_past import AbsorbedPast, absorbed_past
-from omnigraph.passes.attention_mask import MaskMeaning, NotClosed, meaning
 from omnigraph.passes.attention_shares import reaches_product
 from omnigraph.passes.base import Graph
-from omnigraph.passes.index_expression import Linear
-from omnigraph.passes.index_reading import IndexReader
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.joined_mask import fitted_mask, joined_mask
+from omnigraph.passes.mask_kind import is_flag, kind_of, meaning_of
 from omnigraph.passes.matching import (
     axis_size,
     nodes_of,
@@ -90,44 +88,50 @@ class _Rewrite:
         if mask is not None:
             mask = fitted_mask(new, mask, query, key)
         past = absorbed_past(key, value, [query, mask]) if absorb_past else None
-        attributes, kind = self._attributes(), "" if mask is None else "added mask"
-        if mask is not None and (meant := _meaning(mask)) is not None:
-            kind, shows_all = _kind(meant), not meant.visible and not meant.bias
-            is_flag = not shows_all and _is_flag(meant, query, key, past)
-            if found.seen is None and (shows_all or is_flag):
-                unused, mask = mask.producer(), None
-                if unused is not None:
-                    remove_unused(unused)
-                if is_flag:
-                    attributes["is_causal"] = 1
+        mask, causal, kind = self._named(mask, query, key, past)
         inputs = [query, key, value, mask]
         if past is not None:
             inputs = [query, past.new_key, past.new_value, mask, past.key, past.value]
         elif mask is None:
             inputs.pop()
         outputs = 4 if found.seen is not None else 3 if past is not None else 1
-        node = new.node("Attention", *inputs, outputs=outputs, **attributes)
+        node = new.node("Attention", *inputs, outputs=outputs, **self._attributes(causal))
         node.name = found.softmax.name
+        replaced = [past.keys, past.values] if past is not None else []
         if past is not None:
             past.replace(node.outputs[1], node.outputs[2])
         elif outputs == 4:
             node.outputs[1].name = node.outputs[2].name = ""
-        if found.seen is not None:
+        if found.seen is not None and (maker := found.seen.producer()) is not None:
             replace_output(found.seen, node.outputs[3])
+            replaced.append(maker)
         self._put(node.outputs[0])
-        # What is read in the place of these was read by the site itself too.
-        for replaced in (
-            found.seen,
-            *((past.keys.outputs[0], past.values.outputs[0]) if past else ()),
-        ):
-            if replaced is not None and (maker := replaced.producer()) is not None:
-                remove_unused(maker)
+        for before in replaced:  # which the site itself read too
+            remove_unused(before)
         if past is not None:  # what reads the present may stand before the product
             assert node.graph is not None
             node.graph.sort()
         return self._became(kind, past)
 
-    def _attributes(self) -> dict[str, float | int]:
+    def _named(
+        self,
+        mask: ir.Value | None,
+        query: ir.Value,
+        key: ir.Value,
+        past: AbsorbedPast | None,
+    ) -> tuple[ir.Value | None, bool, str]:
+        """The mask unless it need not be there, whether it is the causal flag, and its name."""
+        if mask is None or (meant := meaning_of(mask)) is None:
+            return mask, False, "" if mask is None else "added mask"
+        shows_all = not meant.visible and not meant.bias
+        causal = not shows_all and is_flag(meant, query, key, past)
+        if self.found.seen is not None or not (shows_all or causal):
+            return mask, False, kind_of(meant)
+        if (maker := mask.producer()) is not None:
+            remove_unused(maker)
+        return None, causal, kind_of(meant)
+
+    def _attributes(self, causal: bool) -> dict[str, float | int]:
         found = self.found
         attributes: dict[str, float | int] = {"scale": float(np.float32(found.scale))}
         if found.scores.softcap:
@@ -135,6 +139,8 @@ class _Rewrite:
         precision = found.softmax.outputs[0].dtype
         if precision is not None and precision != found.dtype:
             attributes["softmax_precision"] = int(precision)
+        if causal:
+            attributes["is_causal"] = 1
         if found.seen is not None:
             attributes["qk_matmul_output_mode"] = found.mode
         return attributes
@@ -182,31 +188,3 @@ def _splits(node: ir.Node, heads: int) -> bool:
         return False
     same = all(same_dim(before.shape[axis], after.shape[axis]) for axis in (-1, -2))
     return same and axis_size(after, 1) == heads
-
-
-def _meaning(mask: ir.Value) -> MaskMeaning | None:
-    try:
-        return meaning(mask)
-    except NotClosed:
-        return None
-
-
-def _is_flag(meant: MaskMeaning, query: ir.Value, key: ir.Value, past: AbsorbedPast | None) -> bool:
-    """Whether a mask is what ``is_causal`` means: ``j <= i + past``, and read one way by all."""
-    if past is not None:
-        offset = IndexReader().dims(past.key)[2]
-        return offset is not None and meant.is_causal(offset)
-    assert query.shape is not None and key.shape is not None
-    return same_dim(query.shape[2], key.shape[2]) and meant.is_causal(Linear(0))
-
-
-def _kind(meant: MaskMeaning) -> str:
-    """What a mask is, for a person."""
-    left, right = meant.left, meant.right
-    parts = [] if right is None or left == right else ["causal"]
-    if left is not None:
-        parts.append(f"window of {left if right in (None, left) else left + right + 1}")
-    parts += ["position mask"] if meant.positional else []
-    parts += ["mask of data"] if meant.by_data else []
-    parts += ["bias"] if meant.bias else []
-    return ", ".join(parts)

@@ -134,5 +134,6 @@ def _agree(one: Dim, other: Dim) -> bool:
 
 
 def _groups(queries: Dim, keys: Dim) -> bool:
-    known = isinstance(queries, int) and isinstance(keys, int)
-    return known and queries > keys > 0 and queries % keys == 0
+    if not isinstance(queries, int) or not isinstance(keys, int):
+        return False
+    return queries > keys > 0 and queries % keys == 0
