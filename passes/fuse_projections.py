@@ -84,7 +84,7 @@ class FuseProjections(SitePass):
                 done.graph.remove(done, safe=True)
         for projection in projections:
             for value in (projection.weight, projection.bias):
-                if value is not None and value.name in graph.graph.initializers:
+                if value is not None and value.name is not None:
                     graph.graph.initializers.pop(value.name)
         graph.graph.sort()
         return f"one MatMul of {len(projections)}, {sum(p.columns for p in projections)} columns"
@@ -139,17 +139,15 @@ def _side_by_side(graph: Graph, values: Sequence[ir.Value]) -> ir.Value:
     tensors = [value.const_value for value in values]
     first = tensors[0]
     assert first is not None
-    shape = [*first.shape[:-1], sum(int(t.shape[-1]) for t in tensors if t is not None)]  # type: ignore[misc]
+    shape = ir.Shape([*first.shape.numpy()[:-1], sum(axis_size(v, -1) or 0 for v in values)])
     name = _joined_name([value.name or "" for value in values])
 
     def join() -> ir.TensorProtocol:
         arrays = [tensor.numpy() for tensor in tensors if tensor is not None]
         return ir.tensor(np.concatenate(arrays, axis=-1), dtype=first.dtype, name=name)
 
-    lazy = ir.LazyTensor(join, dtype=first.dtype, shape=ir.Shape(shape), name=name)
-    joined = ir.Value(
-        name=name, shape=ir.Shape(shape), type=ir.TensorType(first.dtype), const_value=lazy
-    )
+    lazy = ir.LazyTensor(join, dtype=first.dtype, shape=shape, name=name)
+    joined = ir.Value(name=name, shape=shape, type=ir.TensorType(first.dtype), const_value=lazy)
     graph.graph.register_initializer(joined)
     return joined
 

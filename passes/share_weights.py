@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from omnigraph.passes.base import Graph, Pass
 from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.matching import axis_size, rank
 
 #: Elements of a matrix along each axis that are looked at before all of them are.
 _SAMPLES = 8
@@ -91,8 +92,7 @@ def _fingerprint(value: ir.Value) -> tuple[object, ...]:
 
 
 def _is_oblong(value: ir.Value) -> bool:
-    shape = value.const_value.shape if value.const_value is not None else ()
-    return len(shape) == 2 and shape[0] != shape[1]
+    return rank(value) == 2 and axis_size(value, 0) != axis_size(value, 1)
 
 
 def _bits(value: ir.Value) -> np.ndarray:
