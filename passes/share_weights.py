@@ -38,8 +38,9 @@ class ShareWeights(Pass):
 
     Needs: weights as initializers; it runs before `FoldWeightTransposes`, which would store the
     transpose of one of two equal weights. Leaves alone: tensors under ``least_bytes``, which
-    `ShareConstants` merges; weights that are inputs or outputs of the program; the transpose of a
-    square weight, which is equal by chance or by symmetry only.
+    `ShareConstants` merges; weights that are inputs or outputs of the program; vectors, for biases
+    and norms are often equal by chance, and cost nothing twice; the transpose of a square weight,
+    which is equal by chance or by symmetry only.
 
     Args:
         least_bytes: smaller tensors are left alone.
@@ -75,6 +76,8 @@ class ShareWeights(Pass):
             tensor = value.const_value
             if tensor is None or tensor.nbytes < self.least_bytes or tensor.dtype.bitwidth < 8:
                 continue
+            if len(tensor.shape) < 2:
+                continue
             if value.uses() and not value.is_graph_input() and not value.is_graph_output():
                 yield value
 
@@ -82,7 +85,7 @@ class ShareWeights(Pass):
 def _fingerprint(value: ir.Value) -> tuple[object, ...]:
     """A type, sizes and some elements, the same for a matrix and its transpose."""
     array = _bits(value)
-    if array.ndim != 2:
+    if array.ndim > 2:
         return value.dtype, array.shape, array.reshape(-1)[: _SAMPLES**2].tobytes()
     rows, columns = (np.linspace(0, size - 1, _SAMPLES).astype(int) for size in array.shape)
     grid = array[np.ix_(rows, columns)]

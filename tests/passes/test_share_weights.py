@@ -65,6 +65,17 @@ def test_weights_that_differ_are_left(other: np.ndarray):
     assert_pass(ShareWeights(), graph, None, IDS)
 
 
+def test_vectors_are_left():
+    ones = np.ones(512, np.float32)
+    graph = graph_with_weights(
+        """g (float[N,512] x, float[512] a, float[512] b) => (float[N,512] y)
+        { m = Mul(x, a)  y = Mul(m, b) }""",
+        a=ones,
+        b=ones.copy(),
+    )
+    assert_pass(ShareWeights(), graph, None, {"x": np.ones((2, 512), np.float32)})
+
+
 def test_small_square_and_other_types_are_left():
     graph = graph_with_weights(APART, table=TABLE, head=np.ascontiguousarray(TABLE.T))
     assert_pass(ShareWeights(least_bytes=1 << 20), graph, None, IDS)
