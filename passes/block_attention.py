@@ -9,6 +9,7 @@ import onnx_ir as ir
 from omnigraph.passes.attention_mask import BATCH, HEAD, KEY, QUERY, MaskMeaning, meaning
 from omnigraph.passes.block_layout import BlockPattern, Blocks, Layout, Window
 from omnigraph.passes.block_mask import block_mask
+from omnigraph.passes.decompose_attention import write_out
 from omnigraph.passes.index_bounds import bounds
 from omnigraph.passes.index_expression import TRUE, Linear, coordinate, coordinates
 from omnigraph.passes.index_reading import NotClosed
@@ -89,11 +90,12 @@ class BlockAttention:
 
     Args:
         block: the most queries in a block of a window.
+        products: whether products and a softmax are written, and no Attention.
     """
 
-    def __init__(self, graph: ir.Graph, site: Site, block: int) -> None:
-        self.graph, self.site, self.block = graph, site, block
-        self.insert = Inserter(site.node)
+    def __init__(self, graph: ir.Graph, site: Site, block: int, products: bool) -> None:
+        self.graph, self.site, self.block, self.products = graph, site, block, products
+        self.insert, self.made = Inserter(site.node), list[ir.Node]()
         self.layout = Layout(self.insert, site.query, site.key)
 
     def replace(self, pattern: Window | BlockPattern) -> None:
@@ -131,11 +133,15 @@ class BlockAttention:
         result = op("Slice", result, *ends, self.insert.integers(2))
         replace_output(site.node.outputs[0], result)
         remove_unused(site.node)
+        if self.products:
+            for node in self.made:
+                write_out(node)
 
     def _attention(self, *inputs: ir.Value) -> ir.Value:
         kept = {n: a.value for n, a in self.site.node.attributes.items() if n != "is_causal"}
         new = self.insert.node("Attention", *inputs, **kept)
         new.metadata_props[BLOCKS_KEY] = "1"
+        self.made.append(new)
         return new.outputs[0]
 
     def _top(self, rows: int) -> ir.Value:

@@ -90,6 +90,11 @@ def is_plain(node: ir.Node) -> bool:
     return not any(v is not None for v in node.inputs[_PAST_KEY:])
 
 
+def write_out(node: ir.Node) -> None:
+    """Put products and a softmax in the place of a plain Attention."""
+    _Decomposition(node).run()
+
+
 def head_size(node: ir.Node, index: int) -> int | None:
     """The size of the heads of an input [B, H, T, D], where it is known."""
     value = node.inputs[index]

@@ -44,10 +44,14 @@ class LowerSparseAttention(SitePass):
 
     Args:
         block: the most queries in a block of a window.
+        products: write the blocks out as products and a softmax, which OpenVINO fuses as well; an
+            Attention whose sizes are not known it gives a padded copy of the mask, and of the keys
+            a transposed one.
         shortest: a length that is known to be less is left to the dense form.
     """
 
     block: int = 128
+    products: bool = False
     shortest: int = 512
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
@@ -69,8 +73,9 @@ class LowerSparseAttention(SitePass):
             size = axis_size(value, axis)
             if size is not None and size < self.shortest:
                 raise Miss(f"a length of {size} is less than {self.shortest}: the dense form")
-        BlockAttention(graph.graph, site, self.block).replace(pattern)
+        BlockAttention(graph.graph, site, self.block, self.products).replace(pattern)
+        form = "products of blocks" if self.products else "Attention of blocks"
         if isinstance(pattern, Window):
-            return f"Attention of blocks: keys from {pattern.low} to {pattern.high} of the query"
+            return f"{form}: keys from {pattern.low} to {pattern.high} of the query"
         kinds = f"{pattern.high - pattern.low + 1} near, {pattern.columns} first"
-        return f"Attention of blocks of {pattern.unit}: {kinds}, {len(pattern.drawn)} drawn"
+        return f"{form} of {pattern.unit}: {kinds}, {len(pattern.drawn)} drawn"
