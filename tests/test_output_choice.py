@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
 import pytest
 
 from omnigraph.errors import UsageError
+from omnigraph.lowering import Lowered, find_target
 from omnigraph.numbers import Reference
 from omnigraph.output_choice import OutputChoice
 from omnigraph.passes.base import run_passes
@@ -55,3 +62,49 @@ def test_a_name_that_no_program_has_is_refused():
     OutputChoice(outputs=("logits",)).check(programs)
     with pytest.raises(UsageError, match="No program has an output 'logit'"):
         OutputChoice(last=("logit",)).check(programs)
+
+
+@pytest.mark.parametrize(("target", "precision"), [("onnx", "fp32"), ("openvino", "fp32")])
+@pytest.mark.parametrize("program", ["forward", "decode"])
+def test_every_target_computes_the_last_token(
+    traced, program: str, target: str, precision: str, tmp_path: Path
+):
+    made = traced(program, kind="decoder", positions="alibi")
+    choice, chosen = OutputChoice(outputs=("logits",), last=("logits",)), find_target(target)
+    graph, specs = made.graph.clone(), output_specs(made.graph)
+    references = choice.apply(graph, made.program.inputs, specs, made.references)
+    run_passes(graph, (*chosen.pipeline(precision), HoistSelections()))
+    chosen.check_nodes(program, graph, precision)
+    inputs, outputs = made.program.inputs, output_specs(graph)
+    lowered = Lowered(program, graph, inputs, outputs, made.program.dims)
+    chosen.emit([lowered], tmp_path, precision=precision, options={})
+    for reference in references:
+        found = RUN[target](tmp_path, program, reference.feeds)
+        expected = reference.outputs["logits"]
+        assert found.shape == expected.shape
+        assert abs(found - expected).max() < 1e-4, reference.case
+
+
+def test_tensorrt_takes_what_selects_the_last_token(traced):
+    made = traced("decode", kind="decoder", positions="alibi")
+    graph, specs = made.graph.clone(), output_specs(made.graph)
+    OutputChoice(last=("logits",)).apply(graph, made.program.inputs, specs, made.references)
+    chosen = find_target("tensorrt")
+    run_passes(graph, (*chosen.pipeline("fp16"), HoistSelections()))
+    chosen.check_nodes("decode", graph, "fp16")
+
+
+def _onnx(directory: Path, program: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(directory / f"{program}.onnx"))
+    (logits,) = session.run(["logits"], dict(feeds))
+    return logits
+
+
+def _openvino(directory: Path, program: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    core = openvino.Core()
+    model = core.read_model(directory / f"{program}.xml", directory / "weights.bin")
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.array(compiled(dict(feeds))["logits"])
+
+
+RUN = {"onnx": _onnx, "openvino": _openvino}
