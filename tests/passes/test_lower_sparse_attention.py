@@ -290,7 +290,7 @@ def test_half_floats_with_a_number_that_hides():
         ),
         ({"seen": CAUSAL_WINDOW, "attributes": "is_causal=1"}, "a causal flag"),
         (
-            {"seen": "a0 = Less(j, i) a1 = Less(i, j) seen = And(a0, a1)"},
+            {"seen": "a0 = Less(j, j) a1 = Less(j, i) seen = And(a0, a1)"},
             "the mask shows no key",
         ),
     ],
