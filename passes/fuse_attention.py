@@ -103,7 +103,7 @@ class _Rewrite:
         elif outputs == 4:
             node.outputs[1].name = node.outputs[2].name = ""
         if found.seen is not None and (maker := found.seen.producer()) is not None:
-            replace_output(found.seen, node.outputs[3])
+            replace_output(found.seen, self._with_axes(node.outputs[3], rank(found.seen)))
             replaced.append(maker)
         self._put(node.outputs[0])
         for before in replaced:  # which the site itself read too
@@ -149,21 +149,25 @@ class _Rewrite:
         """Give the result [B, H, T, D] to the users of the product, in their layout."""
         new, last, gates = self.new, self.found.shares.product, self.found.shares.gates
         old = last.outputs[0]
-        axes, heads = rank(old), self.found.heads
-        if axes == 3 and heads is not None:
-            user = only_use(old)
-            if user is not None and not gates and _splits(user, heads):
-                old, last = user.outputs[0], user
-            else:
-                tail = new.op("Shape", result, start=2, end=4)
-                shape = new.op("Concat", new.integers(-1), tail, axis=0)
-                result = new.op("Reshape", result, shape)
-        elif axes in (2, 3):
-            result = new.op("Squeeze", result, new.integers(*((0, 1) if axes == 2 else (1,))))
+        user, heads = only_use(old), self.found.heads
+        if user is not None and heads is not None and not gates and _splits(user, heads):
+            old, last = user.outputs[0], user
+        else:
+            result = self._with_axes(result, rank(old))
         for gate in gates:
             result = new.op("Mul", result, gate)
         replace_output(old, result)
         remove_unused(last)
+
+    def _with_axes(self, value: ir.Value, axes: int | None) -> ir.Value:
+        """[B, H, M, N] as [B*H, M, N], or as [B, M, N] or [M, N] where the others are 1."""
+        new = self.new
+        if axes == 3 and self.found.heads is not None:
+            tail = new.op("Shape", value, start=2, end=4)
+            return new.op("Reshape", value, new.op("Concat", new.integers(-1), tail, axis=0))
+        if axes in (2, 3):
+            return new.op("Squeeze", value, new.integers(*((0, 1) if axes == 2 else (1,))))
+        return value
 
     def _became(self, mask: str, past: AbsorbedPast | None) -> str:
         found = self.found
@@ -182,9 +186,9 @@ class _Rewrite:
 def _splits(node: ir.Node, heads: int) -> bool:
     """Whether a node is a Reshape to [B, H, T, D] of a product [B*H, T, D]."""
     before, after = node.inputs[0], node.outputs[0]
-    if not standard(node, "Reshape") or before is None or rank(after) != 4:
+    if not standard(node, "Reshape") or rank(before) != 3 or rank(after) != 4:
         return False
-    if before.shape is None or after.shape is None:
+    if before is None or before.shape is None or after.shape is None:
         return False
     same = all(same_dim(before.shape[axis], after.shape[axis]) for axis in (-1, -2))
     return same and axis_size(after, 1) == heads

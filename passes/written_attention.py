@@ -16,7 +16,7 @@ from omnigraph.passes.attention_heads import (
 from omnigraph.passes.attention_scores import Scores, read_scores
 from omnigraph.passes.attention_shares import Shares, read_shares
 from omnigraph.passes.joined_mask import check_terms
-from omnigraph.passes.matching import axis_size, rank, same_dim
+from omnigraph.passes.matching import axis_size, same_dim
 from omnigraph.passes.site_pass import Miss
 
 
@@ -80,6 +80,18 @@ class WrittenAttention:
             raise Miss("keys and values have other heads", at)
         if not _agree(key[2], value[2]):
             raise Miss("keys and values are not known to be equally many", at)
+        self._check_masked()
+
+    def _check_masked(self) -> None:
+        """Refuse masks that make one query, head or batch of scores many: Attention does not."""
+        batch, heads, queries, _ = self.query.dims
+        own, masked = (batch, heads, queries, self.key.dims[2]), self.softmax.outputs[0].shape
+        if masked is None or (len(masked) == 3 and self.heads is not None):
+            return
+        own = own if len(masked) == 4 else (batch, *own[2:]) if len(masked) == 3 else own[2:]
+        for one, many in zip(own, masked, strict=True):
+            if one == 1 and many != 1:
+                raise Miss("the mask has a size that queries and keys have not", self.softmax)
 
     def _read_elsewhere(self) -> tuple[ir.Value | None, int]:
         """The one value on the way that others read too, and the output mode that gives it."""
@@ -98,8 +110,8 @@ class WrittenAttention:
         modes = {**scores.modes, **dict.fromkeys(shares.shares, 3)}
         if len(found) > 1 or found[0] not in modes:
             raise Miss("scores or shares are read elsewhere too", found[0].producer())
-        if rank(found[0]) != 4 or found[0].dtype != self.dtype:
-            raise Miss("scores or shares are read elsewhere in another layout", self.softmax)
+        if found[0].dtype != self.dtype:
+            raise Miss("scores or shares are read elsewhere in another precision", self.softmax)
         return found[0], modes[found[0]]
 
     def _is_ours(self, value: ir.Value) -> bool:

@@ -540,6 +540,15 @@ def test_scores_that_are_read_elsewhere_are_given(body: str, mode: int) -> None:
     assert attention(found).attributes.get_int("qk_matmul_output_mode") == mode
 
 
+def test_shares_of_three_axes_that_are_read_elsewhere_are_given() -> None:
+    inputs = "float[B,T,8] q, float[B,S,8] k, float[B,S,8] v"
+    body = "kt = Transpose<perm=[0,2,1]>(k) m = MatMul(q, kt)"
+    outputs = "float[B,T,8] y, float[B,T,S] z"
+    found = graph(inputs, f"{body} {END} z = Identity(w)", outputs)
+    fuse(found, {name: array[:, 0] for name, array in tensors().items()})
+    assert attention(found).attributes.get_int("qk_matmul_output_mode") == 3
+
+
 def test_dropout_and_the_largest_of_a_row_change_nothing() -> None:
     body = f"""{PRODUCT} x = ReduceMax(s, last) m = Sub(s, x) w = Softmax(m) d = Dropout(w)
         y = MatMul(d, v)"""
@@ -592,6 +601,10 @@ MISSES = {
     "keys and values have other heads": (
         "float[B,4,T,8] q, float[B,1,S,8] k, float[B,2,S,8] v",
         f"{PRODUCT} w = Softmax(s) y = MatMul(w, v)",
+    ),
+    "the mask has a size that queries and keys have not": (
+        "float[1,4,T,8] q, float[1,4,S,8] k, float[1,4,S,8] v, float[B,1,T,S] a",
+        f"{PRODUCT} m = Add(s, a) {END}",
     ),
     "a factor has 5 axes": (
         "float[B,2,2,T,8] q, float[B,2,1,8,S] k, float[B,2,1,S,8] v",
