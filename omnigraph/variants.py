@@ -41,7 +41,7 @@ from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.head_importance import least_important, read_importance
 from omnigraph.passes.head_removal import cut_output
-from omnigraph.passes.pipelines import common
+from omnigraph.passes.pipelines import canonical, fused
 from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.passes.site_pass import Miss
 from omnigraph.program import Program, TensorSpec
@@ -144,7 +144,8 @@ class _Maker:
     def of(cls, program: Program, traced: TracedProgram) -> _Maker:
         assert traced.graph is not None
         graph = traced.graph.clone()
-        run_passes(graph, common())
+        # Before position biases are folded: a bias that is computed by head is cut with its heads.
+        run_passes(graph, (*canonical(), *fused()))
         sites, whole = head_sites(graph)
         whole |= not_silenceable(program, sites)
         return cls(program, traced, graph, sites, whole)

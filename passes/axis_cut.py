@@ -111,6 +111,20 @@ class Cutter:
         self._nodes[before, cut] = node
         return node.outputs[0]
 
+    def cut_or_pick(self, value: ir.Value, cut: Cut, before: ir.Node) -> ir.Value:
+        """The kept elements, by `cut`; where what makes the value cannot be followed, by `pick`."""
+        kept = dict(self._made), dict(self._nodes), list(self._weights)
+        projections, inputs = set(self.projections), dict(self.inputs)
+        try:
+            return self.cut(value, cut)
+        except Miss:
+            for key, node in self._nodes.items():
+                if key not in kept[1]:
+                    node.resize_inputs(0)
+            self._made, self._nodes, self._weights = kept
+            self.projections, self.inputs = projections, inputs
+            return self.pick(value, cut, before)
+
     def new_nodes(self) -> list[ir.Node]:
         """The nodes that were made."""
         return list(self._nodes.values())

@@ -125,7 +125,7 @@ class HeadLayout:
         heads = axis_size(mask, axis)
         if heads not in (1, self.queries):
             raise Miss("the mask does not say how many heads it has")
-        return mask if heads == 1 else cutter.cut(mask, Cut(axis, query))
+        return mask if heads == 1 else cutter.cut_or_pick(mask, Cut(axis, query), self.node)
 
     def _width(self, place: int, heads: int) -> int:
         size = axis_size(self.node.inputs[place], 2)

@@ -39,7 +39,8 @@ class PruneHeads(SitePass):
     that several query heads share goes when all of these do; where the query heads that are left
     are not as many for each key head, some that are not wanted stay, with rows of 0.
 
-    Needs: one Attention node, and constant projections. Leaves alone: heads that are read by
+    Needs: one Attention node, and constant projections; a mask by heads is cut at its source where
+    its ops can be followed, and else where it is read. Leaves alone: heads that are read by
     anything but the output projection, and, without ``boundary``, those in inputs and outputs of
     the program, such as a past. Packed projections become one for each of query, key and value.
     """

@@ -333,6 +333,19 @@ def test_shapes_that_are_put_together_and_flat_products():
     assert deviations(GraphRunner(graph).run(FEEDS), expected)["y"].within(EXACT)
 
 
+def test_a_mask_that_cannot_be_followed_is_cut_where_it_is_read():
+    text = layer(H, H * D, "c = Mul(a, gate)").replace("k, v, slope)", "k, v, mask)")
+    text = text.replace("a = Attention", "mask = CumSum(slope, axis)\n a = Attention")
+    text = text.replace("int64[4] split", "int64 axis, int64[4] split")
+    graph = graph_with(text, layer_weights() | {"gate": GATE, "axis": np.array(2)})
+    expected = GraphRunner(graph.clone()).run(FEEDS)
+    (record,) = run_passes(graph, [PruneHeads()])
+    assert record.findings[0].became == "2 of 4 heads"
+    assert (record.after["Gather"], record.after["CumSum"]) == (1, 1)
+    check_graph(graph, "prune-heads")
+    assert deviations(GraphRunner(graph).run(FEEDS), expected)["y"].within(EXACT)
+
+
 def test_rotary_embedding_of_three_axes_turns_fewer_heads():
     text = f"""g (float[B,4,{C}] x, float[{C},16] wq, float[{C},16] wk, float[{C},16] wv,
           float[16,{C}] wo, float[9,2] cos, float[9,2] sin, int64[B,4] ids)
