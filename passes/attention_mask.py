@@ -92,9 +92,9 @@ class MaskMeaning:
     def _edge(self, side: int) -> Linear | None:
         found = [edge for p in self.visible if (edge := self._edge_of(p)) and edge[0] == side]
         nearest: Linear | None = None
-        for _, edge in found:
-            if nearest is None or bounds(nearest - edge)[0] >= 0:
-                nearest = edge
+        for _, one in found:
+            if nearest is None or bounds(nearest - one)[0] >= 0:
+                nearest = one
         return nearest
 
     def _edge_of(self, predicate: Expression) -> tuple[int, Linear] | None:

@@ -233,11 +233,12 @@ class Emitter:
 
     def _within(self, expression: Element, axis: int) -> ir.Value:
         """An index, kept inside a table where a choice may take the other branch."""
-        index, shape = self.emit(expression.index[axis]), expression.value.shape
-        if not expression.is_table or shape is None or expression.index[axis].terms == ():
+        index = self.emit(expression.index[axis])
+        if not expression.is_table or not expression.index[axis].terms:
             return index
-        last = self._before.integer(int(shape[axis]) - 1)
-        return self._before.op("Clip", index, self._before.integer(0), last)
+        size = table(expression.value).shape[axis]
+        ends = self._before.integer(-size), self._before.integer(size - 1)
+        return self._before.op("Clip", index, *ends)
 
     def _gathered(self, expression: Element) -> ir.Value:
         op = self._before.op

@@ -99,7 +99,8 @@ class IndexReader(DimensionReader):
             if dim == Linear(1):
                 at = Linear(0)
             elif dim is not None and dim != whole and dim.terms:
-                raise NotClosed(f"a size {dim} meets a size {whole}", value and value.producer())
+                at_node = value.producer() if value is not None else None
+                raise NotClosed(f"a size {dim} meets a size {whole}", at_node)
             found.append(at)
         return tuple(found)
 
@@ -112,7 +113,7 @@ class IndexReader(DimensionReader):
             args.append(None if given is None else self.element(given, inner))
         if node.op_type == "Clip":
             return self._clipped(args, value.dtype)
-        if node.op_type == "Mod" and node.attributes.get_int("fmod", 0):
+        if node.op_type == "Mod" and bool(node.attributes.get_int("fmod", 0)):
             return element(value, index)
         return apply(node.op_type, [arg for arg in args if arg is not None], value.dtype)
 
@@ -301,7 +302,7 @@ class IndexReader(DimensionReader):
 
     def _of_cumsum(self, node: ir.Node, index: Index) -> Expression | None:
         axis = atom(self.scalar(node.inputs[1]))
-        if axis.terms or node.attributes.get_int("reverse", 0):
+        if axis.terms or bool(node.attributes.get_int("reverse", 0)):
             return None
         which = axis.constant % len(index)
         summed = self.element(node.inputs[0], index)

@@ -109,7 +109,7 @@ def only_masks(value: ir.Value, capped: bool = True) -> bool:
             scores = user.outputs[3] if len(user.outputs) > 3 else None
             if scores is not None and (scores.uses() or scores.is_graph_output()):
                 return False
-            if not capped and user.attributes.get_float("softcap", 0.0):
+            if not capped and user.attributes.get_float("softcap", 0.0) != 0.0:
                 return False
             continue
         carried = user.op_type in _CARRIES or (user.op_type == "Where" and index > 0)

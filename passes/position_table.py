@@ -85,10 +85,13 @@ def _slice_gather(graph: Graph, node: ir.Node, reader: IndexReader) -> str:
     if start is None or coordinates(start) or any(d != Linear(1) for d in _but(dims, axis)):
         raise Miss("the positions are not consecutive", node)
     size = dims[axis]
-    assert size is not None and table is not None and table.shape is not None
+    assert size is not None and table is not None
+    tensor = ir.convenience.get_const_tensor(table)
+    assert tensor is not None
+    width = tensor.shape.numpy()[1]
     before = Inserter(node)
     sliced = _sliced(table, 0, start, size, graph, before)
-    _shaped(sliced, [*dims, Linear(int(table.shape[1]))], graph, before, node)
+    _shaped(sliced, [*dims, Linear(width)], graph, before, node)
     return f"a slice of {table.name!r} from {start}"
 
 
