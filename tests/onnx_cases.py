@@ -1,14 +1,12 @@
 """The ONNX project's own node tests, taken through each target: passed, refused, or wrong.
 
-``python -m tests.onnx_cases`` prints the table; ``test_onnx_cases.py`` asserts it.
+``python -m benchmarks.conformance`` prints the table; ``test_onnx_cases.py`` asserts it.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import tempfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -429,28 +427,3 @@ def table(found: Sequence[Outcome]) -> str:
         row = [counts[op, t, k] for t in targets for k in kinds]
         lines.append(f"| {op} | " + " | ".join(str(n) for n in row) + " |")
     return "\n".join(lines)
-
-
-def main() -> None:
-    """Print the table, and on request each case that did not pass."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", choices=list(TARGETS), action="append")
-    parser.add_argument("--match", default="", help="only cases whose name holds this")
-    parser.add_argument("--show", default="", help="list these kinds: refused,wrong")
-    parser.add_argument("--every", type=int, default=1, help="only every so many cases")
-    options = parser.parse_args()
-    cases = [case for case in node_cases() if options.match in case.name][:: options.every]
-    found: list[Outcome] = []
-    for target in options.target or TARGETS:
-        start = time.perf_counter()
-        for case in cases:
-            found.append(outcome(target, case))
-            if found[-1].kind in options.show.split(","):
-                reason = found[-1].reason.replace("\n", " ")
-                print(f"{target} {found[-1].kind} {case.name}: {reason}", flush=True)
-        print(f"{target}: {len(cases)} cases in {time.perf_counter() - start:.0f} s", flush=True)
-    print(table(found))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,30 +1,27 @@
 """The ONNX project's node tests on every target: nothing is computed wrongly, most is taken.
 
-The fast suite runs every eighth case and every case of the ops that matter most; the slow one, all.
+The fast suite runs every twelfth case, and more of the ops that transformers are made of; the slow
+one runs all, and builds engines.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
-from onnx_cases import TARGETS, NodeCase, Outcome, node_cases, outcomes, table
+from onnx_cases import TARGETS, NodeCase, Outcome, engine, node_cases, outcomes, table
 
-#: All cases of these are in the fast suite.
+#: Ops of which the fast suite runs every third case, in their own form and written out.
 CORE = ("Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter", "Softmax", "MatMul")
-STRIDE = 8
-
-#: How many of all cases each target takes, at the least, when this was written.
-PASSED = {"onnx": 1700, "openvino": 1500, "tensorrt": 1250}
-#: The same for ops that transformers are made of: cases in both forms, and how many pass.
-PASSED_OF = {
-    "Attention": {"onnx": 160, "openvino": 140, "tensorrt": 120},
-}
+STRIDE, CORE_STRIDE = 12, 3
+#: How many of all cases each target takes at the least, and of those of Attention, which is 175.
+PASSED = {"onnx": 1700, "openvino": 1550, "tensorrt": 1290}
+PASSED_ATTENTION = {"onnx": 168, "openvino": 175, "tensorrt": 166}
 
 
 def sample() -> list[NodeCase]:
-    cases = node_cases()
-    return [c for i, c in enumerate(cases) if i % STRIDE == 0 or c.op in CORE]
+    """A part of the cases that is the same each time."""
+    core = [case for case in node_cases() if case.op in CORE][::CORE_STRIDE]
+    rest = [case for case in node_cases() if case.op not in CORE][::STRIDE]
+    return core + rest
 
 
 def wrong(found: list[Outcome]) -> list[str]:
@@ -32,20 +29,19 @@ def wrong(found: list[Outcome]) -> list[str]:
 
 
 def test_most_of_the_standards_cases_are_there():
-    assert len(node_cases()) > 1700
+    assert len(node_cases()) >= 1746
     assert len({case.op for case in node_cases()}) > 120
-    narrow = [c for c in node_cases() if "float16" in {a.dtype.name for a in c.feeds.values()}]
-    assert len(narrow) > 40
+    dtypes = {array.dtype.name for case in node_cases() for array in case.feeds.values()}
+    assert dtypes >= {"float32", "float16", "float64", "int8", "int32", "int64", "bool", "bfloat16"}
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_sample_is_passed_or_refused(target: str):
+def test_a_sample_is_passed_or_refused_for_a_reason(target: str):
     found = outcomes(target, sample())
     assert not wrong(found), table(found)
     assert all(o.reason for o in found if o.kind == "refused")
-    passed = Counter(o.op for o in found if o.kind == "passed")
-    for op, least in PASSED_OF.items():
-        assert passed[op] >= least[target], table([o for o in found if o.op == op])
+    attention = [o.kind for o in found if o.op == "Attention"]
+    assert attention.count("passed") >= 0.9 * len(attention) > 0, table(found)
 
 
 @pytest.mark.slow
@@ -53,7 +49,19 @@ def test_a_sample_is_passed_or_refused(target: str):
 def test_every_case_is_passed_or_refused(target: str):
     found = outcomes(target, node_cases())
     assert not wrong(found), table(found)
-    assert sum(o.kind == "passed" for o in found) >= PASSED[target]
+    passed = [o for o in found if o.kind == "passed"]
+    assert len(passed) >= PASSED[target], table(found)
+    assert sum(o.op == "Attention" for o in passed) >= PASSED_ATTENTION[target], table(found)
+
+
+@pytest.mark.slow
+def test_tensorrt_builds_engines_of_what_it_takes():
+    cases = node_cases()[::40]
+    taken = {o.case for o in outcomes("tensorrt", cases) if o.kind == "passed"}
+    built = [engine(case) for case in cases if case.name in taken]
+    # What is refused here is an input whose numbers are a shape, which no node shows.
+    assert not [o for o in built if o.kind == "refused" and "is read as a shape" not in o.reason]
+    assert sum(o.kind == "passed" for o in built) >= 15
 
 
 def test_a_wrong_number_is_seen():

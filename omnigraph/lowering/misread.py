@@ -10,8 +10,8 @@ _SCALES, _SIZES = 2, 3
 def misread(node: ir.Node) -> str | None:
     """Why no runtime gives what the standard says of a node, or None.
 
-    Found with the standard's own node tests (``python -m tests.onnx_cases``), on onnxruntime 1.32
-    and OpenVINO 2026.4.
+    Found with the standard's own node tests (``python -m benchmarks.conformance``), on onnxruntime
+    1.32 and OpenVINO 2026.4.
     """
     if node.domain != "":
         return None

@@ -1,6 +1,6 @@
 """What OpenVINO's frontend takes, and OpenVINO then computes wrongly.
 
-Found with the standard's own node tests (``python -m tests.onnx_cases``) and at larger sizes
+Found with the standard's own node tests (``python -m benchmarks.conformance``) and at larger sizes
 (``tests/lowering/test_openvino_numbers.py``), on the CPU plugin of OpenVINO 2026.4.
 """
 
