@@ -121,15 +121,15 @@ class BlockAttention:
         result = op("Reshape", result, whole)  # [B, H, N*b, D]
         ends = self.insert.integers(0), op("Reshape", self.layout.queries, self.insert.integers(1))
         if isinstance(pattern, BlockPattern) and pattern.rows:
-            first = pattern.rows * pattern.unit
+            seeing = pattern.rows * pattern.unit
             rest = op(
                 "Slice",
                 result,
-                self.insert.integers(first),
+                self.insert.integers(seeing),
                 self.insert.integers(2**62),
                 self.insert.integers(2),
             )
-            result = op("Concat", self._top(first), rest, axis=2)
+            result = op("Concat", self._top(seeing), rest, axis=2)
         result = op("Slice", result, *ends, self.insert.integers(2))
         replace_output(site.node.outputs[0], result)
         remove_unused(site.node)
