@@ -65,6 +65,8 @@ def _within(reader: IndexReader, user: ir.Node, index: int) -> Iterator[Position
     value = user.inputs[index]
     if value is None or value.dtype is None or not value.dtype.is_floating_point():
         return
+    if ir.convenience.get_const_tensor(value) is not None:
+        return
     dims = reader.dims(value)
     if len(dims) > len(AXES) or any(dim is None for dim in dims):
         raise NotClosed("the shape of the mask is not known", value.producer())

@@ -98,9 +98,10 @@ def test_causal_alibi_becomes_a_row(form: str):
     declare_ranges(before, {"S": (1, 32)})
     whole = before.clone()
     assert became(before) == "one row per head, 2 heads, for up to 32 keys"
-    row = next(n for n in before.graph if n.op_type in ("Where", "Add") and "hide" not in n.outputs)
-    shapes = [list(v.shape or ()) for n in before.graph if n.op_type == "Mul" for v in n.outputs]
-    assert shapes[-1][:2] == [2, 1], row
+    (row,) = (value for n in before.graph if n.op_type == "Mul" for value in n.outputs)
+    assert list(row.shape or ())[:2] == [2, 1]
+    (hide,) = (value for n in before.graph if n.op_type == "Where" for value in n.outputs)
+    assert {hide, row} == set(next(n for n in before.graph if hide in n.inputs).inputs)
     for T, S in ((1, 1), (1, 9), (7, 7), (5, 32), (32, 32)):
         assert_same(whole, before, feeds(T, S, hidden=S // 3))
         assert_same(after, before, feeds(T, S, hidden=S // 3))
