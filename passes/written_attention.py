@@ -85,10 +85,11 @@ class WrittenAttention:
     def _check_masked(self) -> None:
         """Refuse masks that make one query, head or batch of scores many: Attention does not."""
         batch, heads, queries, _ = self.query.dims
-        own, masked = (batch, heads, queries, self.key.dims[2]), self.softmax.outputs[0].shape
+        masked = self.softmax.outputs[0].shape
         if masked is None or (len(masked) == 3 and self.heads is not None):
             return
-        own = own if len(masked) == 4 else (batch, *own[2:]) if len(masked) == 3 else own[2:]
+        own: list[Dim] = [batch, heads, queries, self.key.dims[2]]
+        own = own if len(masked) == 4 else [batch, *own[2:]] if len(masked) == 3 else own[2:]
         for one, many in zip(own, masked, strict=True):
             if one == 1 and many != 1:
                 raise Miss("the mask has a size that queries and keys have not", self.softmax)
