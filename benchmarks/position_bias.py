@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -46,7 +46,7 @@ class Subject:
 
     name: str
     program: Callable[[], Program]
-    pass_: FoldPositionBias = FoldPositionBias()
+    pass_: FoldPositionBias = field(default_factory=FoldPositionBias)
     ranges: Mapping[str, tuple[int, int]] | None = None
 
 

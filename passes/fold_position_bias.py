@@ -28,6 +28,7 @@ from omnigraph.passes.position_bias import (
 )
 from omnigraph.passes.position_table import fold_table, largest, table_sites
 from omnigraph.passes.site_pass import Miss, SitePass
+from omnigraph.passes.toeplitz import is_spanned
 from omnigraph.verify import longest_contraction, rounding_depth
 
 _MASK = 3
@@ -48,11 +49,11 @@ class FoldPositionBias(SitePass):
        range of S keeps these roundings within half the contract's tolerance;
     3. ``Mul(Where(visible, distance, far), slopes)``, where it is a slope for each head times a
        distance: one product for each score, and nothing before it is of the size [H, T, S];
-    4. a Toeplitz matrix, where it is a function of ``j - i``: a row [H, T + S] a call, out of a
+    4. a Toeplitz matrix, where it is a function of ``j - i``: a row [T + S, H] a call, out of a
        constant table where the function settles at some distance (T5's logarithms and look-ups
-       are in that table), laid out by Expand, Reshape and Slice.
+       are in that table), read by one Gather.
 
-    A new bias of bounded numbers is added, ``bias + Where(visible, 0, hidden)``: the same numbers as
+    A new bias of bounded numbers is added, ``bias + Where(visible, 0, hidden)``: the numbers of
     ``Where(visible, bias, hidden)``, and onnxruntime adds several times faster than it chooses.
 
     A look-up of learned positions, or sines and cosines, of consecutive positions becomes a Slice
@@ -108,6 +109,8 @@ class FoldPositionBias(SitePass):
     def _foldings(
         self, graph: Graph, found: list[PositionBias], visible: tuple[Expression, ...]
     ) -> list[Folding]:
+        if any(is_spanned(bias.value) for bias in found):
+            raise Miss("the bias is read out of a row already", found[0].value.producer())
         kept = [bias for bias in found if {QUERY, KEY} <= coordinates(bias.expression)]
         if not kept:
             raise Miss("the bias is one row per head already", found[0].value.producer())

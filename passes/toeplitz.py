@@ -20,11 +20,13 @@ from omnigraph.passes.index_expression import (
 )
 from omnigraph.passes.index_simplification import substitute
 from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.matching import made_by, rank
 
 #: The coordinate of distances, counted from where a query stands among the keys.
 DISTANCE = "d"
 #: Distances up to which a function is searched for the one from which on it does not change.
 _FARTHEST = 1 << 14
+_INT32 = int(ir.DataType.INT32)
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,17 @@ class Toeplitz:
         return np.ascontiguousarray(np.broadcast_to(compute(self.row, places), whole))
 
     def looked_up(self, heads: int, before: Inserter, graph: ir.Graph, sizes: Sizes) -> ir.Value:
-        """The row [H, T + S] of this call, out of a table of all distances up to the reach."""
+        """The row [T + S, H] of this call, out of a table of all distances up to the reach."""
         assert self.reach is not None
-        table = self.table(heads, -self.reach, self.reach)
+        table = np.ascontiguousarray(self.table(heads, -self.reach, self.reach).T)
         low, high = before.integer(-self.reach), before.integer(self.reach)
         place = before.op("Clip", self._distances(before, graph, sizes), low, high)
-        return before.op("Gather", before.constant(table), before.op("Add", place, high), axis=1)
+        return before.op("Gather", before.constant(table), before.op("Add", place, high), axis=0)
 
     def computed(self, heads: int, before: Inserter, graph: ir.Graph, sizes: Sizes) -> ir.Value:
-        """The row [H, T + S] of this call, computed."""
-        place = before.op("Unsqueeze", self._distances(before, graph, sizes), before.integers(0))
-        known = {HEAD: np.arange(heads)[:, None]}
+        """The row [T + S, H] of this call, computed."""
+        place = before.op("Unsqueeze", self._distances(before, graph, sizes), before.integers(1))
+        known = {HEAD: np.arange(heads)[None]}
         return Emitter(before, graph, {DISTANCE: place}, known=known).emit(self.row)
 
     def _distances(self, before: Inserter, graph: ir.Graph, sizes: Sizes) -> ir.Value:
@@ -97,22 +99,25 @@ class Sizes:
 
 
 def spanned(row: ir.Value, before: Inserter, graph: ir.Graph, sizes: Sizes) -> ir.Value:
-    """The matrix [H, T, S] of a row [H, T + S]: element ``(i, j)`` is ``row[j - i + T]``.
-
-    T copies of the row end to end, read from T on in lines one shorter than the row: each line
-    begins one earlier in the row than the line before.
-    """
+    """The matrix [H, T, S] of a row [T + S, H]: element ``(h, i, j)`` is ``row[j - i + T, h]``."""
     op, integers, emitter = before.op, before.integers, Emitter(before, graph, {})
-    queries = op("Unsqueeze", emitter.emit(sizes.queries), integers(0))
-    keys = op("Unsqueeze", emitter.emit(sizes.keys), integers(0))
-    line = op("Unsqueeze", emitter.emit(sizes.queries + sizes.keys - 1), integers(0))
-    copies = op("Concat", integers(1), queries, integers(1), axis=0)
-    copied = op("Expand", op("Unsqueeze", row, integers(1)), copies)  # [H, T, T + S]
-    flat = op("Reshape", copied, integers(0, -1))
-    end = integers(np.iinfo(np.int64).max)
-    flat = op("Slice", flat, queries, end, integers(1), integers(1))
-    lines = op("Reshape", flat, op("Concat", integers(0), queries, line, axis=0))
-    return op("Slice", lines, integers(0), keys, integers(2), integers(1))
+    queries, keys = emitter.emit(sizes.queries), emitter.emit(sizes.keys)
+    # Half the memory of int64; the last query reads from 1 on, the first from T on.
+    down = op("Cast", op("Range", queries, before.integer(0), before.integer(-1)), to=_INT32)
+    along = op("Cast", op("Range", before.integer(0), keys, before.integer(1)), to=_INT32)
+    place = op("Add", op("Unsqueeze", down, integers(1)), op("Unsqueeze", along, integers(0)))
+    return op("Transpose", op("Gather", row, place, axis=0), perm=[2, 0, 1])
+
+
+def is_spanned(value: ir.Value | None) -> bool:
+    """Whether a value holds a matrix that is read out of a row of this call."""
+    node = made_by(value, "Add", "Where", "Unsqueeze", "Squeeze", "Transpose", "Gather")
+    if node is None:
+        return False
+    if node.op_type == "Gather":
+        table = node.inputs[0]
+        return rank(table) == 2 and ir.convenience.get_const_tensor(table) is None
+    return any(is_spanned(given) for given in node.inputs)
 
 
 def _reach(row: Expression) -> int | None:

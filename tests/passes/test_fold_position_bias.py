@@ -242,7 +242,7 @@ def test_buckets_become_a_row_for_every_length(bias: str, seen: str):
     whole = before.clone()
     assert became(before).startswith("a Toeplitz row out of a table of ")
     left = {node.op_type for node in before.graph}
-    assert not left & {"Log", "Abs", "Min", "Transpose"}
+    assert not left & {"Log", "Abs", "Min"}
     for T, S in ((1, 1), (1, 9), (2, 2), (7, 7), (3, 40), (64, 64), (1, 300)):
         assert_same(whole, before, feeds(T, S, hidden=S // 2))
 
