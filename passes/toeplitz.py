@@ -116,7 +116,8 @@ def is_spanned(value: ir.Value | None) -> bool:
         return False
     if node.op_type == "Gather":
         table = node.inputs[0]
-        return rank(table) == 2 and ir.convenience.get_const_tensor(table) is None
+        given = table is not None and ir.convenience.get_const_tensor(table) is not None
+        return rank(table) == 2 and not given
     return any(is_spanned(given) for given in node.inputs)
 
 
