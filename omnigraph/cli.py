@@ -89,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
         "--variants", metavar="heads=N,N…", help="more programs, with N heads an attention"
     )
     export.add_argument("--importance", metavar="FILE", help="which heads --variants keeps")
+    export.add_argument("--outputs", metavar="NAME[,NAME…]", help="default: all of the model's")
+    export.add_argument(
+        "--last", metavar="NAME[,NAME…]", help="outputs to compute for the last token alone: logits"
+    )
     export.add_argument("--out", metavar="PATH", help="a .omni file or a directory")
     export.add_argument("--rtol", type=float, metavar="X", help="tolerance, relative rms")
     export.add_argument(
@@ -201,6 +205,8 @@ def _export(args: argparse.Namespace) -> int:
             settings=_settings(args.settings),
             programs=_names(args.programs),
             dynamic=_ranges(args.dynamic),
+            outputs=_names(args.outputs) or (),
+            last=_names(args.last) or (),
             out=args.out,
             rtol=args.rtol,
             passes=args.passes,

@@ -25,6 +25,7 @@ from omnigraph.manifest import (
 )
 from omnigraph.model_source import ModelSource, resolve
 from omnigraph.numbers import NumberCheck, check_artifact
+from omnigraph.output_choice import OutputChoice
 from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
 from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
 from omnigraph.trace import check_trace, output_specs, reference_for, trace
@@ -84,6 +85,8 @@ def export(
     inputs: Mapping[str, Any] | None = None,
     programs: Sequence[str] | None = None,
     dynamic: Mapping[str, Dim] | None = None,
+    outputs: Sequence[str] = (),
+    last: Sequence[str] = (),
     out: str | os.PathLike[str] | None = None,
     rtol: float | None = None,
     passes: str = "",
@@ -105,6 +108,9 @@ def export(
         inputs: example inputs by name, where ``model`` is a module.
         programs: which programs to compile; None is all.
         dynamic: the range of each dimension; one size (``Dim(1, 1)``) makes it fixed.
+        outputs: which outputs to compute; none given is all, and a program that has none of those
+            given keeps its own.
+        last: outputs of which only the position of the last token is computed, such as "logits".
         out: the artifact's path, a single file if it ends in ``.omni``, else a directory; with
             several targets, the directory that gets one artifact each.
         rtol: a root-mean-square tolerance in place of the one reasoned from the precision.
@@ -133,7 +139,8 @@ def export(
         _check_target(chosen, precision, given)
     precisions = [precision or chosen.precisions[0] for chosen in targets]
     pipelines = [t.passes(p, passes) for t, p in zip(targets, precisions, strict=True)]
-    job = _Export(progress, verify_each, require_fused, rtol, total=2 + 3 * len(targets))
+    choice = OutputChoice(tuple(outputs), tuple(last))
+    job = _Export(progress, verify_each, require_fused, rtol, choice, total=2 + 3 * len(targets))
 
     with job.step("model"):
         source = resolve(
@@ -143,6 +150,7 @@ def export(
             inputs=inputs,
         )
         source = replace(source, programs=choose_programs(source, programs, dynamic or {}))
+        choice.check({program.name: program.outputs for program in source.programs})
     paths = _paths(source.name, targets, precisions, out)
     for path in paths:
         check_replaceable(path)
@@ -196,10 +204,12 @@ class _Export:
         verify_each: bool,
         require_fused: bool,
         rtol: float | None,
+        choice: OutputChoice,
         *,
         total: int,
     ) -> None:
         self.seconds: dict[str, float] = {}
+        self._choice = choice
         self._require_fused = require_fused
         self._progress, self._verify_each, self._rtol = progress, verify_each, rtol
         self._done, self._total = 0, total
@@ -229,15 +239,18 @@ class _Export:
         # The other sets differ from these only in padding and batch; all are in the contract.
         sizes = [r for r in references if r.case.name in ("short", "long", "padded-left")]
         check_trace(program, graph, sizes)
-        golden = Case("golden", fit_sizes(program, _GOLDEN), "left", seed=len(cases))
+        golden_case = Case("golden", fit_sizes(program, _GOLDEN), "left", seed=len(cases))
+        references.append(reference_for(program, golden_case))
+        outputs = output_specs(graph)
+        *references, golden = self._choice.apply(graph, program.inputs, outputs, references)
         return TracedProgram(
             program.name,
             program.inputs,
             output_specs(graph),
             program.dims,
-            program.state,
+            self._choice.state(outputs, program.state),
             references,
-            reference_for(program, golden),
+            golden,
             rounding_depth(graph),
             longest_contraction(graph),
             graph,

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from omnigraph.errors import FusionError
 from omnigraph.passes.attention_sites import written_out_attention
 from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Finding, Graph, PassRecord
+from omnigraph.passes.block_attention import BLOCKS_KEY
 from omnigraph.passes.matching import axis_size, input_at
 
 #: Ops that are a whole attention, by domain.
@@ -30,7 +31,8 @@ class AttentionSite:
         module: the module of the model that it came from; two of one module are told apart by
             ``node``.
         node: the name of its node (of its Softmax, where it is not fused) in the lowered Graph.
-        op: the op that it is: "Attention", "com.microsoft::GroupQueryAttention", or "Softmax".
+        op: the op that it is: "Attention", "com.microsoft::GroupQueryAttention"; "MatMul, Softmax,
+            MatMul" of blocks, on purpose, where the target runs those faster; or "Softmax".
         form: heads, mask and past, for a person; empty where it is not fused.
         reason: why it is not fused, or None.
         history: what passes made of it on the way.
@@ -46,7 +48,7 @@ class AttentionSite:
 
     @property
     def fused(self) -> bool:
-        """Whether the whole attention is one node."""
+        """Whether the attention is what the target runs it fastest as: one node, or its blocks."""
         return self.reason is None
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +77,8 @@ def attention_sites(graph: Graph, records: Sequence[PassRecord]) -> list[Attenti
     unfused = set(written_out_attention(graph))
     sites = []
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
-        fused = node.op_type in _FUSED.get(node.domain, ())
+        blocks = BLOCKS_KEY in node.metadata_props and node.op_type == "Softmax"
+        fused = blocks or node.op_type in _FUSED.get(node.domain, ())
         if not fused and node not in unfused:
             continue
         module = node.metadata_props.get(MODULE_KEY, "")
@@ -85,13 +88,15 @@ def attention_sites(graph: Graph, records: Sequence[PassRecord]) -> list[Attenti
             dict.fromkeys(f"{f.pass_name}: {f.became}" for f in own if f.became is not None)
         )
         op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        if blocks:
+            op = "MatMul, Softmax, MatMul"
         sites.append(
             AttentionSite(
                 module,
                 source,
                 node.name or "",
                 op,
-                ", ".join(_form(node)) if fused else "",
+                "by blocks" if blocks else ", ".join(_form(node)) if fused else "",
                 None if fused else _reason(node, own),
                 history,
             )

@@ -18,6 +18,7 @@ from omnigraph.passes.bias_forms import (
     row_form,
     toeplitz_form,
 )
+from omnigraph.passes.block_attention import BLOCKS_KEY
 from omnigraph.passes.index_expression import Expression, coordinates
 from omnigraph.passes.matching import input_at, nodes_of
 from omnigraph.passes.position_bias import (
@@ -77,6 +78,8 @@ class FoldPositionBias(SitePass):
         for node in nodes_of(graph, "Attention"):
             mask = input_at(node, _MASK)
             if mask is None or mask.dtype == ir.DataType.BOOL or mask in seen:
+                continue
+            if BLOCKS_KEY in node.metadata_props:  # its mask is made of blocks, as small as it gets
                 continue
             seen.add(mask)
             if ir.convenience.get_const_tensor(mask) is None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from omnigraph.passes.base import MODULE_KEY, OPSET, SOURCE_KEY
+from omnigraph.passes.base import OPSET
 
 #: Constants up to this many bytes are shown to shape inference: shapes, axes, bounds.
 _SMALL_BYTES = 1024
@@ -78,8 +78,7 @@ class Inserter:
 
     def _prepend(self, new: ir.Node) -> None:
         """Put a node there, as one of the module that the node after it is of."""
-        kept = {MODULE_KEY, SOURCE_KEY} & set(self._before.metadata_props)
-        new.metadata_props.update({key: self._before.metadata_props[key] for key in kept})
+        new.metadata_props.update(self._before.metadata_props)
         self._before.prepend(new)
 
 

@@ -8,6 +8,7 @@ from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.eliminate_identities import EliminateIdentities
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.passes.fold_constants import FoldConstants
+from omnigraph.passes.fold_position_bias import FoldPositionBias
 from omnigraph.passes.fold_reshape_shapes import FoldReshapeShapes
 from omnigraph.passes.fold_weight_transposes import FoldWeightTransposes
 from omnigraph.passes.fuse_attention import FuseAttention
@@ -15,15 +16,21 @@ from omnigraph.passes.fuse_gelu import FuseGelu
 from omnigraph.passes.fuse_norm import FuseNorm
 from omnigraph.passes.fuse_rotary import FuseRotary
 from omnigraph.passes.fuse_swiglu import FuseSwiglu
+from omnigraph.passes.hoist_selections import HoistSelections
 from omnigraph.passes.legalize_rotary_embedding import LegalizeRotaryEmbedding
 from omnigraph.passes.lift_constants import LiftConstants
+from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
+from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.passes.share_constants import ShareConstants
+from omnigraph.passes.share_weights import ShareWeights
 
 
 def canonical() -> tuple[Pass, ...]:
     """From what an exporter writes to a Graph with one node for each thing that is computed."""
     return (
-        # Weights first, lazily: constant folding would compute the same transposes into memory.
+        # Before transposes are folded, which would store the second of two equal weights again.
+        ShareWeights(),
+        # Weights lazily: constant folding would compute the same transposes into memory.
         FoldWeightTransposes(),
         # Constants before shapes, since many shapes are put together from constants.
         FoldConstants(),
@@ -62,6 +69,26 @@ def fused() -> tuple[Pass, ...]:
     )
 
 
-def common() -> tuple[Pass, ...]:
-    """What every target begins with."""
-    return (*canonical(), *fused())
+def folded(*, blocks_as_products: bool) -> tuple[Pass, ...]:
+    """What masks and positions cost, in the fewest numbers that they can be computed from."""
+    return (
+        # Heads that give nothing, while a bias still is a formula of each head.
+        PruneHeads(),
+        # Sparse masks before biases are folded: the blocks take those along as they are written.
+        LowerSparseAttention(products=blocks_as_products),
+        FoldPositionBias(),
+        *tidy(),
+        # Rows that nobody reads, now that what they are computed by is a few ops.
+        HoistSelections(),
+        EliminateDeadCode(),
+    )
+
+
+def common(*, blocks_as_products: bool = False) -> tuple[Pass, ...]:
+    """What every target begins with.
+
+    Args:
+        blocks_as_products: whether attention by blocks is faster to the target as products and a
+            softmax than as an Attention.
+    """
+    return (*canonical(), *fused(), *folded(blocks_as_products=blocks_as_products))

@@ -16,7 +16,7 @@ from omnigraph.lowering.onnx_kernels import CONTRIB_OPS, LEAST_TOKENS_GROUPED, M
 from omnigraph.passes.base import OPSET, Graph, Pass
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.join_attention_heads import JoinAttentionHeads
-from omnigraph.passes.pipelines import canonical
+from omnigraph.passes.pipelines import common
 from omnigraph.passes.use_group_query_attention import CONTRIB_DOMAIN, UseGroupQueryAttention
 from omnigraph.verify import proto_without_weights
 
@@ -63,7 +63,7 @@ class OnnxTarget(Target):
             JoinAttentionHeads(MOST_QUERIES_JOINED),
         )
         narrow = (CompressWeights(),) if precision == "fp16" else ()
-        return (*canonical(), *kernels, *narrow)
+        return (*common(), *kernels, *narrow)
 
     def emit(
         self,
@@ -92,8 +92,8 @@ def _scores_of_hidden(node: ir.Node) -> str | None:
         or not node.outputs[_SCORES].name
     ):
         return None
-    masked = node.attributes.get_int("qk_matmul_output_mode", 0) in (1, 2)
-    if masked and node.attributes.get_int("is_causal", 0):
+    causal = node.attributes.get_int("is_causal", 0)
+    if causal and node.attributes.get_int("qk_matmul_output_mode", 0) in (1, 2):
         return "onnxruntime gives the scores of later keys as the least number, not as -inf"
     return None
 

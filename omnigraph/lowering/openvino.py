@@ -78,7 +78,7 @@ class OpenVinoTarget(Target):
             LegalizeExtremeReductions(),
         )
         narrow = () if precision == "fp32" else (CompressWeights(),)
-        return (*common(), *legal, *tidy(), *narrow)
+        return (*common(blocks_as_products=True), *legal, *tidy(), *narrow)
 
     def rounding(self, precision: str) -> str:
         """fp16 rounds the weights, bf16 every product."""
