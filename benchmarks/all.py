@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from benchmarks import export_seed, latency, session_overhead
+from benchmarks import (
+    conformance,
+    export_seed,
+    head_pruning,
+    kernels,
+    latency,
+    position_bias,
+    session_overhead,
+    sparse_attention,
+)
+
+BENCHMARKS = (
+    session_overhead,
+    conformance,
+    position_bias,
+    sparse_attention,
+    head_pruning,
+    kernels,
+    export_seed,
+    latency,
+)
 
 
 def main() -> None:
     """Run them; each prints its tables and saves its figures."""
-    for benchmark in (session_overhead, export_seed, latency):
+    for benchmark in BENCHMARKS:
         print(f"\n{(benchmark.__doc__ or '').splitlines()[0]}\n", flush=True)
         benchmark.main()
 
