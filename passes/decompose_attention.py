@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
-from omnigraph.passes.matching import input_at, nodes_of
+from omnigraph.passes.matching import axis_size, input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
 
 _MASK, _PAST_KEY, _NONPAD = 3, 4, 6
@@ -39,6 +39,7 @@ class DecomposeAttention(SitePass):
         smallest_head: head sizes below this have no kernel.
         largest_head: nor have those above.
         separate: nor has an Attention whose queries and keys are one tensor.
+        fixed_heads: nor has one whose number of heads is not known, as of attention by blocks.
 
     Needs: shapes with known heads and head sizes. Leaves alone: what a kernel takes: heads within
     the limits, of one size for keys and values, no softcap, no output of the scores; and what is
@@ -48,6 +49,7 @@ class DecomposeAttention(SitePass):
     smallest_head: int = 1
     largest_head: int = 256
     separate: bool = False
+    fixed_heads: bool = False
 
     def sites(self, graph: Graph) -> Iterator[ir.Node]:
         """Every Attention."""
@@ -70,6 +72,8 @@ class DecomposeAttention(SitePass):
             return f"heads of {size}, outside {self.smallest_head} to {self.largest_head}"
         if head_size(node, 2) != size:
             return f"values of {head_size(node, 2)} and queries of {size}"
+        if self.fixed_heads and axis_size(node.inputs[0], 1) is None:
+            return "a number of heads that is not fixed"
         if self.separate and origin(node.inputs[0]) is origin(node.inputs[1]):
             return "queries and keys that are one tensor"
         if node.attributes.get_float("softcap", 0.0):

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -152,13 +153,18 @@ def node_cases() -> tuple[NodeCase, ...]:
     return tuple(_collect())
 
 
-def _collect() -> Iterator[NodeCase]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from onnx.backend.test.case.node import collect_testcases
+@functools.cache
+def node_tests() -> tuple[Any, ...]:
+    """Every node test of the standard; onnx gives them once in a process."""
+    from onnx.backend.test.case.node import collect_testcases
 
-        tests = collect_testcases()
-    for test in tests:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # their own generators divide by zero
+        return tuple(collect_testcases(None))  # type: ignore[arg-type]
+
+
+def _collect() -> Iterator[NodeCase]:
+    for test in node_tests():
         if test.model is None or not test.data_sets or not _holds(test.model):
             continue
         if test.name.startswith("test_training_dropout") and "zero_ratio" not in test.name:

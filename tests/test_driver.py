@@ -231,7 +231,7 @@ def test_every_pass_can_be_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OMNIGRAPH_DUMP", str(tmp_path / "dump"))
     export_encoder(tmp_path / "net")
     names = sorted(path.name for path in (tmp_path / "dump/onnx/encode").iterdir())
-    assert names[0] == "00-fold-weight-transposes.txt"
+    assert names[0] == "00-share-weights.txt"
     assert len(names) == len(OnnxTarget().pipeline("fp32"))
     assert "LayerNormalization" in (tmp_path / "dump/onnx/encode" / names[-1]).read_text()
 

@@ -41,8 +41,9 @@ _MASK, _PAST_KEY = 3, 4
 _MOST_TOP = 3840
 
 #: What makes an Attention one that a kernel takes. The compiler has no kernel for heads outside
-#: these sizes, on any GPU and in both half types, and it crashes on queries that are also keys.
-ATTENTION = DecomposeAttention(smallest_head=9, largest_head=256, separate=True)
+#: these sizes, on any GPU and in both half types; it crashes on queries that are also keys, and
+#: where it cannot tell whether queries and keys have as many heads.
+ATTENTION = DecomposeAttention(smallest_head=9, largest_head=256, separate=True, fixed_heads=True)
 
 
 def refusal(node: ir.Node) -> str | None:

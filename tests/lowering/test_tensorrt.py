@@ -383,11 +383,13 @@ def test_refusal_of_the_parser_names_node_and_module(tmp_path: Path) -> None:
 def test_refusal_of_the_compiler_says_why(tmp_path: Path) -> None:
     shape = "[b, t, 8]"
     graph = graph_of(
-        f"g (float{shape} q, float{shape} k) => (float{shape} y)"
+        f"g (float16{shape} q, float16{shape} k) => (float16{shape} y)"
         "{ y = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, k) }"
     )
+    inputs = tuple(TensorSpec(name, "float16", ("b", "t", 8)) for name in "qk")
+    program = Lowered("forward", graph, inputs, (), {"b": Dim(1, 2), "t": Dim(1, 4)})
     with pytest.raises(CompileError, match="not supported by a dedicated kernel") as caught:
-        emit(lowered(graph, b=Dim(1, 2), t=Dim(1, 4)), tmp_path)
+        emit(program, tmp_path)
     assert isinstance(caught.value.__cause__, TensorRtError)
 
 
@@ -407,3 +409,12 @@ def test_input_that_is_a_shape_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UnsupportedError, match="Input 'm' of program 'decode' is read as a shape"):
         emit(lowered(graph, n=Dim(1, 4)), tmp_path)
+
+
+def test_heads_that_are_not_fixed_are_written_out(tmp_path: Path) -> None:
+    graph = graph_of(
+        "g (float[b, n, t, 16] q, float[b, m, t, 16] k) => (float[b, n, t, 16] y)"
+        "{ y = Attention(q, k, k) }"
+    )
+    program = lowered(graph, b=Dim(1, 2), n=Dim(2, 4), m=Dim(2, 4), t=Dim(1, 4))
+    assert "Attention" not in {node.op_type for node in program.graph.graph}
