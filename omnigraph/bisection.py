@@ -312,9 +312,10 @@ def first_parted_node(
     one, other = before(feeds), after(feeds)
     for node in graph.graph:
         for value in node.outputs:
-            if value.name not in one or value.name not in other:
+            name = value.name or ""
+            if name not in one or name not in other:
                 continue
-            if not deviation(other[value.name], one[value.name]).within(tolerance):
+            if not deviation(other[name], one[name]).within(tolerance):
                 return describe(node)
     return None
 

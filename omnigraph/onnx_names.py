@@ -114,7 +114,7 @@ def name_axes(graph: Graph) -> tuple[dict[str, dict[int, str]], dict[str, str]]:
         if usual not in own and usual not in renamed.values():
             renamed.setdefault(word, usual)
     # A sum comes last: it needs its terms.
-    for word in sorted(own, key=lambda word: "+" in _USUAL.get(word, word)):
+    for word in sorted(own, key=lambda word: "+" in (_USUAL.get(word) or word)):
         usual = _USUAL.get(word, word)
         there = {*own, *renamed.values()}
         if usual not in there and ("+" not in usual or there.issuperset(dim_terms(usual))):

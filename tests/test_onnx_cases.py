@@ -14,7 +14,7 @@ CORE = ("Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter", "So
 STRIDE, CORE_STRIDE = 12, 3
 #: How many of all cases each target takes at the least, and of those of Attention, which is 175.
 PASSED = {"onnx": 1700, "openvino": 1550, "tensorrt": 1290}
-PASSED_ATTENTION = {"onnx": 168, "openvino": 175, "tensorrt": 166}
+PASSED_ATTENTION = {"onnx": 163, "openvino": 175, "tensorrt": 166}
 
 
 def sample() -> list[NodeCase]:
