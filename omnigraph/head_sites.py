@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from omnigraph.graph_names import own_path
 from omnigraph.numbers import Reference
+from omnigraph.passes.analysis.head_layout import HeadLayout
+from omnigraph.passes.analysis.output_projection import OutputProjection, find_output_projection
 from omnigraph.passes.base import MODULE_KEY, Graph
-from omnigraph.passes.head_layout import HeadLayout
 from omnigraph.passes.matching import axis_size, nodes_of, rank
-from omnigraph.passes.output_projection import OutputProjection, find_output_projection
 from omnigraph.passes.site_pass import Miss
 from omnigraph.program import Program
 from omnigraph.verify import GraphRunner

@@ -35,12 +35,12 @@ from omnigraph.head_sites import (
 )
 from omnigraph.manifest import TracedProgram
 from omnigraph.numbers import Reference
-from omnigraph.passes.axis_cut import KEPT
-from omnigraph.passes.axis_map import Cut
+from omnigraph.passes.analysis.axis_cut import KEPT
+from omnigraph.passes.analysis.axis_map import Cut
+from omnigraph.passes.analysis.head_importance import least_important, read_importance
+from omnigraph.passes.analysis.head_removal import cut_output
 from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
-from omnigraph.passes.head_importance import least_important, read_importance
-from omnigraph.passes.head_removal import cut_output
 from omnigraph.passes.pipelines import canonical, fused
 from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.passes.site_pass import Miss

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.errors import UsageError
+from omnigraph.passes.analysis.precision import PrecisionPlan, indifferent, is_weight
 from omnigraph.passes.base import Graph, Pass
-from omnigraph.passes.precision import PrecisionPlan, indifferent, is_weight
 
 _HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.passes.analysis.precision import moves
 from omnigraph.passes.base import Graph, Pass
-from omnigraph.passes.precision import moves
 
 _WIDE, _NARROW = ir.DataType.FLOAT, ir.DataType.BFLOAT16
 

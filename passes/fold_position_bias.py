@@ -9,27 +9,27 @@ from math import sqrt
 import onnx_ir as ir
 
 from omnigraph.contract import UNIT_ROUNDOFF, Tolerance
-from omnigraph.passes.attention_mask import KEY, QUERY, NotClosed, meaning
-from omnigraph.passes.base import Graph
-from omnigraph.passes.bias_forms import (
+from omnigraph.passes.analysis.attention_mask import KEY, QUERY, NotClosed, meaning
+from omnigraph.passes.analysis.bias_forms import (
     Folding,
     constant_form,
     product_form,
     row_form,
     toeplitz_form,
 )
-from omnigraph.passes.block_attention import BLOCKS_KEY
-from omnigraph.passes.index_expression import Expression, coordinates
-from omnigraph.passes.matching import input_at, nodes_of
-from omnigraph.passes.position_bias import (
+from omnigraph.passes.analysis.block_attention import BLOCKS_KEY
+from omnigraph.passes.analysis.index_expression import Expression, coordinates
+from omnigraph.passes.analysis.position_bias import (
     HIDES_ALL,
     PositionBias,
     position_biases,
     slope_times_distance,
 )
-from omnigraph.passes.position_table import fold_table, largest, table_sites
+from omnigraph.passes.analysis.position_table import fold_table, largest, table_sites
+from omnigraph.passes.analysis.toeplitz import is_spanned
+from omnigraph.passes.base import Graph
+from omnigraph.passes.matching import input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
-from omnigraph.passes.toeplitz import is_spanned
 from omnigraph.verify import longest_contraction, rounding_depth
 
 _MASK = 3

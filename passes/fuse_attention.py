@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.absorbed_past import AbsorbedPast, absorbed_past
-from omnigraph.passes.attention_shares import reaches_product
+from omnigraph.passes.analysis.absorbed_past import AbsorbedPast, absorbed_past
+from omnigraph.passes.analysis.attention_shares import reaches_product
+from omnigraph.passes.analysis.joined_mask import fitted_mask, joined_mask
+from omnigraph.passes.analysis.mask_kind import is_flag, kind_of, meaning_of
+from omnigraph.passes.analysis.written_attention import WrittenAttention
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
-from omnigraph.passes.joined_mask import fitted_mask, joined_mask
-from omnigraph.passes.mask_kind import is_flag, kind_of, meaning_of
 from omnigraph.passes.matching import (
     axis_size,
     nodes_of,
@@ -25,7 +26,6 @@ from omnigraph.passes.matching import (
     standard,
 )
 from omnigraph.passes.site_pass import SitePass
-from omnigraph.passes.written_attention import WrittenAttention
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.passes.analysis.polynomial import Polynomial, operands, polynomial, same_polynomial
+from omnigraph.passes.analysis.written_activation import match_activation
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
@@ -21,9 +23,7 @@ from omnigraph.passes.matching import (
     standard,
     with_scalar,
 )
-from omnigraph.passes.polynomial import Polynomial, operands, polynomial, same_polynomial
 from omnigraph.passes.site_pass import SitePass
-from omnigraph.passes.written_activation import match_activation
 
 
 @dataclass(frozen=True)

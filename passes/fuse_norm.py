@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.passes.analysis.written_norm import WrittenNorm, divides_by_root_mean, match_norm
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
@@ -21,7 +22,6 @@ from omnigraph.passes.matching import (
     standard,
 )
 from omnigraph.passes.site_pass import Miss, SitePass
-from omnigraph.passes.written_norm import WrittenNorm, divides_by_root_mean, match_norm
 
 #: What the standard ops compute in where ``stash_type`` is 1, and the types that they take.
 _STASH, _TYPES = ir.DataType.FLOAT, ("FLOAT", "FLOAT16", "BFLOAT16")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.passes.analysis.rotary_caches import Half, half_of, repeat_for_batch
+from omnigraph.passes.analysis.rotation import Rotation, match_rotation, may_end_rotation
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
@@ -21,8 +23,6 @@ from omnigraph.passes.matching import (
     same_dim,
     standard,
 )
-from omnigraph.passes.rotary_caches import Half, half_of, repeat_for_batch
-from omnigraph.passes.rotation import Rotation, match_rotation, may_end_rotation
 from omnigraph.passes.site_pass import Miss, SitePass
 
 _TYPES = ("FLOAT", "FLOAT16", "BFLOAT16")

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.axis_parts import Part, last_axis_part
+from omnigraph.passes.analysis.axis_parts import Part, last_axis_part
+from omnigraph.passes.analysis.polynomial import Polynomial
+from omnigraph.passes.analysis.written_activation import match_activation
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
@@ -18,9 +20,7 @@ from omnigraph.passes.matching import (
     replace_output,
     standard,
 )
-from omnigraph.passes.polynomial import Polynomial
 from omnigraph.passes.site_pass import SitePass
-from omnigraph.passes.written_activation import match_activation
 
 _PRODUCT: Polynomial = {(1, 1): 1.0}
 

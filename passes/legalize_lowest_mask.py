@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.passes.analysis.joined_mask import above_lowest
 from omnigraph.passes.base import Graph, Pass
 from omnigraph.passes.insertion import Inserter
-from omnigraph.passes.joined_mask import above_lowest
 
 _MASK = 3
 

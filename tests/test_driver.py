@@ -37,6 +37,7 @@ def test_every_configuration_keeps_its_contract_on_every_target(
         settings={"positions": positions, "kind": kind},
         precision="fp16",
         out=tmp_path,
+        require_fused=True,
     )
     assert [report.target for report in reports] == list(TARGETS)
     programs = {
@@ -105,6 +106,38 @@ def test_a_module_is_a_model(tmp_path: Path):
     with omnigraph.load(report.path) as net, torch.no_grad():
         expected = module(torch.from_numpy(x)).numpy()
         np.testing.assert_allclose(net.run(input=x)["output"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions", "pattern"),
+    [
+        ("decoder", "absolute", "sliding_window"),
+        ("encoder", "relative", "block_sparse"),
+        *(
+            pytest.param(kind, positions, pattern, marks=pytest.mark.slow)
+            for kind in ("encoder", "decoder", "encoder-decoder")
+            for positions in ("absolute", "relative", "rotary", "alibi")
+            for pattern in ("sliding_window", "block_sparse")
+        ),
+    ],
+)
+def test_sparse_attention_is_of_blocks_on_every_target(
+    tmp_path: Path, kind: str, positions: str, pattern: str
+):
+    settings = {"positions": positions, "kind": kind, "attention": pattern, "num_layers": "1"}
+    reports = omnigraph.export(
+        "omninet",
+        TARGETS,
+        config="tiny",
+        settings=settings,
+        precision="fp16",
+        out=tmp_path,
+        require_fused=True,
+    )
+    for report in reports:
+        sites = [site for sites in report.ledger.values() for site in sites]
+        of_blocks = [s for s in sites if any("of blocks" in text for text in s.history)]
+        assert of_blocks, (report.target, sites)
 
 
 class BreakWeight(Pass):

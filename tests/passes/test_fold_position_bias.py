@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract import deviations
-from omnigraph.passes.attention_mask import meaning
+from omnigraph.passes.analysis.attention_mask import meaning
+from omnigraph.passes.analysis.toeplitz import Toeplitz
 from omnigraph.passes.base import Graph, declare_ranges, run_passes
 from omnigraph.passes.fold_position_bias import FoldPositionBias
 from omnigraph.passes.pipelines import canonical
-from omnigraph.passes.toeplitz import Toeplitz
 from omnigraph.verify import GraphRunner, check_graph
 
 SLOPES = -np.array([0.25, 0.0625], np.float32).reshape(2, 1, 1)

@@ -11,9 +11,9 @@ from graph_checks import graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.passes.index_bounds import bounds, settled
-from omnigraph.passes.index_evaluation import Emitter, compute
-from omnigraph.passes.index_expression import (
+from omnigraph.passes.analysis.index_bounds import bounds, settled
+from omnigraph.passes.analysis.index_evaluation import Emitter, compute
+from omnigraph.passes.analysis.index_expression import (
     Coordinate,
     Expression,
     Length,
@@ -22,9 +22,9 @@ from omnigraph.passes.index_expression import (
     coordinates,
     data,
 )
-from omnigraph.passes.index_reading import NotClosed, read
-from omnigraph.passes.index_shapes import dimension
-from omnigraph.passes.index_simplification import apply, deny, every, substitute
+from omnigraph.passes.analysis.index_reading import NotClosed, read
+from omnigraph.passes.analysis.index_shapes import dimension
+from omnigraph.passes.analysis.index_simplification import apply, deny, every, substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.verify import GraphRunner
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from omnigraph.contract import deviations
 from omnigraph.errors import GraphError, UsageError
 from omnigraph.models.programs import programs
+from omnigraph.passes.analysis.head_importance import least_important
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
-from omnigraph.passes.head_importance import least_important
 from omnigraph.passes.pipelines import canonical
 from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.trace import reference_for

@@ -11,11 +11,10 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.attention_mask import AXES, HEAD, KEY, QUERY, separate
-from omnigraph.passes.base import Graph
-from omnigraph.passes.index_bounds import bounds
-from omnigraph.passes.index_evaluation import Emitter, compute
-from omnigraph.passes.index_expression import (
+from omnigraph.passes.analysis.attention_mask import AXES, HEAD, KEY, QUERY, separate
+from omnigraph.passes.analysis.index_bounds import bounds
+from omnigraph.passes.analysis.index_evaluation import Emitter, compute
+from omnigraph.passes.analysis.index_expression import (
     Apply,
     Coordinate,
     Expression,
@@ -24,12 +23,18 @@ from omnigraph.passes.index_expression import (
     coordinates,
     inside,
 )
-from omnigraph.passes.index_reading import IndexReader
+from omnigraph.passes.analysis.index_reading import IndexReader
+from omnigraph.passes.analysis.position_bias import (
+    HIDES_ALL,
+    PositionBias,
+    only_masks,
+    slope_times_distance,
+)
+from omnigraph.passes.analysis.toeplitz import Sizes, Toeplitz, spanned
+from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import remove_unused, replace_output
-from omnigraph.passes.position_bias import HIDES_ALL, PositionBias, only_masks, slope_times_distance
 from omnigraph.passes.site_pass import Miss
-from omnigraph.passes.toeplitz import Sizes, Toeplitz, spanned
 
 #: Numbers up to this are lost in the sum with one that `HIDES_ALL`.
 _SMALL = 1e20

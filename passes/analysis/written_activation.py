@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from omnigraph.passes.matching import only_use
-from omnigraph.passes.polynomial import (
+from omnigraph.passes.analysis.polynomial import (
     Polynomial,
     arithmetic,
     operands,
     polynomial,
     same_polynomial,
 )
+from omnigraph.passes.matching import only_use
 from omnigraph.passes.site_pass import Miss
 
 #: How many nodes there may be from the function to the result.

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.attention_mask import BATCH, HEAD, KEY, QUERY, MaskMeaning, meaning
-from omnigraph.passes.block_layout import BlockPattern, Blocks, Layout, Window
-from omnigraph.passes.block_mask import block_mask
+from omnigraph.passes.analysis.attention_mask import BATCH, HEAD, KEY, QUERY, MaskMeaning, meaning
+from omnigraph.passes.analysis.block_layout import BlockPattern, Blocks, Layout, Window
+from omnigraph.passes.analysis.block_mask import block_mask
+from omnigraph.passes.analysis.index_bounds import bounds
+from omnigraph.passes.analysis.index_expression import TRUE, Linear, coordinate, coordinates
+from omnigraph.passes.analysis.index_reading import NotClosed
+from omnigraph.passes.analysis.index_shapes import dimension
+from omnigraph.passes.analysis.index_simplification import every, substitute
 from omnigraph.passes.decompose_attention import write_out
-from omnigraph.passes.index_bounds import bounds
-from omnigraph.passes.index_expression import TRUE, Linear, coordinate, coordinates
-from omnigraph.passes.index_reading import NotClosed
-from omnigraph.passes.index_shapes import dimension
-from omnigraph.passes.index_simplification import every, substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
     axis_size,

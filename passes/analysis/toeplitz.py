@@ -8,17 +8,17 @@ from math import inf
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.attention_mask import HEAD, difference
-from omnigraph.passes.index_bounds import settled
-from omnigraph.passes.index_evaluation import Emitter, compute
-from omnigraph.passes.index_expression import (
+from omnigraph.passes.analysis.attention_mask import HEAD, difference
+from omnigraph.passes.analysis.index_bounds import settled
+from omnigraph.passes.analysis.index_evaluation import Emitter, compute
+from omnigraph.passes.analysis.index_expression import (
     Coordinate,
     Expression,
     Length,
     Linear,
     inside,
 )
-from omnigraph.passes.index_simplification import substitute
+from omnigraph.passes.analysis.index_simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import made_by, rank
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from omnigraph.passes.absorbed_past import AbsorbedPast
-from omnigraph.passes.attention_mask import MaskMeaning, NotClosed, meaning
-from omnigraph.passes.index_expression import Linear
-from omnigraph.passes.index_reading import IndexReader
+from omnigraph.passes.analysis.absorbed_past import AbsorbedPast
+from omnigraph.passes.analysis.attention_mask import MaskMeaning, NotClosed, meaning
+from omnigraph.passes.analysis.index_expression import Linear
+from omnigraph.passes.analysis.index_reading import IndexReader
 from omnigraph.passes.matching import same_dim
 
 

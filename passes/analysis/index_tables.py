@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.index_expression import BOOL, Expression, Linear, atom, table
-from omnigraph.passes.index_simplification import choice, constant, element, every, non_negative
+from omnigraph.passes.analysis.index_expression import BOOL, Expression, Linear, atom, table
+from omnigraph.passes.analysis.index_simplification import (
+    choice,
+    constant,
+    element,
+    every,
+    non_negative,
+)
 
 #: Tables with more elements are weights, and are not searched for a formula.
 _MOST_ELEMENTS = 1 << 24

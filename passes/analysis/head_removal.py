@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.axis_cut import KEPT, Cutter
-from omnigraph.passes.axis_map import Cut, shorter
+from omnigraph.passes.analysis.axis_cut import KEPT, Cutter
+from omnigraph.passes.analysis.axis_map import Cut, shorter
+from omnigraph.passes.analysis.head_layout import HeadLayout
+from omnigraph.passes.analysis.output_projection import OutputProjection
 from omnigraph.passes.base import Graph
-from omnigraph.passes.head_layout import HeadLayout
 from omnigraph.passes.matching import axis_size, rank, standard
-from omnigraph.passes.output_projection import OutputProjection
 from omnigraph.passes.site_pass import Miss
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from omnigraph.passes.attention_mask import KEY, QUERY
-from omnigraph.passes.index_expression import (
+from omnigraph.passes.analysis.attention_mask import KEY, QUERY
+from omnigraph.passes.analysis.index_expression import (
     FALSE,
     All,
     Any,
@@ -23,7 +23,7 @@ from omnigraph.passes.index_expression import (
     coordinate,
     coordinates,
 )
-from omnigraph.passes.index_simplification import substitute
+from omnigraph.passes.analysis.index_simplification import substitute
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.attention_mask import AXES, HEAD, KEY, QUERY, NotClosed, hiding
-from omnigraph.passes.index_bounds import Bounds, bounds
-from omnigraph.passes.index_expression import (
+from omnigraph.passes.analysis.attention_mask import AXES, HEAD, KEY, QUERY, NotClosed, hiding
+from omnigraph.passes.analysis.index_bounds import Bounds, bounds
+from omnigraph.passes.analysis.index_expression import (
     Apply,
     Expression,
     Linear,
@@ -17,8 +17,8 @@ from omnigraph.passes.index_expression import (
     coordinates,
     data,
 )
-from omnigraph.passes.index_reading import IndexReader
-from omnigraph.passes.index_simplification import constant
+from omnigraph.passes.analysis.index_reading import IndexReader
+from omnigraph.passes.analysis.index_simplification import constant
 from omnigraph.passes.matching import made_by
 
 #: Numbers at or below this hide a key whatever is added to them.

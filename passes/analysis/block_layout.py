@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.attention_mask import KEY, QUERY
-from omnigraph.passes.block_mask import Places
-from omnigraph.passes.index_evaluation import Emitter
-from omnigraph.passes.index_expression import Coordinate, Linear, coordinate
-from omnigraph.passes.index_simplification import substitute
+from omnigraph.passes.analysis.attention_mask import KEY, QUERY
+from omnigraph.passes.analysis.block_mask import Places
+from omnigraph.passes.analysis.index_evaluation import Emitter
+from omnigraph.passes.analysis.index_expression import Coordinate, Linear, coordinate
+from omnigraph.passes.analysis.index_simplification import substitute
+from omnigraph.passes.analysis.mask_reach import Band, Columns, Drawn, Reach, Rows, in_blocks
 from omnigraph.passes.insertion import Inserter
-from omnigraph.passes.mask_reach import Band, Columns, Drawn, Reach, Rows, in_blocks
 from omnigraph.passes.site_pass import Miss
 
 _BLOCK, _ROW, _START, _COLUMN = "n", "r", "start", "c"

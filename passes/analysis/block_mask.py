@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from omnigraph.passes.attention_mask import BATCH, HEAD
-from omnigraph.passes.index_bounds import bounds
-from omnigraph.passes.index_evaluation import Emitter
-from omnigraph.passes.index_expression import (
+from omnigraph.passes.analysis.attention_mask import BATCH, HEAD
+from omnigraph.passes.analysis.index_bounds import bounds
+from omnigraph.passes.analysis.index_evaluation import Emitter
+from omnigraph.passes.analysis.index_expression import (
     BOOL,
     Choice,
     Coordinate,
@@ -23,7 +23,7 @@ from omnigraph.passes.index_expression import (
     coordinates,
     inside,
 )
-from omnigraph.passes.index_simplification import substitute
+from omnigraph.passes.analysis.index_simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.site_pass import Miss
 
