@@ -48,11 +48,13 @@ class LowerSparseAttention(SitePass):
             Attention whose sizes are not known it gives a padded copy of the mask, and of the keys
             a transposed one.
         shortest: a length that is known to be less is left to the dense form.
+        at_once: the most heads whose scores are held at one time, where they share a mask.
     """
 
     block: int = 128
     products: bool = False
     shortest: int = 512
+    at_once: int = 4
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every Attention with a mask that is not of blocks already."""
@@ -73,7 +75,8 @@ class LowerSparseAttention(SitePass):
             size = axis_size(value, axis)
             if size is not None and size < self.shortest:
                 raise Miss(f"a length of {size} is less than {self.shortest}: the dense form")
-        BlockAttention(graph.graph, site, self.block, self.products).replace(pattern)
+        block = BlockAttention(graph.graph, site, self.block, self.products, self.at_once)
+        block.replace(pattern)
         form = "products of blocks" if self.products else "Attention of blocks"
         if isinstance(pattern, Window):
             return f"{form}: keys from {pattern.low} to {pattern.high} of the query"

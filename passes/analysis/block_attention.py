@@ -91,10 +91,15 @@ class BlockAttention:
     Args:
         block: the most queries in a block of a window.
         products: whether products and a softmax are written, and no Attention.
+        at_once: the most heads whose scores are held at one time; 0 is all. A mask of each head by
+            itself is made for all of them at once.
     """
 
-    def __init__(self, graph: ir.Graph, site: Site, block: int, products: bool) -> None:
+    def __init__(
+        self, graph: ir.Graph, site: Site, block: int, products: bool, at_once: int = 0
+    ) -> None:
         self.graph, self.site, self.block, self.products = graph, site, block, products
+        self.at_once = at_once
         self.insert, self.made = Inserter(site.node), list[ir.Node]()
         self.layout = Layout(self.insert, site.query, site.key)
 
@@ -107,18 +112,27 @@ class BlockAttention:
             blocks = self.layout.window(pattern, self.block, site.past)
         else:
             blocks = self.layout.blocks(pattern, self.graph)
-        result = self._attention(
-            self._read(site.query, blocks.rows, blocks.count, blocks.size),
-            *(
-                self._read(self._per_query(v), blocks.columns, blocks.count, blocks.width)
-                for v in (site.key, site.value)
-            ),
-            self._mask(blocks),
-        )
+        mask = self._mask(blocks)
+        key, value = self._per_query(site.key), self._per_query(site.value)
         rows = op("Mul", blocks.count, blocks.size)
-        first, last = self.insert.integers(-1, heads), self.insert.integers(size)
-        whole = op("Concat", first, rows, last, axis=0)
-        result = op("Reshape", result, whole)  # [B, H, N*b, D]
+        parts = []
+        for start, stop in self._groups(heads):
+            part = self._attention(
+                self._read(
+                    self._heads(site.query, start, stop), blocks.rows, blocks.count, blocks.size
+                ),
+                self._read(
+                    self._heads(key, start, stop), blocks.columns, blocks.count, blocks.width
+                ),
+                self._read(
+                    self._heads(value, start, stop), blocks.columns, blocks.count, blocks.width
+                ),
+                self._for_heads(mask, blocks, stop - start),
+            )
+            first, last = self.insert.integers(-1, stop - start), self.insert.integers(size)
+            whole = op("Concat", first, rows, last, axis=0)
+            parts.append(op("Reshape", part, whole))  # [B, H, N*b, D]
+        result = parts[0] if len(parts) == 1 else op("Concat", *parts, axis=1)
         ends = self.insert.integers(0), op("Reshape", self.layout.queries, self.insert.integers(1))
         if isinstance(pattern, BlockPattern) and pattern.rows:
             seeing = pattern.rows * pattern.unit
@@ -177,19 +191,48 @@ class BlockAttention:
         shape = self.insert.integers(0, heads, -1, axis_size(value, 3) or -1)
         return self.insert.op("Reshape", repeated, shape)
 
-    def _mask(self, blocks: Blocks) -> ir.Value:
-        """[B*H, N, b, K], or [1, N, b, K] where batch and heads share it."""
-        site, op = self.site, self.insert.op
-        expression = site.mask.expression
-        mask = block_mask(
-            self.insert, self.graph, expression, blocks.places, blocks.positions, blocks.valid
+    def _groups(self, heads: int) -> list[tuple[int, int]]:
+        """The first head and the one behind the last of each group that is computed by itself."""
+        by_head = HEAD in coordinates(self.site.mask.expression)
+        size = heads if by_head or not self.at_once else self.at_once
+        return [(start, min(start + size, heads)) for start in range(0, heads, size)]
+
+    def _heads(self, value: ir.Value, start: int, stop: int) -> ir.Value:
+        """Some heads of [B, H, T, D]."""
+        if (start, stop) == (0, axis_size(value, 1)):
+            return value
+        part = self.insert.op(
+            "Slice",
+            value,
+            self.insert.integers(start),
+            self.insert.integers(stop),
+            self.insert.integers(1),
         )
-        shared = not coordinates(expression) & {BATCH, HEAD}
+        assert value.shape is not None
+        part.shape = ir.Shape([value.shape[0], stop - start, *list(value.shape)[2:]])
+        return part
+
+    def _mask(self, blocks: Blocks) -> ir.Value:
+        """[B or 1, H or 1, N, b, K], its leading axes of one left out where all are."""
+        return block_mask(
+            self.insert,
+            self.graph,
+            self.site.mask.expression,
+            blocks.places,
+            blocks.positions,
+            blocks.valid,
+        )
+
+    def _for_heads(self, mask: ir.Value, blocks: Blocks, heads: int) -> ir.Value:
+        """[B*H, N, b, K] for so many heads, or [1, N, b, K] where batch and heads share it."""
+        op = self.insert.op
+        shared = not coordinates(self.site.mask.expression) & {BATCH, HEAD}
         if not shared:
-            heads = self.insert.integers(axis_size(site.query, 1) or 1)
-            batch = op("Reshape", self.insert.length(site.query, 0), self.insert.integers(1))
+            batch = op("Reshape", self.insert.length(self.site.query, 0), self.insert.integers(1))
             ones = self.insert.integers(*[1] * blocks.places.axes)
-            mask = op("Expand", mask, op("Concat", batch, heads, ones, axis=0))
+            mask = op(
+                "Expand", mask, op("Concat", batch, self.insert.integers(heads), ones, axis=0)
+            )
         first = self.insert.integers(1 if shared else -1)
         shape = op("Concat", first, blocks.count, blocks.size, blocks.width, axis=0)
         return op("Reshape", mask, shape)
