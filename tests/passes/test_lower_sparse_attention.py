@@ -132,16 +132,16 @@ g (float[B,2,T,4] q, float[B,2,T,4] k, float[B,2,T,4] v, int64[B,T] tokens)
     x28 = Unsqueeze(x25, x20)  x29 = Unsqueeze(x17, x20)  x30 = Add(x29, x25)
     x31 = Sub(x1, x5)  x32 = Min(x30, x31)  x33 = Equal(x24, x22)  x34 = Unsqueeze(x33, x20)
     x35 = Constant<value = int64[1] {0}>()  x36 = Unsqueeze(x10, x35)  x37 = Unsqueeze(x7, x35)
-    x38 = Unsqueeze(x15, x35)  x39 = Gather<axis=2>(q, x32)
+    x38 = Unsqueeze(x15, x35)  x50 = GreaterOrEqual(x28, x19)
+    x51 = Constant<value = int64 {3}>()  x52 = Add(x51, x19)  x53 = GreaterOrEqual(x52, x28)
+    x54 = And(x50, x53)  x55 = And(x54, x34)  x59 = Mul(x36, x37)  x39 = Gather<axis=2>(q, x32)
     x40 = Constant<value = int64[1] {4}>()  x41 = Constant<value = int64[1] {-1}>()
     x42 = Concat<axis=0>(x41, x36, x37, x40)  x43 = Reshape(x39, x42)
     x44 = Gather<axis=2>(k, x24)  x45 = Concat<axis=0>(x41, x36, x38, x40)
     x46 = Reshape(x44, x45)  x47 = Gather<axis=2>(v, x24)
     x48 = Concat<axis=0>(x41, x36, x38, x40)  x49 = Reshape(x47, x48)
-    x50 = GreaterOrEqual(x28, x19)  x51 = Constant<value = int64 {3}>()  x52 = Add(x51, x19)
-    x53 = GreaterOrEqual(x52, x28)  x54 = And(x50, x53)  x55 = And(x54, x34)
     x56 = Concat<axis=0>(x20, x36, x37, x38)  x57 = Reshape(x55, x56)
-    x58 = Attention(x43, x46, x49, x57)  x59 = Mul(x36, x37)
+    x58 = Attention(x43, x46, x49, x57)
     x60 = Constant<value = int64[2] {-1, 2}>()  x61 = Concat<axis=0>(x60, x59, x40)
     x62 = Reshape(x58, x61)  x63 = Reshape(x1, x20)  x64 = Constant<value = int64[1] {2}>()
     y = Slice(x62, x35, x63, x64) }"""
@@ -151,6 +151,24 @@ def test_a_window_becomes_attention_of_blocks():
     before = attention_graph(CAUSAL_WINDOW)
     after = graph_from_text(AFTER)
     assert_pass(LowerSparseAttention(block=4), before, after, feeds_for(11))
+
+
+@pytest.mark.parametrize("mask", ["shared", "padded"])
+def test_heads_in_groups_give_the_numbers_of_all_at_once(mask: str):
+    more = {"shared": "", "padded": f"{PADDED} both = And(kept, seen)"}[mask]
+    graph = attention_graph(
+        CAUSAL_WINDOW,
+        more=more,
+        mask={"shared": "Identity(seen)", "padded": "Identity(both)"}[mask],
+    )
+    dense = GraphRunner(graph.clone())
+    run_passes(graph, (LowerSparseAttention(block=4, at_once=1),))
+    assert count_ops(graph)["Attention"] == 2
+    blocks = GraphRunner(graph)
+    for length in (1, 4, 11):
+        feeds = feeds_for(length)
+        for found in deviations(blocks.run(feeds), dense.run(feeds)).values():
+            assert found.within(EXACT)
 
 
 def test_no_value_grows_with_the_square_of_the_length():
