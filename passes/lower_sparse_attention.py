@@ -13,7 +13,7 @@ from omnigraph.passes.analysis.block_mask import check
 from omnigraph.passes.analysis.index_expression import Linear
 from omnigraph.passes.analysis.index_simplification import every
 from omnigraph.passes.analysis.mask_reach import reach
-from omnigraph.passes.base import Graph
+from omnigraph.passes.base import Graph, range_of
 from omnigraph.passes.matching import axis_size, input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
 
@@ -47,13 +47,14 @@ class LowerSparseAttention(SitePass):
         products: write the blocks out as products and a softmax, which OpenVINO fuses as well; an
             Attention whose sizes are not known it gives a padded copy of the mask, and of the keys
             a transposed one.
-        shortest: a length that is known to be less is left to the dense form.
+        shortest: lengths that are known or declared to be less are left to the dense form, which
+            is then as fast (``python -m benchmarks.sparse_attention``).
         at_once: the most heads whose scores are held at one time, where they share a mask.
     """
 
     block: int = 128
     products: bool = False
-    shortest: int = 512
+    shortest: int = 1024
     at_once: int = 4
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
@@ -72,9 +73,9 @@ class LowerSparseAttention(SitePass):
         if isinstance(pattern, BlockPattern) and site.past != Linear(0):
             raise Miss("queries and keys differ in number, and so do the blocks they are in")
         for axis, value in ((2, site.query), (2, site.key)):
-            size = axis_size(value, axis)
-            if size is not None and size < self.shortest:
-                raise Miss(f"a length of {size} is less than {self.shortest}: the dense form")
+            most = _longest(graph, value, axis)
+            if most is not None and most < self.shortest:
+                raise Miss(f"lengths up to {most} are less than {self.shortest}: the dense form")
         block = BlockAttention(graph.graph, site, self.block, self.products, self.at_once)
         block.replace(pattern)
         form = "products of blocks" if self.products else "Attention of blocks"
@@ -82,3 +83,12 @@ class LowerSparseAttention(SitePass):
             return f"{form}: keys from {pattern.low} to {pattern.high} of the query"
         kinds = f"{pattern.high - pattern.low + 1} near, {pattern.columns} first"
         return f"{form} of {pattern.unit}: {kinds}, {len(pattern.drawn)} drawn"
+
+
+def _longest(graph: Graph, value: ir.Value, axis: int) -> int | None:
+    """The most that an axis can be, where that is known or declared."""
+    size = axis_size(value, axis)
+    if size is not None or value.shape is None:
+        return size
+    dim = value.shape[axis]
+    return range_of(graph, str(dim.value))[1] if isinstance(dim, ir.SymbolicDim) else None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from omnigraph.contract import Tolerance, deviations
 from omnigraph.models import AttentionPattern
-from omnigraph.passes.base import Graph, count_ops, run_passes
+from omnigraph.passes.base import Graph, count_ops, declare_ranges, run_passes
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
 from omnigraph.passes.pipelines import canonical
 from omnigraph.program import Case
@@ -151,6 +151,15 @@ def test_a_window_becomes_attention_of_blocks():
     before = attention_graph(CAUSAL_WINDOW)
     after = graph_from_text(AFTER)
     assert_pass(LowerSparseAttention(block=4), before, after, feeds_for(11))
+
+
+def test_lengths_that_are_declared_short_are_left_dense():
+    graph = attention_graph(CAUSAL_WINDOW)
+    declare_ranges(graph, {"T": (1, 1023)})
+    assert_miss(LowerSparseAttention(block=4), graph, "lengths up to 1023 are less than 1024")
+    declare_ranges(graph, {"T": (1, 1024)})
+    (record,) = run_passes(graph, (LowerSparseAttention(block=4),))
+    assert record.modified
 
 
 @pytest.mark.parametrize("mask", ["shared", "padded"])
@@ -301,7 +310,7 @@ def test_half_floats_with_a_number_that_hides():
             },
             "a row may be hidden entirely by a finite number",
         ),
-        ({"seen": CAUSAL_WINDOW, "length": "300", "keys": "300"}, "300 is less than 512"),
+        ({"seen": CAUSAL_WINDOW, "length": "300", "keys": "300"}, "lengths up to 300 are less than 1024"),
         (
             {"seen": CAUSAL_WINDOW, "inputs": ", bool[T,T] m", "mask": "And(seen, m)"},
             "has an element for each query and key",
