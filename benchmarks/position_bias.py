@@ -107,7 +107,10 @@ SUBJECTS = (
         omninet("decode", kind="decoder", positions="rotary"),
         ranges=LONG,
     ),
-    Subject("absolute", omninet("forward", kind="encoder", positions="absolute")),
+    Subject(
+        "absolute",
+        omninet("forward", kind="encoder", positions="absolute", max_positions=2048),
+    ),
 )
 
 

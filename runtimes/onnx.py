@@ -48,7 +48,11 @@ class OnnxSession(Session):
         return chosen
 
     def _compile(self, name: str, entry: ProgramEntry) -> Executable:
-        return _executable(self._load(entry, _onnxruntime().SessionOptions()), entry)
+        options = _onnxruntime().SessionOptions()
+        if name == self._variants.gates:
+            # A pool of its own would go on spinning while the variant that it chose runs.
+            options.intra_op_num_threads = 1
+        return _executable(self._load(entry, options), entry)
 
     def kernels(self, program: str | None = None) -> list[Kernel]:
         """The kernels that one program runs, by onnxruntime's own profile of its golden inputs.
@@ -81,7 +85,7 @@ class OnnxSession(Session):
     ) -> onnxruntime.InferenceSession:
         ort = _onnxruntime()
         options.log_severity_level = 3
-        if self.threads is not None:
+        if self.threads is not None and not options.intra_op_num_threads:
             options.intra_op_num_threads = self.threads
         how = {
             "providers": [_PROVIDERS[self.device]],
