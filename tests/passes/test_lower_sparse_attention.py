@@ -310,7 +310,7 @@ def test_half_floats_with_a_number_that_hides():
             },
             "a row may be hidden entirely by a finite number",
         ),
-        ({"seen": CAUSAL_WINDOW, "length": "300", "keys": "300"}, "lengths up to 300 are less than 1024"),
+        ({"seen": CAUSAL_WINDOW, "length": "300", "keys": "300"}, "up to 300 are less than 1024"),
         (
             {"seen": CAUSAL_WINDOW, "inputs": ", bool[T,T] m", "mask": "And(seen, m)"},
             "has an element for each query and key",
