@@ -34,6 +34,10 @@ class ConvertPrecision(Pass):
     Attention is the kernel's, which does it in fp32. Elements that are only moved are moved in the
     half type, unless they are fp32 on both sides.
 
+    A QuantizeLinear takes what there is, and a DequantizeLinear gives the half type. Their scales
+    for a tensor or a channel stay in fp32: kernels sum products of integers in that type, and fp16
+    ends at 65,504. Scales of blocks, which are a part of the weight's size, become half.
+
     Graph inputs and outputs keep their names and types. Weights are converted when they are read,
     each once however many nodes share it. A finite constant beyond the half type, such as the
     least float32 in a mask, becomes the largest half of its sign, and not an infinity, which times
@@ -82,17 +86,27 @@ class _Conversion:
         results = [v for n in narrow for v in n.outputs if v.dtype == ir.DataType.FLOAT]
         stays = set(results)  # values that change type where they are
         for node in narrow:
-            for index, value in enumerate(node.inputs):
-                if value is not None and value.dtype == ir.DataType.FLOAT and value not in stays:
-                    node.replace_input_with(index, self._in_half(value))
-            if node.op_type == "Cast":
-                node.attributes["to"] = ir.AttrInt64("to", self.half)
+            self._read_halves(node, stays)
         for value in results:
             self._narrow(value)
         for node in narrow:
             self._drop_empty_cast(node)
         self._drop_unused()
         return bool(narrow)
+
+    def _read_halves(self, node: ir.Node, stays: set[ir.Value]) -> None:
+        """Give a node halves to read, or say that it gives them."""
+        widens = node.op_type == "DequantizeLinear"
+        if widens and not node.attributes.get_int("block_size", 0):
+            node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", self.half)
+            return
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype == ir.DataType.FLOAT and value not in stays:
+                node.replace_input_with(index, self._in_half(value))
+        if widens:
+            node.attributes.pop("output_dtype", None)  # it is that of the scales
+        if node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", self.half)
 
     def _in_half(self, value: ir.Value) -> ir.Value:
         """The half twin of a float32 value that stays."""
@@ -106,8 +120,13 @@ class _Conversion:
 
     def _half_weight(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
         name = f"{value.name}{self.suffix}"
+        # A scale is not 0, whatever it scales.
+        scales = any(user.op_type == "DequantizeLinear" for user, _ in value.uses())
+        least = float(ml_dtypes.finfo(self.half.numpy()).smallest_subnormal) if scales else None
         lazy = ir.LazyTensor(
-            lambda: ir.Tensor(_rounded(tensor.numpy(), self.half.numpy(), self.limit), name=name),
+            lambda: ir.Tensor(
+                _rounded(tensor.numpy(), self.half.numpy(), self.limit, least), name=name
+            ),
             dtype=self.half,
             shape=ir.Shape(tensor.shape),  # type: ignore[arg-type]
             name=name,
@@ -179,14 +198,20 @@ class _Conversion:
                 twin.name = name
 
 
-def _rounded(array: np.ndarray, dtype: np.dtype, limit: float) -> np.ndarray:
-    """``array`` in a half type, with finite numbers beyond its range at the end of the range."""
+def _rounded(
+    array: np.ndarray, dtype: np.dtype, limit: float, least: float | None = None
+) -> np.ndarray:
+    """``array`` in a half type, with finite numbers beyond its range at the end of the range.
+
+    Args:
+        least: what smaller numbers become.
+    """
     with np.errstate(over="ignore"):
         half = array.astype(dtype)
     beyond = np.isinf(half) & np.isfinite(array)
     if beyond.any():
         half[beyond] = np.copysign(limit, array[beyond]).astype(dtype)
-    return half
+    return half if least is None else np.maximum(half, np.array(least, dtype))
 
 
 def _typed(value: ir.Value, name: str, like: ir.Value, dtype: ir.DataType | None) -> ir.Value:

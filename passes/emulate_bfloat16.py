@@ -35,6 +35,8 @@ class EmulateBfloat16(Pass):
         """Rewrite in place; whether anything changed."""
         work = [node for node in graph.graph if node.op_type != "Cast" and _touches_bfloat16(node)]
         for node in work:
+            if node.attributes.get_int("output_dtype", 0) == _NARROW:
+                node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", _WIDE)
             for result in node.outputs:
                 if result.dtype == _NARROW:
                     _round(result, node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from omnigraph.errors import UsageError
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx_files import write_onnx
 from omnigraph.lowering.tensorrt_build import Flavour, build_engine, rtx_flavour
+from omnigraph.lowering.tensorrt_quantization import FIRST_CAPABILITY
 from omnigraph.lowering.tensorrt_support import ATTENTION, NO_BFLOAT16, refusal
 from omnigraph.passes.base import Pass
 from omnigraph.passes.convert_precision import ConvertPrecision
@@ -21,6 +22,8 @@ from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
+from omnigraph.passes.legalize_integer_lookups import LegalizeIntegerLookups
+from omnigraph.passes.legalize_ragged_blocks import LegalizeRaggedBlocks
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.share_constants import ShareConstants
@@ -29,15 +32,18 @@ from omnigraph.weights import release_memory
 
 #: Kernels are those of the oldest GPU asked for, and these five share theirs: one engine for all
 #: of them is as large as for one. sm75 is not among them, for it has no bf16 and older kernels.
+#: Those that lack a type of the Graph, as the first two do float8, are left out.
 _DEFAULT_COMPUTE = ("sm80", "sm86", "sm89", "sm120", "sm121")
-_NO_BFLOAT16_GPU = "sm75"
+_NAMES = {"BFLOAT16": "bf16", "FLOAT8E4M3FN": "fp8"}
 
 
 class TensorRtTarget(Target):
     """Engines by TensorRT-RTX, ahead of time; by TensorRT, on the GPU they will run on.
 
     Precision is what the Graph says, node by node: networks are strongly typed. Attention is
-    computed in the half type with its softmax in fp32, by a fused kernel where there is one.
+    computed in the half type with its softmax in fp32, by a fused kernel where there is one. Around
+    what is quantized the half type is fp16: int8 and float8 are multiplied as they are, and weights
+    that alone are quantized are widened by the kernel that reads them.
 
     The same input gives the same engine, byte for byte, with one version of TensorRT-RTX, where the
     system lets a process do without random addresses (Docker's default profile does not): the
@@ -46,7 +52,7 @@ class TensorRtTarget(Target):
 
     name = "tensorrt"
     purpose = "TensorRT engines for NVIDIA GPUs, built without one"
-    precisions = ("fp16", "bf16")
+    precisions = ("fp16", "bf16", "int8", "int8-weights", "int4-weights", "fp8")
     options: ClassVar[Mapping[str, str]] = {
         "compute": "compute capabilities of the GPUs to build for, such as sm89,sm120 "
         f"(default {','.join(_DEFAULT_COMPUTE)}); kernels are those of the oldest",
@@ -72,8 +78,12 @@ class TensorRtTarget(Target):
 
     def pipeline(self, precision: str) -> Sequence[Pass]:
         """Attention as the kernels take it, then the half type, then what that made twice."""
+        half = self.rounding(precision)
         return (
             *common(),
+            # Before precision, which keeps what is computed from integers in fp32.
+            LegalizeIntegerLookups(),
+            LegalizeRaggedBlocks(),
             LegalizeAttentionAxes(),
             # The mask before the past: where a query stands depends on the past's length.
             LegalizeCausalMask(),
@@ -81,11 +91,15 @@ class TensorRtTarget(Target):
             # Before precision, so that a softmax that is written out stays in fp32.
             ATTENTION,
             LiftConstants(),
-            ConvertPrecision(precision, NO_BFLOAT16 if precision == "bf16" else ()),
+            ConvertPrecision(half, NO_BFLOAT16 if half == "bf16" else ()),
             ShareConstants(),
             EliminateCommonSubexpressions(),
             EliminateDeadCode(),
         )
+
+    def rounding(self, precision: str) -> str:
+        """The half type around what is quantized, which is fp16."""
+        return precision if precision in ("fp16", "bf16") else "fp16"
 
     def check_options(self, options: Mapping[str, str]) -> None:
         """Refuse an unknown option, and a compute capability that cannot be built for."""
@@ -101,12 +115,7 @@ class TensorRtTarget(Target):
         options: Mapping[str, str],
     ) -> Emission:
         """Write the lowered ONNX with its weights, and an engine for each program."""
-        flavour, compute = _choose(options)
-        if precision == "bf16" and _NO_BFLOAT16_GPU in compute:
-            raise UsageError(
-                f"{_NO_BFLOAT16_GPU} has no bf16",
-                hint=f"leave {_NO_BFLOAT16_GPU} out of --set compute=…, or export with fp16",
-            )
+        flavour, compute = _choose(options, _types_of(programs))
         written = write_onnx(programs, directory)
         for program in programs:
             _read_weights_back(program, directory / written[program.name]["model"])
@@ -129,6 +138,14 @@ class TensorRtTarget(Target):
         )
 
 
+def _types_of(programs: Sequence[Lowered]) -> frozenset[str]:
+    """The types of every value."""
+    graphs = [program.graph.graph for program in programs]
+    nodes = (node for graph in graphs for node in ir.traversal.RecursiveGraphIterator(graph))
+    values = (value for node in nodes for value in (*node.inputs, *node.outputs))
+    return frozenset(v.dtype.name for v in values if v is not None and v.dtype is not None)
+
+
 def _read_weights_back(program: Lowered, model: Path) -> None:
     """Let a Graph have its weights from the file written, so that those in memory can go."""
     written = ir.load(model).graph.initializers
@@ -144,11 +161,18 @@ def _gpu_here() -> Gpu | None:
         return None
 
 
-def _choose(options: Mapping[str, str]) -> tuple[Flavour, tuple[str, ...]]:
+def _choose(
+    options: Mapping[str, str], types: Collection[str] = ()
+) -> tuple[Flavour, tuple[str, ...]]:
     """The compiler to use, and the compute capabilities to build for.
 
+    Args:
+        options: the target's.
+        types: those in the Graphs; without any asked for, GPUs that lack one are not built for.
+
     Raises:
-        UsageError: a capability is asked for that this compiler cannot build for.
+        UsageError: a capability is asked for that this compiler cannot build for, or that has no
+            kernels of a type.
     """
     asked = tuple(dict.fromkeys(c.strip().lower() for c in options.get("compute", "").split(",")))
     asked = tuple(name for name in asked if name)
@@ -177,7 +201,22 @@ def _choose(options: Mapping[str, str]) -> tuple[Flavour, tuple[str, ...]]:
             "No compute capability is asked for",
             hint=f"--set compute=sm89,sm120; without it, {','.join(default)}",
         )
-    return flavour, asked or default
+    able = tuple(name for name in asked or default if _lacking(name, types) is None)
+    if (asked and able != asked) or not able:
+        name = next(name for name in asked or default if name not in able)
+        raise UsageError(
+            f"{name} has no {_lacking(name, types)}",
+            expected=", ".join(c for c in flavour.capabilities if _lacking(c, types) is None),
+            hint=f"leave {name} out of --set compute=…, or export with fp16",
+        )
+    return flavour, able
+
+
+def _lacking(capability: str, types: Collection[str]) -> str | None:
+    """The first of some types that a compute capability has no kernels of, or None."""
+    number = int(capability.removeprefix("sm"))
+    lacking = [name for name in sorted(types) if number < FIRST_CAPABILITY.get(name, 0)]
+    return _NAMES.get(lacking[0], lacking[0].lower()) if lacking else None
 
 
 TARGET = TensorRtTarget()

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from omnigraph.errors import CompileError, OmniGraphError, UnsupportedError
 from omnigraph.lowering import tensorrt_worker
 from omnigraph.lowering.base import Lowered
+from omnigraph.lowering.tensorrt_engine import product_types
 from omnigraph.passes.base import describe
 from omnigraph.program import Dim, TensorSpec, dim_terms, evaluate_dim
 
@@ -150,6 +151,7 @@ def build_engine(
             "nodes": sum(node.op_type == "Attention" for node in program.graph.graph),
             "kernels": result["attention_kernels"],
         },
+        "products": product_types(engine),
     }
 
 

@@ -11,6 +11,11 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from omnigraph.lowering.misread import misread
+from omnigraph.lowering.tensorrt_quantization import (
+    narrow_refusal,
+    product_refusal,
+    quantizer_refusal,
+)
 from omnigraph.passes.decompose_attention import DecomposeAttention, head_size
 
 #: Ops that exist in fp32 and fp16, and not in bf16.
@@ -33,9 +38,6 @@ _TAKEN = frozenset(
     "Xor".split()
 )
 _TYPES = frozenset("FLOAT FLOAT16 BFLOAT16 INT32 INT64 BOOL".split())
-#: Types that are stored and converted, and not computed with.
-_STORED = frozenset("INT8 UINT8 INT4 FLOAT8E4M3FN".split())
-_CONVERTERS = frozenset("Cast QuantizeLinear DequantizeLinear Constant".split())
 _ONE_OUTPUT = frozenset("LayerNormalization BatchNormalization Dropout MaxPool".split())
 _MASK, _PAST_KEY = 3, 4
 _MOST_TOP = 3840
@@ -59,10 +61,11 @@ def refusal(node: ir.Node) -> str | None:
 
 
 def _wrong_type(node: ir.Node) -> str | None:
-    allowed = _TYPES | _STORED if node.op_type in _CONVERTERS else _TYPES
     for value in (*node.inputs, *node.outputs):
-        if value is not None and value.dtype is not None and value.dtype.name not in allowed:
-            return f"TensorRT does not compute in {value.dtype.name.lower()}"
+        if value is None or value.dtype is None or value.dtype.name in _TYPES:
+            continue
+        if (reason := narrow_refusal(node, value)) is not None:
+            return reason
     if node.op_type in NO_BFLOAT16 and node.outputs[0].dtype == ir.DataType.BFLOAT16:
         return f"TensorRT has no {node.op_type} in bfloat16"
     return None
@@ -153,8 +156,12 @@ _CONDITIONS: dict[str, Callable[[ir.Node], str | None]] = {
     "Attention": _attention,
     "AveragePool": _pool,
     "BatchNormalization": _training,
+    "DequantizeLinear": quantizer_refusal,
+    "Gemm": product_refusal,
+    "MatMul": product_refusal,
     "MaxPool": _pool,
     "Mod": _modulo,
+    "QuantizeLinear": quantizer_refusal,
     "Range": _range,
     "ScatterElements": _scatter,
     "ScatterND": _scatter,

@@ -15,12 +15,12 @@ import onnx_ir as ir
 
 from omnigraph.passes.base import OPSET
 
-#: Computed in the half type: products, summed in fp32 by every kernel, and arithmetic that rounds
-#: once per element. An op that is named in none of these sets stays in fp32.
+#: Computed in the half type: products, summed in fp32 by every kernel, arithmetic that rounds once
+#: per element, and integers that are widened. An op named in none of these sets stays in fp32.
 NARROW = frozenset(
     "MatMul Gemm Einsum Conv ConvTranspose Attention RotaryEmbedding Add Sub Mul Div Neg Abs Sum "
     "Min Max Clip Relu LeakyRelu PRelu Gelu Swish HardSwish HardSigmoid Sigmoid Tanh Erf Elu Selu "
-    "Celu Mish Softsign ThresholdedRelu Sign Ceil Floor Round Mod".split()
+    "Celu Mish Softsign ThresholdedRelu Sign Ceil Floor Round Mod DequantizeLinear".split()
 )
 #: Moves elements and computes nothing: of the type of what it moves, or of who wants it.
 MOVEMENT = frozenset(
@@ -28,8 +28,8 @@ MOVEMENT = frozenset(
     "GatherND ScatterElements ScatterND TensorScatter Expand Tile Pad Where Trilu Dropout "
     "DepthToSpace SpaceToDepth ReverseSequence Compress".split()
 )
-#: Gives no float, and the same whatever float it is given.
-INDIFFERENT = frozenset("Shape Size IsNaN IsInf NonZero ArgMax ArgMin".split())
+#: Gives no float, and the same whatever float it is given. Q divides by its scale, in its type.
+INDIFFERENT = frozenset("Shape Size IsNaN IsInf NonZero ArgMax ArgMin QuantizeLinear".split())
 #: What follows one of these directly is part of the same norm, softmax or loss: the difference
 #: from a mean, the epsilon under a root, the quotient by a sum.
 SCALES = frozenset(
