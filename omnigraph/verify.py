@@ -14,7 +14,7 @@ import onnx_ir as ir
 from omnigraph.contract import Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError, GraphError
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, describe
-from omnigraph.weights import weights_elsewhere
+from omnigraph.weights import tensor_bytes, weights_elsewhere
 
 #: Initializers at least this large are handed to onnxruntime where they are, not copied.
 _LARGE_BYTES = 1024
@@ -198,6 +198,12 @@ def _plain_options():  # type: ignore[no-untyped-def]
 def _ort_value(tensor: ir.TensorProtocol):  # type: ignore[no-untyped-def]
     from onnxruntime import OrtValue
 
+    if tensor.dtype.bitwidth < 8:
+        # onnxruntime takes the shape of an array whose first bytes are the packed elements.
+        room = np.empty(tuple(tensor.shape), np.uint8)
+        packed = np.frombuffer(tensor_bytes(tensor), np.uint8)
+        room.reshape(-1)[: packed.size] = packed
+        return OrtValue.ortvalue_from_numpy_with_onnx_type(room, int(tensor.dtype))
     array = np.ascontiguousarray(tensor.numpy())
     if array.dtype.type.__module__ == "numpy":
         return OrtValue.ortvalue_from_numpy(array.view(array.dtype.newbyteorder("=")))

@@ -223,6 +223,20 @@ def test_tables_of_any_type(dtype):
     np.testing.assert_array_equal(GraphRunner(graph).run({"i": index})["y"], table[index])
 
 
+@pytest.mark.parametrize("rows", [2, 63, 64], ids=["small", "large-odd", "large"])
+@pytest.mark.parametrize("dtype", [ir.DataType.INT4, ir.DataType.UINT4], ids=["int4", "uint4"])
+def test_weights_of_four_bits(dtype: ir.DataType, rows: int):
+    text = f"""g (float[N,{rows}] x, {dtype.name.lower()}[{rows},33] w, float one)
+        => (float[N,33] y) {{ wide = DequantizeLinear(w, one) y = MatMul(x, wide) }}"""
+    graph = graph_from_text(text)
+    least = -8 if dtype == ir.DataType.INT4 else 0
+    codes = np.random.default_rng(5).integers(least, least + 16, (rows, 33))
+    add_weight(graph, "w", codes.astype(dtype.numpy()))
+    add_weight(graph, "one", np.array(1, np.float32))
+    found = GraphRunner(graph).run({"x": np.eye(rows, dtype=np.float32)})["y"]
+    np.testing.assert_array_equal(found, codes)
+
+
 def test_weights_in_a_file_are_mapped(tmp_path: Path):
     array = np.random.default_rng(4).standard_normal((64, 32)).astype(np.float32)
     (tmp_path / "w.bin").write_bytes(b"head" * 16 + array.tobytes())
