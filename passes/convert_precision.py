@@ -36,7 +36,7 @@ class ConvertPrecision(Pass):
 
     A QuantizeLinear takes what there is, and a DequantizeLinear gives the half type. Their scales
     for a tensor or a channel stay in fp32: kernels sum products of integers in that type, and fp16
-    ends at 65,504. Scales of blocks, which are a part of the weight's size, become half.
+    ends at 65,504. Those of blocks and of four bits, which are widened first, become half.
 
     Graph inputs and outputs keep their names and types. Weights are converted when they are read,
     each once however many nodes share it. A finite constant beyond the half type, such as the
@@ -96,14 +96,13 @@ class _Conversion:
 
     def _read_halves(self, node: ir.Node, stays: set[ir.Value]) -> None:
         """Give a node halves to read, or say that it gives them."""
-        widens = node.op_type == "DequantizeLinear"
-        if widens and not node.attributes.get_int("block_size", 0):
+        if _keeps_scale(node):
             node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", self.half)
             return
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype == ir.DataType.FLOAT and value not in stays:
                 node.replace_input_with(index, self._in_half(value))
-        if widens:
+        if node.op_type == "DequantizeLinear":
             node.attributes.pop("output_dtype", None)  # it is that of the scales
         if node.op_type == "Cast":
             node.attributes["to"] = ir.AttrInt64("to", self.half)
@@ -196,6 +195,14 @@ class _Conversion:
                 self.graph.initializers.pop(name)
                 value.const_value = None  # onnx_ir remembers the value, and would keep its data
                 twin.name = name
+
+
+def _keeps_scale(node: ir.Node) -> bool:
+    """Whether a node is a DequantizeLinear of whole tensors or channels in 8 bits or more."""
+    if node.op_type != "DequantizeLinear" or node.attributes.get_int("block_size", 0):
+        return False
+    codes = node.inputs[0]
+    return codes is None or codes.dtype is None or codes.dtype.bitwidth >= 8
 
 
 def _rounded(

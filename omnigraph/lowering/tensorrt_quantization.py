@@ -3,8 +3,9 @@
 Found with TensorRT-RTX 1.7 by building small networks of every form. Some of what is refused here
 the compiler takes, and computes as something else: zero points of float8, a QuantizeLinear that
 does not saturate, uint8 (as int8), a last block that is not full (as one of blocks of another
-length: the engines are the same, byte for byte), and products whose scales are fp16, whose sums of
-integers it rounds to fp16 before it scales them.
+length: the engines are the same, byte for byte), int8 activations with weights in blocks (whose
+scales it applies to whole sums), and products whose scales are fp16, whose sums of integers it
+rounds to fp16 before it scales them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx_ir as ir
 
 from omnigraph.passes.analysis.precision import is_weight
 from omnigraph.passes.legalize_ragged_blocks import blocks_of, ragged
-from omnigraph.passes.matching import input_at, made_by, standard
+from omnigraph.passes.matching import input_at, made_by, standard, through
 
 #: By type, the ops that take it besides those that make it of floats and the reverse.
 NARROW_TYPES: dict[str, frozenset[str]] = {
@@ -29,8 +30,6 @@ NARROW_TYPES: dict[str, frozenset[str]] = {
 }
 #: The first compute capability whose kernels have a type.
 FIRST_CAPABILITY = {"BFLOAT16": 80, "INT4": 80, "FLOAT8E4M3FN": 89}
-#: The types that a GPU has products of.
-_FACTORS = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -60,10 +59,15 @@ def quantizer_refusal(node: ir.Node) -> str | None:
 
 def product_refusal(node: ir.Node) -> str | None:
     """Why TensorRT cannot take a MatMul or Gemm of what was quantized, or None."""
-    factors = [_widened(input_at(node, index)) for index in (0, 1)]
-    if any(f is None or f.inputs[0] is None for f in factors):
+    one, other = (_widened(input_at(node, index)) for index in (0, 1))
+    if one is None or other is None:
         return None
-    scales = [f.inputs[1] for f in factors if f is not None]
+    names = sorted({f.inputs[0].dtype.name.lower() for f in (one, other)})  # type: ignore[union-attr]
+    if len(names) > 1:
+        return f"TensorRT multiplies factors of one type, and these are {' and '.join(names)}"
+    if any(factor.attributes.get_int("block_size", 0) for factor in (one, other)):
+        return "TensorRT does not multiply what is quantized with blocks"
+    scales = [factor.inputs[1] for factor in (one, other)]
     narrow = any(s is not None and s.dtype == ir.DataType.FLOAT16 for s in scales)
     if narrow and any(s is None or not _is_one(s) for s in scales):
         return "TensorRT sums quantized products in the type of their scales, and fp16 overflows"
@@ -71,14 +75,10 @@ def product_refusal(node: ir.Node) -> str | None:
 
 
 def _widened(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear, without blocks, that makes a factor, be it transposed."""
-    if (transpose := made_by(value, "Transpose")) is not None:
-        value = transpose.inputs[0]
-    node = made_by(value, "DequantizeLinear")
-    if node is None or node.attributes.get_int("block_size", 0):
-        return None
-    source = node.inputs[0]
-    return node if source is not None and source.dtype in _FACTORS else None
+    """The DequantizeLinear that makes a factor, however its elements are moved."""
+    node = made_by(through(value, "Transpose", "Reshape"), "DequantizeLinear")
+    known = node is not None and node.inputs[0] is not None and node.inputs[0].dtype is not None
+    return node if known else None
 
 
 def _is_one(value: ir.Value) -> bool:
@@ -107,11 +107,14 @@ def _scale_refusal(node: ir.Node) -> str | None:
 
 def _block_refusal(node: ir.Node) -> str | None:
     _, size, block = blocks_of(node)
-    data, scale = node.inputs[0], input_at(node, 1)
-    if data is None:
-        return None
-    if data.dtype == ir.DataType.INT4 and data.shape is not None and _is_odd(data.shape):
+    data, scale, given = node.inputs[0], node.inputs[1], node.outputs[0].dtype
+    assert data is not None and scale is not None
+    four_bits = data.dtype == ir.DataType.INT4
+    if four_bits and data.shape is not None and _is_odd(data.shape):
         return "TensorRT takes an even number of int4 only"
+    widened_first = standard(node, "DequantizeLinear") and (four_bits or block)
+    if widened_first and None not in (given, scale.dtype) and given != scale.dtype:
+        return "TensorRT widens blocks and int4 to the type of their scales only"
     if not block:
         return None
     if block == 1:
@@ -120,10 +123,6 @@ def _block_refusal(node: ir.Node) -> str | None:
         return "TensorRT takes blocks of an axis of a known size only"
     if ragged(node):
         return f"TensorRT takes blocks that fill their axis, and {block} does not divide {size}"
-    if scale is not None and standard(node, "DequantizeLinear"):
-        given = node.outputs[0].dtype
-        if None not in (given, scale.dtype) and given != scale.dtype:
-            return "TensorRT widens blocks to the type of their scales only"
     return None
 
 
