@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from graph_checks import graph_with_weights
 
 from omnigraph.contract import Tolerance, deviations
 from omnigraph.errors import GraphError
@@ -91,3 +92,29 @@ def test_other_types_stay(precision: str) -> None:
     if precision == "fp16":
         ConvertPrecision("fp16")(graph)
     assert not EmulateBfloat16()(graph).modified
+
+
+@pytest.mark.parametrize("block", [0, 8])
+def test_integers_are_widened_and_rounded(block: int) -> None:
+    codes = np.random.default_rng(0).integers(-127, 128, (16, 4)).astype(np.int8)
+    steps = np.random.default_rng(1).uniform(0.01, 0.02, (2, 4) if block else 4)
+    steps = bfloat16(steps.astype(np.float32))
+    axis, rows = (0, "2,") if block else (1, "")
+    graph = graph_with_weights(
+        f"""g (float[B,16] x, int8[16,4] codes, float[{rows}4] steps, float step, int8 zero)
+            => (float[B,4] y) {{
+            q = QuantizeLinear(x, step, zero)
+            d = DequantizeLinear(q, step, zero)
+            w = DequantizeLinear<axis = {axis}, block_size = {block}>(codes, steps)
+            y = MatMul(d, w)
+        }}""",
+        codes=codes,
+        steps=steps,
+        step=np.array(0.5, np.float32),
+        zero=np.array(0, np.int8),
+    )
+    ConvertPrecision("bf16")(graph)
+    EmulateBfloat16()(graph)
+    found = GraphRunner(graph).run({"x": np.eye(16, dtype=np.float32)})["y"]
+    wide = codes.astype(np.float32) * (np.repeat(steps, 8, 0) if block else steps)
+    np.testing.assert_array_equal(found, bfloat16(wide))

@@ -26,8 +26,10 @@ def graph_of(terms: int, block: int, scales: np.ndarray, *, turned: bool = False
         shape, axis, product = f"6,{terms}", 1, "y = Gemm<transB = 1>(x, wide)"
     sizes = ",".join(map(str, scales.shape))
     return graph_with_weights(
-        f"g (float[B,{terms}] x, int8[{shape}] codes, float[{sizes}] scales) => (float[B,6] y) {{"
-        f" wide = DequantizeLinear<axis = {axis}, block_size = {block}>(codes, scales) {product} }}",
+        f"""g (float[B,{terms}] x, int8[{shape}] codes, float[{sizes}] scales) => (float[B,6] y) {{
+            wide = DequantizeLinear<axis = {axis}, block_size = {block}>(codes, scales)
+            {product}
+        }}""",
         codes=codes,
         scales=scales,
     )
