@@ -54,7 +54,12 @@ def narrow_refusal(node: ir.Node, value: ir.Value) -> str | None:
 
 def quantizer_refusal(node: ir.Node) -> str | None:
     """Why TensorRT cannot take a QuantizeLinear or DequantizeLinear, or None."""
-    return _zero_point_refusal(node) or _scale_refusal(node) or _block_refusal(node)
+    return (
+        _integer_refusal(node)
+        or _zero_point_refusal(node)
+        or _scale_refusal(node)
+        or _block_refusal(node)
+    )
 
 
 def product_refusal(node: ir.Node) -> str | None:
@@ -84,6 +89,13 @@ def _widened(value: ir.Value | None) -> ir.Node | None:
 def _is_one(value: ir.Value) -> bool:
     shape = value.shape
     return shape is not None and math.prod(d if isinstance(d, int) else 2 for d in shape) == 1
+
+
+def _integer_refusal(node: ir.Node) -> str | None:
+    given = node.inputs[0].dtype if node.inputs[0] is not None else None
+    if standard(node, "DequantizeLinear") and given is not None and given.name == "INT32":
+        return "TensorRT does not widen int32"
+    return None
 
 
 def _zero_point_refusal(node: ir.Node) -> str | None:
