@@ -200,7 +200,7 @@ def _ort_value(tensor: ir.TensorProtocol):  # type: ignore[no-untyped-def]
 
     if tensor.dtype.bitwidth < 8:
         # onnxruntime takes the shape of an array whose first bytes are the packed elements.
-        room = np.empty(tuple(tensor.shape), np.uint8)
+        room = np.empty(tensor.shape.numpy(), np.uint8)
         packed = np.frombuffer(tensor_bytes(tensor), np.uint8)
         room.reshape(-1)[: packed.size] = packed
         return OrtValue.ortvalue_from_numpy_with_onnx_type(room, int(tensor.dtype))

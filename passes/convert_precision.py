@@ -199,7 +199,9 @@ class _Conversion:
 
 def _keeps_scale(node: ir.Node) -> bool:
     """Whether a node is a DequantizeLinear of whole tensors or channels in 8 bits or more."""
-    if node.op_type != "DequantizeLinear" or node.attributes.get_int("block_size", 0):
+    if node.op_type != "DequantizeLinear":
+        return False
+    if node.attributes.get_int("block_size", 0):
         return False
     codes = node.inputs[0]
     return codes is None or codes.dtype is None or codes.dtype.bitwidth >= 8

@@ -17,8 +17,8 @@ from omnigraph.errors import UnsupportedError, UsageError
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.lowering.tensorrt_build import build_engine, rtx_flavour
 from omnigraph.lowering.tensorrt_support import refusal
-from omnigraph.numbers import _runnable
 from omnigraph.passes.base import Graph, count_ops, run_passes
+from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.program import Dim, TensorSpec
 from omnigraph.verify import GraphRunner
 
@@ -261,7 +261,8 @@ def check_numbers(name: str, precision: str, emitted) -> None:
     if precision == "bf16":
         given = {"x": given["x"].astype(ml_dtypes.bfloat16).astype(np.float32)}
     expected = GraphRunner(form.graph()).run(given)
-    graph = _runnable(ir.load(folder / emission.files["forward"]["lowered"]))
+    graph = ir.load(folder / emission.files["forward"]["lowered"])
+    assert EmulateBfloat16()(graph).modified == (precision == "bf16")
     tolerance = Tolerance.for_precision(
         TARGET.rounding(precision), depth=form.roundings, contraction=WIDTH
     )
