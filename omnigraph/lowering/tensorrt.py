@@ -25,6 +25,7 @@ from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
 from omnigraph.passes.legalize_integer_lookups import LegalizeIntegerLookups
 from omnigraph.passes.legalize_ragged_blocks import LegalizeRaggedBlocks
 from omnigraph.passes.lift_constants import LiftConstants
+from omnigraph.passes.pad_odd_channels import PadOddChannels
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.share_constants import ShareConstants
 from omnigraph.runtimes.cuda_driver import CudaError, Gpu, driver
@@ -84,6 +85,8 @@ class TensorRtTarget(Target):
             # Before precision, which keeps what is computed from integers in fp32.
             LegalizeIntegerLookups(),
             LegalizeRaggedBlocks(),
+            # The compiler pads such weights itself, and keeps both copies where one is looked up.
+            PadOddChannels(),
             LegalizeAttentionAxes(),
             # The mask before the past: where a query stands depends on the past's length.
             LegalizeCausalMask(),

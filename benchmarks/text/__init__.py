@@ -1,0 +1,1 @@
+"""Small OmniNets that learned text: the models that losses of accuracy are judged on."""

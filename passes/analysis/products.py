@@ -1,0 +1,176 @@
+"""The products of a Graph with constant weights, and the tables it looks rows up in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from omnigraph.passes.analysis.precision import is_weight
+from omnigraph.passes.base import MODULE_KEY, Graph
+from omnigraph.passes.matching import input_at, made_by, nodes_of, standard, through
+
+#: What may stand between the tokens of the caller and the rows that are looked up.
+_INDEX_MOVES = ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Identity", "Flatten")
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """One MatMul or Gemm of an activation [..., K] with a constant weight of two axes.
+
+    Args:
+        layer: the module it came from, by which precisions are chosen.
+        node: the MatMul or Gemm; its input 0 is the activation.
+        activation: what is multiplied, float32 [..., K].
+        weight: the initializer: [K, N] or [N, K].
+        channel_axis: the axis of N, the output channels, in the initializer.
+        transpose: the Transpose between the initializer and the node, where there is one, as of a
+            table that embeddings and logits share.
+    """
+
+    layer: str
+    node: ir.Node
+    activation: ir.Value
+    weight: ir.Value
+    channel_axis: int
+    transpose: ir.Node | None = None
+
+    @property
+    def contraction(self) -> int:
+        """K, the terms of each sum."""
+        return self._size(1 - self.channel_axis)
+
+    @property
+    def channels(self) -> int:
+        """N, the output channels."""
+        return self._size(self.channel_axis)
+
+    def _size(self, axis: int) -> int:
+        assert self.weight.shape is not None
+        size = self.weight.shape[axis]
+        assert isinstance(size, int)
+        return size
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A constant table [V, C] whose rows are looked up by the caller's integers: an embedding.
+
+    Args:
+        layer: the module of the first Gather.
+        weight: the initializer.
+        gathers: every Gather of its rows.
+    """
+
+    layer: str
+    weight: ir.Value
+    gathers: tuple[ir.Node, ...]
+
+
+def products(graph: Graph) -> list[Product]:
+    """Every product of float32 with a constant weight, in the order of the Graph."""
+    found = (product_of(node) for node in nodes_of(graph, "MatMul", "Gemm"))
+    return [product for product in found if product is not None]
+
+
+def product_of(node: ir.Node) -> Product | None:
+    """A node as a Product, if it is one."""
+    if not standard(node, "MatMul", "Gemm"):
+        return None
+    parts = _parts(node)
+    return None if parts is None else Product(layer_of(node), node, *parts)
+
+
+def layer_of(node: ir.Node) -> str:
+    """The module that a node came from; its own name where it has none."""
+    return node.metadata_props.get(MODULE_KEY) or node.name or node.op_type
+
+
+def _parts(node: ir.Node) -> tuple[ir.Value, ir.Value, int, ir.Node | None] | None:
+    """Activation, weight, axis of the output channels, and the Transpose between; or None."""
+    activation, factor = input_at(node, 0), input_at(node, 1)
+    if activation is None or factor is None or activation.dtype != ir.DataType.FLOAT:
+        return None
+    if node.op_type == "Gemm" and not _is_plain(node):
+        return None
+    axis = 0 if node.attributes.get_int("transB", 0) else 1
+    transpose = made_by(factor, "Transpose")
+    if transpose is not None and tuple(transpose.attributes.get_ints("perm", (1, 0))) == (1, 0):
+        factor, axis = transpose.inputs[0], 1 - axis
+    else:
+        transpose = None
+    if factor is None or not is_weight(factor) or factor.dtype != ir.DataType.FLOAT:
+        return None
+    if factor.shape is None or len(factor.shape) != 2 or is_weight(activation):
+        return None
+    return activation, factor, axis, transpose
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Whether a Gemm is x W + b, but for the transpose of W."""
+    get = node.attributes.get_float
+    return get("alpha", 1.0) == 1.0 == get("beta", 1.0) and not node.attributes.get_int("transA", 0)
+
+
+def tables(graph: Graph) -> list[Table]:
+    """Every float32 table of two axes that the caller's integers choose rows of.
+
+    Positions, which are computed, choose rows of tables that are not among these.
+    """
+    gathers: dict[ir.Value, list[ir.Node]] = {}
+    for node in nodes_of(graph, "Gather"):
+        if (table := table_of(node)) is not None:
+            gathers.setdefault(table, []).append(node)
+    return [Table(layer_of(nodes[0]), table, tuple(nodes)) for table, nodes in gathers.items()]
+
+
+def table_of(node: ir.Node) -> ir.Value | None:
+    """The table that a node looks rows up in by the caller's integers, or None."""
+    if not standard(node, "Gather"):
+        return None
+    table = node.inputs[0]
+    if table is None or not is_weight(table) or table.dtype != ir.DataType.FLOAT:
+        return None
+    if table.shape is None or len(table.shape) != 2 or node.attributes.get_int("axis", 0) != 0:
+        return None
+    return table if _is_given(node.inputs[1]) else None
+
+
+def _is_given(indices: ir.Value | None) -> bool:
+    """Whether indices are an input of the Graph, however reshaped."""
+    source = through(indices, *_INDEX_MOVES)
+    return source is not None and source.is_graph_input()
+
+
+def bias_of(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """The node and the place of its input where the constant bias [N] of a product is added.
+
+    That is the Gemm itself, or an Add that is all that reads a MatMul; None where there is none.
+    """
+    if node.op_type == "Gemm":
+        bias = input_at(node, 2)
+        return (node, 2) if bias is not None and is_weight(bias) else None
+    result = node.outputs[0]
+    users = list(result.uses())
+    if len(users) != 1 or result.is_graph_output() or not standard(users[0].node, "Add"):
+        return None
+    place = 1 - users[0].idx
+    bias = users[0].node.inputs[place]
+    if bias is None or not is_weight(bias) or bias.shape is None or len(bias.shape) != 1:
+        return None
+    return users[0].node, place
+
+
+def is_chosen(layer: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a layer is named by one of these patterns of the shell, such as ``decoder.*``."""
+    return any(fnmatchcase(layer, pattern) for pattern in patterns)
+
+
+def by_activation(found: list[Product]) -> Iterator[tuple[ir.Value, list[Product]]]:
+    """Products grouped by what they multiply, in the order of the first of each group."""
+    groups: dict[ir.Value, list[Product]] = {}
+    for product in found:
+        groups.setdefault(product.activation, []).append(product)
+    yield from groups.items()

@@ -1,0 +1,89 @@
+"""What each target's kernels want quantized, and how: a table by target, device and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from omnigraph.errors import UnsupportedError
+from omnigraph.passes.analysis.weight_rounding import WeightGrid
+
+#: Precisions that are integers or float8: those that `InsertQdq` makes.
+QUANTIZED = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8")
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """How an activation is stored on its way into a product, one scale for all of it.
+
+    Args:
+        dtype: UINT8, INT8 or FLOAT8E4M3FN.
+        symmetric: zero is the middle of the range.
+        dynamic: the range is taken at run time.
+    """
+
+    dtype: ir.DataType
+    symmetric: bool
+    dynamic: bool = False
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is quantized for one target, device and precision.
+
+    Args:
+        weights: of products, by output channel or by blocks.
+        activations: what products multiply; None leaves them in float.
+        tables: rows of embeddings, one scale a row; None leaves them in float.
+        least_terms: products with fewer terms stay in float: their rounding is a large part of so
+            short a sum, and their time is in the memory traffic.
+    """
+
+    weights: WeightGrid
+    activations: ActivationGrid | None = None
+    tables: WeightGrid | None = WeightGrid()
+    least_terms: int = 16
+
+
+_PER_CHANNEL = WeightGrid(ir.DataType.INT8)
+_UNSIGNED = ActivationGrid(ir.DataType.UINT8, symmetric=False)
+_SIGNED = ActivationGrid(ir.DataType.INT8, symmetric=True)
+_DYNAMIC = ActivationGrid(ir.DataType.UINT8, symmetric=False, dynamic=True)
+
+#: By target, device and precision.
+SCHEMES: Mapping[tuple[str, str, str], Scheme] = {
+    ("onnx", "cpu", "int8"): Scheme(_PER_CHANNEL, _UNSIGNED),
+    ("onnx", "cpu", "int8-dynamic"): Scheme(_PER_CHANNEL, _DYNAMIC),
+    ("onnx", "cpu", "int8-weights"): Scheme(_PER_CHANNEL),
+    ("onnx", "cpu", "int4-weights"): Scheme(WeightGrid(ir.DataType.UINT4, 64)),
+    ("openvino", "cpu", "int8"): Scheme(_PER_CHANNEL, _UNSIGNED),
+    # OpenVINO quantizes activations at run time by itself, where the weights are integers.
+    ("openvino", "cpu", "int8-dynamic"): Scheme(_PER_CHANNEL),
+    ("openvino", "cpu", "int8-weights"): Scheme(_PER_CHANNEL),
+    ("openvino", "cpu", "int4-weights"): Scheme(WeightGrid(ir.DataType.UINT4, 64)),
+    ("tensorrt", "cuda", "int8"): Scheme(_PER_CHANNEL, _SIGNED),
+    ("tensorrt", "cuda", "int8-weights"): Scheme(_PER_CHANNEL),
+    ("tensorrt", "cuda", "int4-weights"): Scheme(WeightGrid(ir.DataType.INT4, 64)),
+    ("tensorrt", "cuda", "fp8"): Scheme(
+        WeightGrid(ir.DataType.FLOAT8E4M3FN),
+        ActivationGrid(ir.DataType.FLOAT8E4M3FN, symmetric=True),
+    ),
+}
+
+
+def scheme_of(target: str, device: str, precision: str) -> Scheme:
+    """The scheme of a target on a device.
+
+    Raises:
+        UnsupportedError: there is none; the error names those there are.
+    """
+    if (found := SCHEMES.get((target, device, precision))) is None:
+        known = [p for t, d, p in SCHEMES if (t, d) == (target, device)]
+        raise UnsupportedError(
+            f"Nothing is known of precision {precision!r} on target {target!r}, device {device!r}",
+            expected=" or ".join(known) or "a target and device that have quantized kernels",
+            hint="fp32, fp16 and bf16 need no quantization",
+        )
+    return found

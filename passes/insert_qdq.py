@@ -1,0 +1,358 @@
+"""Products are computed with integers: quantized weights, and Q/DQ around what they multiply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
+from omnigraph.passes.analysis.products import (
+    Product,
+    is_chosen,
+    layer_of,
+    product_of,
+    products,
+    table_of,
+    tables,
+)
+from omnigraph.passes.analysis.quantization_scheme import ActivationGrid, Scheme, scheme_of
+from omnigraph.passes.analysis.weight_rounding import (
+    RoundedWeight,
+    WeightGrid,
+    fit_grid,
+    on_grid,
+)
+from omnigraph.passes.base import Graph
+from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.matching import standard
+from omnigraph.passes.site_pass import Miss, SitePass
+
+#: The precision of a layer that is left as it is.
+FLOAT = "float"
+_FLOAT8_MAX = 448.0
+
+
+@dataclass(frozen=True)
+class InsertQdq(SitePass):
+    """Store the weights of products as integers, and quantize what they multiply.
+
+    Before::
+
+        y = MatMul(x, weight float32)
+
+    After, for int8 (int8-dynamic takes scale and zero point of x at run time, by
+    DynamicQuantizeLinear; int8-weights and int4-weights leave x as it is)::
+
+        x_ = DequantizeLinear(QuantizeLinear(x))        one pair for all who multiply x
+        y  = MatMul(x_, DequantizeLinear(weight int8, a scale for each output channel))
+
+    The rows of an embedding are looked up as integers, and only those rows are widened. The weight
+    of a product is an initializer of integers, written once where embeddings and logits share it.
+    Which types, what is symmetric, what shares a scale: `quantization_scheme` has it for each
+    target. Norms, softmax, masks and position biases stay in float.
+
+    Needs: weights as initializers; for int8 and fp8, statistics of what is multiplied (ranges from
+    calibration). Leaves alone: products whose range is not known; layers that are kept; products
+    of two activations. Rounds: every weight and every activation so taken, to its grid.
+
+    Args:
+        target, device, precision: the row of the table of schemes.
+        statistics: what calibration saw, or the file that it was saved to.
+        keep: layers that stay in float: module paths, with ``*`` for any text.
+        choices: by module path, the precision of that layer, where it is not ``precision``; "float"
+            is none.
+        rounded: by the name of a weight, how it was rounded with compensation; the others are
+            rounded to the nearest.
+    """
+
+    rounds: ClassVar[bool] = True
+
+    target: str = "onnx"
+    device: str = "cpu"
+    precision: str = "int8"
+    statistics: Statistics | str | None = None
+    keep: tuple[str, ...] = ()
+    choices: Mapping[str, str] = field(default_factory=dict, hash=False)
+    rounded: Mapping[str, RoundedWeight] = field(default_factory=dict, hash=False, repr=False)
+
+    def __post_init__(self) -> None:
+        scheme_of(self.target, self.device, self.precision)
+        if isinstance(self.statistics, str):
+            object.__setattr__(self, "statistics", Statistics.load(self.statistics))
+
+    def scheme_for(self, layer: str) -> Scheme | None:
+        """How a layer is quantized, or None where it stays in float."""
+        precision = self.choices.get(layer, self.precision)
+        if precision == FLOAT or is_chosen(layer, self.keep):
+            return None
+        return scheme_of(self.target, self.device, precision)
+
+    def sites(self, graph: Graph) -> Iterable[ir.Node]:
+        """Every product with a constant weight, and every lookup in an embedding."""
+        found = {product.node for product in products(graph)}
+        found |= {gather for table in tables(graph) for gather in table.gathers}
+        return [n for n in ir.traversal.RecursiveGraphIterator(graph.graph) if n in found]
+
+    def rewrite(self, graph: Graph, node: ir.Node) -> str:
+        """Quantize one product or one lookup."""
+        scheme = self.scheme_for(layer_of(node))
+        if scheme is None:
+            raise Miss("the layer is kept in float")
+        if (product := product_of(node)) is not None:
+            return self._product(graph, product, scheme)
+        return self._lookup(graph, node, scheme)
+
+    def _product(self, graph: Graph, product: Product, scheme: Scheme) -> str:
+        if product.contraction < scheme.least_terms:
+            raise Miss(f"its sums have only {product.contraction} terms")
+        grid = scheme.weights
+        if product.transpose is not None:
+            grid = self._shared_grid(product, scheme)
+        observation = self._observation(product, scheme)
+        if scheme.activations is not None:
+            quantized = _quantize_activation(graph, product, scheme.activations, observation)
+            product.node.replace_input_with(0, quantized)
+        weight = self._weight(graph, product.weight, product.channel_axis, grid)
+        before = Inserter(product.transpose or product.node)
+        wide = _dequantized(before, weight, product.channel_axis, grid)
+        if product.transpose is not None:
+            wide = before.op("Transpose", wide, perm=[1, 0])
+        product.node.replace_input_with(1, wide)
+        _drop_unused(graph, product.weight, product.transpose)
+        return _described(scheme, grid)
+
+    def _observation(self, product: Product, scheme: Scheme) -> Observation | None:
+        """The range of what a product multiplies; None where none is needed."""
+        if scheme.activations is None or scheme.activations.dynamic:
+            return None
+        if not isinstance(self.statistics, Statistics):
+            raise Miss("nothing is known of the range of what it multiplies: there was no calibration")
+        found = self.statistics.observations.get(product.weight.name or "")
+        if found is None:
+            raise Miss(f"the statistics have nothing of what {product.weight.name!r} multiplies")
+        return found
+
+    def _shared_grid(self, product: Product, scheme: Scheme) -> WeightGrid:
+        """The grid of a weight that is also looked up by rows."""
+        for user, index in product.weight.uses():
+            if index == 0 and standard(user, "Gather"):
+                looked_up = self.scheme_for(layer_of(user))
+                if looked_up is None or looked_up.tables is None:
+                    raise Miss("it shares its weight with an embedding that stays in float", user)
+                return looked_up.tables
+        # Lookups that were rewritten before it show in the integers that they left.
+        return scheme.tables or scheme.weights
+
+    def _lookup(self, graph: Graph, node: ir.Node, scheme: Scheme) -> str:
+        if scheme.tables is None:
+            raise Miss("this target looks embeddings up in float")
+        table, grid = table_of(node), scheme.tables
+        assert table is not None
+        for user, _ in table.uses():
+            shared = _reader(user)
+            if shared is not None and self.scheme_for(layer_of(shared)) is None:
+                raise Miss("it shares its table with a product that stays in float", shared)
+        weight = self._weight(graph, table, 0, grid)
+        before = Inserter(node)
+        axis = {"axis": 0}
+        rows = before.op("Gather", weight.codes, node.inputs[1], **axis)
+        scales = before.op("Gather", weight.scales, node.inputs[1], **axis)
+        wide = before.op("Cast", rows, to=ir.DataType.FLOAT)
+        wide = before.op("Mul", wide, before.op("Unsqueeze", scales, before.integers(-1)))
+        name, old = node.outputs[0].name, node.outputs[0]
+        wide.shape = old.shape
+        ir.convenience.replace_all_uses_with(old, wide, replace_graph_outputs=True)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+        wide.name = name
+        _drop_unused(graph, table, None)
+        return f"Gather of {grid.dtype.name.lower()} rows"
+
+    def _weight(
+        self, graph: Graph, weight: ir.Value, channel_axis: int, grid: WeightGrid
+    ) -> _Stored:
+        """The integers and scales of a weight, made when first asked for."""
+        name = f"{weight.name}_{grid.dtype.name.lower()}"
+        known = graph.graph.initializers
+        if name in known:
+            zeros = known.get(f"{name}_zero_point")
+            return _Stored(known[name], known[f"{name}_scale"], zeros)
+        assert weight.const_value is not None and weight.name is not None
+        rounded = self.rounded.get(weight.name)
+        if rounded is not None and rounded.grid != grid:
+            rounded = None
+        return _store(graph, weight.const_value, name, channel_axis, grid, rounded)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The initializers of a quantized weight."""
+
+    codes: ir.Value
+    scales: ir.Value
+    zeros: ir.Value | None
+
+
+def _store(
+    graph: Graph,
+    tensor: ir.TensorProtocol,
+    name: str,
+    channel_axis: int,
+    grid: WeightGrid,
+    rounded: RoundedWeight | None,
+) -> _Stored:
+    """Register integers, which are computed when they are written, and their scales."""
+
+    def terms_first() -> np.ndarray:
+        array = tensor.numpy()
+        return array if channel_axis == 1 else array.T
+
+    def as_stored(array: np.ndarray) -> np.ndarray:
+        """[K, N] in the order of axes that the initializer has."""
+        return np.ascontiguousarray(array if channel_axis == 1 or array.ndim == 1 else array.T)
+
+    scales, zeros = (
+        (rounded.scales, rounded.zeros) if rounded is not None else fit_grid(terms_first(), grid)
+    )
+
+    def codes() -> ir.TensorProtocol:
+        found = rounded.codes if rounded is not None else on_grid(terms_first(), scales, zeros, grid)
+        return ir.tensor(as_stored(found).astype(grid.dtype.numpy()), dtype=grid.dtype, name=name)
+
+    lazy = ir.LazyTensor(codes, dtype=grid.dtype, shape=ir.Shape(tensor.shape), name=name)  # type: ignore[arg-type]
+    stored_zeros = None
+    if zeros is not None:
+        stored_zeros = _initializer(
+            graph,
+            ir.tensor(
+                as_stored(zeros).astype(grid.dtype.numpy()),
+                dtype=grid.dtype,
+                name=f"{name}_zero_point",
+            ),
+        )
+    return _Stored(
+        _initializer(graph, lazy),
+        _initializer(graph, ir.tensor(as_stored(scales), name=f"{name}_scale")),
+        stored_zeros,
+    )
+
+
+def _initializer(graph: Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """A tensor as an initializer of its own name."""
+    value = ir.Value(
+        name=tensor.name,
+        shape=ir.Shape(tensor.shape),  # type: ignore[arg-type]
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.graph.register_initializer(value)
+    return value
+
+
+def _dequantized(
+    before: Inserter, weight: _Stored, channel_axis: int, grid: WeightGrid
+) -> ir.Value:
+    """The weight in float32: a new DequantizeLinear, scales by channel or by block of terms."""
+    attributes = {"axis": channel_axis}
+    if grid.block:
+        attributes = {"axis": 1 - channel_axis, "block_size": grid.block}
+    inputs = [weight.codes, weight.scales, *([weight.zeros] if weight.zeros is not None else [])]
+    wide = before.op("DequantizeLinear", *inputs, **attributes)
+    wide.type, wide.shape = ir.TensorType(ir.DataType.FLOAT), weight.codes.shape
+    return wide
+
+
+def _quantize_activation(
+    graph: Graph, product: Product, grid: ActivationGrid, observation: Observation | None
+) -> ir.Value:
+    """What a product multiplies, quantized and widened again; the same value for all of its kind."""
+    value, before = product.activation, Inserter(product.node)
+    if (known := _quantized_before(value, product.node, grid)) is not None:
+        return known
+    if grid.dynamic:
+        made = before.node("DynamicQuantizeLinear", value, outputs=3).outputs
+        inputs = tuple(made)
+    else:
+        assert observation is not None
+        scale, zero = activation_grid(observation, grid)
+        dtype = grid.dtype
+        inputs_ = (
+            _named(graph, f"{value.name}_scale", ir.tensor(np.float32(scale))),
+            _named(
+                graph,
+                f"{value.name}_zero_point",
+                ir.tensor(np.array(zero, dtype.numpy()), dtype=dtype),
+            ),
+        )
+        inputs = (before.op("QuantizeLinear", value, *inputs_), *inputs_)
+    wide = before.op("DequantizeLinear", *inputs)
+    wide.type, wide.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
+    return wide
+
+
+def activation_grid(observation: Observation, grid: ActivationGrid) -> tuple[float, int]:
+    """Scale and zero point for a range, which is widened to hold zero exactly."""
+    low, high = min(observation.low, 0.0), max(observation.high, 0.0)
+    most = max(-low, high)
+    if grid.dtype == ir.DataType.FLOAT8E4M3FN:
+        return (most or 1.0) / _FLOAT8_MAX, 0
+    if grid.symmetric:
+        return (most or 1.0) / 127, 0
+    scale = (high - low or 1.0) / 255
+    least = 0 if grid.dtype == ir.DataType.UINT8 else -128
+    return scale, int(np.clip(round(least - low / scale), least, least + 255))
+
+
+def _quantized_before(value: ir.Value, reader: ir.Node, grid: ActivationGrid) -> ir.Value | None:
+    """The value as another product of the same graph already reads it, quantized alike."""
+    for user, index in value.uses():
+        if index != 0 or user.graph is not reader.graph:
+            continue
+        wanted = "DynamicQuantizeLinear" if grid.dynamic else "QuantizeLinear"
+        if not standard(user, wanted) or user.outputs[0].dtype != grid.dtype:
+            continue
+        for reading, _ in user.outputs[0].uses():
+            if standard(reading, "DequantizeLinear"):
+                return reading.outputs[0]
+    return None
+
+
+def _named(graph: Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """An initializer of this name; another name where it is taken."""
+    taken, number = name, 1
+    while taken in graph.graph.initializers:
+        number += 1
+        taken = f"{name}_{number}"
+    tensor.name = taken
+    return _initializer(graph, tensor)
+
+
+def _reader(user: ir.Node) -> ir.Node | None:
+    """The product that reads a table, by a Transpose or as it is."""
+    if product_of(user) is not None:
+        return user
+    if standard(user, "Transpose"):
+        return next((n for n, _ in user.outputs[0].uses() if product_of(n) is not None), None)
+    return None
+
+
+def _drop_unused(graph: Graph, weight: ir.Value, transpose: ir.Node | None) -> None:
+    """Forget a float weight that nothing reads any more, and its Transpose."""
+    if transpose is not None and transpose.graph is not None and not transpose.outputs[0].uses():
+        transpose.graph.remove(transpose, safe=True)
+    if not weight.uses() and not weight.is_graph_output() and weight.name is not None:
+        graph.graph.initializers.pop(weight.name, None)
+
+
+def _described(scheme: Scheme, grid: WeightGrid) -> str:
+    weights = f"{grid.dtype.name.lower()} weights"
+    if grid.block:
+        weights += f" in blocks of {grid.block}"
+    if scheme.activations is None:
+        return weights
+    kind = "dynamic " if scheme.activations.dynamic else ""
+    return f"{kind}{scheme.activations.dtype.name.lower()} activations, {weights}"

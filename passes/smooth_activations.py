@@ -1,0 +1,210 @@
+"""Outliers of activations move into the weights, where a scale for each channel holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.passes.analysis.activation_statistics import Statistics
+from omnigraph.passes.analysis.precision import is_weight
+from omnigraph.passes.analysis.products import (
+    Product,
+    bias_of,
+    by_activation,
+    is_chosen,
+    product_of,
+    products,
+)
+from omnigraph.passes.base import Graph
+from omnigraph.passes.matching import input_at, made_by, rank
+from omnigraph.passes.site_pass import Miss, SitePass
+
+_NORMS = ("LayerNormalization", "RMSNormalization")
+#: Metadata of a value whose channels were scaled, so that a second run leaves it alone.
+_SMOOTHED = "omnigraph.smoothed"
+#: A channel is scaled by no more than this, either way: rounding must not meet tiny numbers.
+_MOST = 1e3
+
+
+@dataclass(frozen=True)
+class SmoothActivations(SitePass):
+    """Divide each channel of an activation by a factor, and multiply the weights' rows by it.
+
+    Before, x having a few channels that are far larger than the others::
+
+        x = LayerNormalization(h, scale, bias)
+        y = MatMul(x, weight)
+
+    After, f for each channel being max|x|^strength / max|weight|^(1 - strength)::
+
+        x = LayerNormalization(h, scale / f, bias / f)
+        y = MatMul(x, weight * f)
+
+    This is SmoothQuant (Xiao et al. 2023, section 4, equations 3 and 4). The division is free where
+    it can be moved into what makes the activation: a norm, the other factor of a gated
+    feed-forward, or the product that makes the values of an attention.
+
+    Needs: statistics with the largest magnitude of each channel. Leaves alone: activations that
+    something else reads too, those that no weight before them can scale (behind GELU, say), and
+    weights that are shared with an embedding. Exact, but for the rounding of weights to float32;
+    the ranges of the activations change, so calibration follows it.
+
+    Args:
+        statistics: what calibration saw, or the file that it was saved to.
+        strength: how much of the difficulty moves into the weights, from 0 to 1.
+        keep: layers that are not quantized, and so not smoothed: module paths, with ``*``.
+    """
+
+    rounds: ClassVar[bool] = False
+
+    statistics: Statistics | str | None = None
+    strength: float = 0.5
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.statistics, str):
+            object.__setattr__(self, "statistics", Statistics.load(self.statistics))
+
+    def sites(self, graph: Graph) -> Iterable[ir.Node]:
+        """The first product of each activation."""
+        for value, group in by_activation(products(graph)):
+            if _SMOOTHED not in value.metadata_props:
+                yield group[0].node
+
+    def rewrite(self, graph: Graph, node: ir.Node) -> str:
+        """Smooth what one product, and all others of the same activation, multiply."""
+        first = product_of(node)
+        assert first is not None
+        value = first.activation
+        group = _readers(value)
+        channels = self._channels(first)
+        for product in group:
+            if is_chosen(product.layer, self.keep):
+                raise Miss("a layer that reads it is kept in float", product.node)
+            if product.transpose is not None or len(list(product.weight.uses())) > 1:
+                raise Miss("the weight has other uses", product.node)
+        scaled = _scalable(value)
+        largest = np.max([_largest_by_term(product) for product in group], axis=0)
+        factors = _factors(channels, largest, self.strength)
+        for holder, place, axis in scaled:
+            _scale(graph, holder, place, 1 / factors, axis)
+        for product in group:
+            _scale(graph, product.node, 1, factors, 1 - product.channel_axis)
+        value.metadata_props[_SMOOTHED] = str(self.strength)
+        return f"channels scaled by {factors.min():.2g} to {factors.max():.2g}"
+
+    def _channels(self, product: Product) -> np.ndarray:
+        if not isinstance(self.statistics, Statistics):
+            raise Miss("nothing is known of the channels: there was no calibration")
+        found = self.statistics.observations.get(product.weight.name or "")
+        if found is None or len(found.channels) != product.contraction:
+            raise Miss(f"the statistics have no channels of what {product.weight.name!r} multiplies")
+        return found.channels
+
+
+def _readers(value: ir.Value) -> list[Product]:
+    """All that read an activation, each a product."""
+    if value.is_graph_output():
+        raise Miss("the activation is an output of the program")
+    found = []
+    for user, index in value.uses():
+        product = product_of(user) if index == 0 else None
+        if product is None:
+            raise Miss("the activation is read by something that is no product", user)
+        found.append(product)
+    return found
+
+
+#: A constant that scales an activation: the node that reads it, the input's place, the axis.
+_Holder = tuple[ir.Node, int, int]
+
+
+def _scalable(value: ir.Value) -> Sequence[_Holder]:
+    """The constants that an activation is proportional to, channel by channel."""
+    if (norm := made_by(value, *_NORMS)) is not None:
+        return _of_norm(norm)
+    if (gated := made_by(value, "Mul")) is not None:
+        for factor in gated.inputs:
+            if factor is not None and (found := _of_product(factor)) is not None:
+                return found
+        raise Miss("neither factor of the gate is a product with a weight of its own", gated)
+    producer = value.producer()
+    raise Miss("what makes the activation holds no scale for each channel", producer)
+
+
+def _of_norm(norm: ir.Node) -> list[_Holder]:
+    held = []
+    for place in range(1, 3):
+        constant = input_at(norm, place)
+        if constant is None and place == 2:
+            continue
+        if constant is None or not is_weight(constant) or rank(constant) != 1:
+            raise Miss("the norm has no constant scale for each channel", norm)
+        held.append((norm, place, 0))
+    return held
+
+
+def _of_product(value: ir.Value) -> list[_Holder] | None:
+    """The weight and bias of a linear layer whose result is read once, or None."""
+    bias: list[_Holder] = []
+    if len(list(value.uses())) != 1 or value.is_graph_output():
+        return None
+    node = value.producer()
+    if node is not None and node.op_type == "Add":
+        factors = [made_by(v, "MatMul") for v in node.inputs]
+        node = next((f for f in factors if f is not None and bias_of(f) is not None), None)
+    product = product_of(node) if node is not None else None
+    if product is None or product.transpose is not None or len(list(product.weight.uses())) > 1:
+        return None
+    if (found := bias_of(product.node)) is not None:
+        bias = [(*found, 0)]
+    elif product.node.outputs[0] is not value:
+        return None
+    return [(product.node, 1, product.channel_axis), *bias]
+
+
+def _largest_by_term(product: Product) -> np.ndarray:
+    """[K], the largest magnitude of the weights of each term."""
+    assert product.weight.const_value is not None
+    return np.abs(product.weight.const_value.numpy()).max(axis=product.channel_axis)
+
+
+def _factors(channels: np.ndarray, weights: np.ndarray, strength: float) -> np.ndarray:
+    """[K], what each channel is divided by; one where either side is all zero."""
+    alive = (channels > 0) & (weights > 0)
+    safe = np.where(alive, channels, 1.0), np.where(alive, weights, 1.0)
+    factors = safe[0] ** strength / safe[1] ** (1 - strength)
+    # Only the differences between channels matter; the scale of the whole stays as it is.
+    factors /= np.exp(np.log(factors[alive]).mean()) if alive.any() else 1.0
+    return np.where(alive, np.clip(factors, 1 / _MOST, _MOST), 1.0).astype(np.float32)
+
+
+def _scale(graph: Graph, node: ir.Node, place: int, factors: np.ndarray, axis: int) -> None:
+    """Let a node read its constant times a factor for each index of one axis."""
+    old = node.inputs[place]
+    assert old is not None and old.const_value is not None and old.name is not None
+    tensor = old.const_value
+    shape = [1] * len(tensor.shape)
+    shape[axis] = -1
+    by = factors.reshape(shape)
+    # Named by what is done to it: another program that smooths it otherwise has another weight.
+    name = f"{old.name}_smooth_{sha256(by.tobytes()).hexdigest()[:8]}"
+    if name in graph.graph.initializers:
+        node.replace_input_with(place, graph.graph.initializers[name])
+        return
+    new = ir.LazyTensor(
+        lambda: ir.tensor(tensor.numpy() * by, name=name),
+        dtype=ir.DataType.FLOAT,
+        shape=ir.Shape(tensor.shape),  # type: ignore[arg-type]
+        name=name,
+    )
+    value = ir.Value(name=name, shape=old.shape, type=old.type, const_value=new)
+    graph.graph.register_initializer(value)
+    node.replace_input_with(place, value)
+    if not old.uses() and not old.is_graph_output():
+        graph.graph.initializers.pop(old.name)
