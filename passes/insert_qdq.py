@@ -130,7 +130,9 @@ class InsertQdq(SitePass):
         if scheme.activations is None or scheme.activations.dynamic:
             return None
         if not isinstance(self.statistics, Statistics):
-            raise Miss("nothing is known of the range of what it multiplies: there was no calibration")
+            raise Miss(
+                "nothing is known of the range of what it multiplies: there was no calibration"
+            )
         found = self.statistics.observations.get(product.weight.name or "")
         if found is None:
             raise Miss(f"the statistics have nothing of what {product.weight.name!r} multiplies")
@@ -220,7 +222,9 @@ def _store(
     )
 
     def codes() -> ir.TensorProtocol:
-        found = rounded.codes if rounded is not None else on_grid(terms_first(), scales, zeros, grid)
+        found = (
+            rounded.codes if rounded is not None else on_grid(terms_first(), scales, zeros, grid)
+        )
         return ir.tensor(as_stored(found).astype(grid.dtype.numpy()), dtype=grid.dtype, name=name)
 
     lazy = ir.LazyTensor(codes, dtype=grid.dtype, shape=ir.Shape(tensor.shape), name=name)  # type: ignore[arg-type]
@@ -269,7 +273,7 @@ def _dequantized(
 def _quantize_activation(
     graph: Graph, product: Product, grid: ActivationGrid, observation: Observation | None
 ) -> ir.Value:
-    """What a product multiplies, quantized and widened again; the same value for all of its kind."""
+    """What a product multiplies, quantized and widened again; one value for all of its kind."""
     value, before = product.activation, Inserter(product.node)
     if (known := _quantized_before(value, product.node, grid)) is not None:
         return known

@@ -103,7 +103,9 @@ class SmoothActivations(SitePass):
             raise Miss("nothing is known of the channels: there was no calibration")
         found = self.statistics.observations.get(product.weight.name or "")
         if found is None or len(found.channels) != product.contraction:
-            raise Miss(f"the statistics have no channels of what {product.weight.name!r} multiplies")
+            raise Miss(
+                f"the statistics have no channels of what {product.weight.name!r} multiplies"
+            )
         return found.channels
 
 

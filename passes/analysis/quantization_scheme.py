@@ -13,6 +13,8 @@ from omnigraph.passes.analysis.weight_rounding import WeightGrid
 #: Precisions that are integers or float8: those that `InsertQdq` makes.
 QUANTIZED = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8")
 
+_PER_CHANNEL = WeightGrid(ir.DataType.INT8)
+
 
 @dataclass(frozen=True)
 class ActivationGrid:
@@ -43,11 +45,10 @@ class Scheme:
 
     weights: WeightGrid
     activations: ActivationGrid | None = None
-    tables: WeightGrid | None = WeightGrid()
+    tables: WeightGrid | None = _PER_CHANNEL
     least_terms: int = 16
 
 
-_PER_CHANNEL = WeightGrid(ir.DataType.INT8)
 _UNSIGNED = ActivationGrid(ir.DataType.UINT8, symmetric=False)
 _SIGNED = ActivationGrid(ir.DataType.INT8, symmetric=True)
 _DYNAMIC = ActivationGrid(ir.DataType.UINT8, symmetric=False, dynamic=True)

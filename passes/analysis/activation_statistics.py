@@ -1,0 +1,135 @@
+"""What calibration saw of the activations that products multiply."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from omnigraph.errors import UsageError
+
+_FORMAT = 1
+_SCALARS = ("least", "greatest", "low", "high", "rms")
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One activation [..., K] over all samples.
+
+    Args:
+        least, greatest: of all elements.
+        low, high: the range that is worth having codes for, as the method chose it.
+        rms: the root of the mean square.
+        channels: float32 [K], the largest magnitude of each channel.
+        means: float32 [K], the mean of each channel.
+    """
+
+    least: float
+    greatest: float
+    low: float
+    high: float
+    rms: float
+    channels: np.ndarray
+    means: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Observations by the name of the weight that multiplies what was observed.
+
+    Weights keep their names in every program and on every target, so statistics carry across them.
+
+    Args:
+        observations: by the weight's name.
+        method: how ranges were chosen: "min-max", "percentile 99.99", "entropy", "mse".
+        source: where the samples came from.
+        samples: how many there were.
+    """
+
+    observations: Mapping[str, Observation] = field(default_factory=dict)
+    method: str = "min-max"
+    source: str = ""
+    samples: int = 0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything here, in hexadecimal."""
+        digest = hashlib.sha256(json.dumps([self.method, self.source, self.samples]).encode())
+        for name in sorted(self.observations):
+            seen = self.observations[name]
+            digest.update(name.encode() + b"\0")
+            digest.update(_scalars(seen).tobytes())
+            for array in (seen.channels, seen.means):
+                digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a ``.npz`` file, which replaces what was there only when it is whole."""
+        arrays = {}
+        for name, seen in self.observations.items():
+            arrays[f"{name}/range"] = _scalars(seen)
+            arrays[f"{name}/channels"] = np.asarray(seen.channels, np.float32)
+            arrays[f"{name}/means"] = np.asarray(seen.means, np.float32)
+        about = {
+            "format": _FORMAT,
+            "method": self.method,
+            "source": self.source,
+            "samples": self.samples,
+            "digest": self.digest,
+        }
+        arrays["about"] = np.array(json.dumps(about))
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.npz")
+        try:
+            np.savez(partial, **arrays)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Statistics:
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: there is no such file, it is not of this kind, or its contents are not those
+                that were written.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about = json.loads(str(file["about"]))
+                names = [n.removesuffix("/range") for n in file.files if n.endswith("/range")]
+                observations = {
+                    name: Observation(
+                        *(float(value) for value in file[f"{name}/range"]),
+                        file[f"{name}/channels"],
+                        file[f"{name}/means"],
+                    )
+                    for name in names
+                }
+            found = cls(observations, about["method"], about["source"], about["samples"])
+            if about["format"] != _FORMAT or about["digest"] != found.digest:
+                raise ValueError("the digest of its contents is not the one written in it")
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise UsageError(
+                f"{path} cannot be read as calibration statistics",
+                expected="a file that an export with --save-calibration wrote",
+                found=f"{type(error).__name__}: {error}",
+                hint="calibrate again: --calibration DATA",
+            ) from error
+        return found
+
+    def joined(self, other: Statistics) -> Statistics:
+        """These, and those of ``other`` that are not among them."""
+        return Statistics(
+            {**other.observations, **self.observations}, self.method, self.source, self.samples
+        )
+
+
+def _scalars(seen: Observation) -> np.ndarray:
+    return np.array([getattr(seen, name) for name in _SCALARS], np.float64)
