@@ -10,7 +10,7 @@ import abc
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, final
 
@@ -133,9 +133,11 @@ Observer = Callable[[int, Pass, Graph], None]
 
 
 def run_passes(
-    graph: Graph, passes: Sequence[Pass], observers: Iterable[Observer] = ()
+    graph: Graph, passes: Iterable[Pass], observers: Iterable[Observer] = ()
 ) -> list[PassRecord]:
     """Run passes in order, keep every node's provenance, and let observers look after each.
+
+    The next pass is asked for when the Graph is as the one before it left it.
 
     Raises:
         GraphError: a pass failed, named with the error that stopped it; or an observer refused

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from omnigraph.passes.analysis.quantization_scheme import QUANTIZED, scheme_of
 from omnigraph.passes.base import Pass
+from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.eliminate_identities import EliminateIdentities
@@ -17,12 +19,14 @@ from omnigraph.passes.fuse_norm import FuseNorm
 from omnigraph.passes.fuse_rotary import FuseRotary
 from omnigraph.passes.fuse_swiglu import FuseSwiglu
 from omnigraph.passes.hoist_selections import HoistSelections
+from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.legalize_rotary_embedding import LegalizeRotaryEmbedding
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
 from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.passes.share_constants import ShareConstants
 from omnigraph.passes.share_weights import ShareWeights
+from omnigraph.passes.smooth_activations import SmoothActivations
 
 
 def canonical() -> tuple[Pass, ...]:
@@ -81,6 +85,27 @@ def folded(*, blocks_as_products: bool) -> tuple[Pass, ...]:
         # Rows that nobody reads, now that what they are computed by is a few ops.
         HoistSelections(),
         EliminateDeadCode(),
+    )
+
+
+def quantized(target: str, device: str, precision: str) -> tuple[Pass, ...]:
+    """What makes integers of the products of a fused Graph; nothing for a precision of floats.
+
+    What calibration saw is put into these passes as they are run, for it is seen on the Graph that
+    the passes before them leave.
+    """
+    if precision not in QUANTIZED:
+        return ()
+    insert = InsertQdq(target, device, precision)
+    activations = scheme_of(target, device, precision).activations
+    if activations is None or activations.dynamic:
+        return (insert,)
+    return (
+        # Exact, and so before what rounds; it changes ranges, which are observed after it.
+        SmoothActivations(),
+        # While the weights that will be rounded are still at hand.
+        CorrectBiases(target, device, precision),
+        insert,
     )
 
 

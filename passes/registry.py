@@ -7,8 +7,8 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
 from inspect import isabstract
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,12 @@ def make_pass(text: str) -> Pass:
     Raises:
         UsageError: there is no such pass or option, or the option has no such value.
     """
+    kind, options = _parsed(text)
+    return kind(**options)
+
+
+def _parsed(text: str) -> tuple[type[Pass], dict[str, Any]]:
+    """The class of a pass, and the options that a text gives it."""
     parts = text.split(":")
     where = [part for part in parts if "=" not in part]
     kind = _class(*where) if len(where) == 2 else installed_passes().get(where[0] if where else "")
@@ -62,7 +68,7 @@ def make_pass(text: str) -> Pass:
                 hint="`omnigraph passes` lists the options of each pass",
             )
         options[name] = _value(pass_name(kind), name, value, known[name].default)
-    return kind(**options)
+    return kind, options
 
 
 def edited(pipeline: Sequence[Pass], edits: str, place: int) -> tuple[Pass, ...]:
@@ -71,7 +77,7 @@ def edited(pipeline: Sequence[Pass], edits: str, place: int) -> tuple[Pass, ...]
     Args:
         pipeline: the passes of a target.
         edits: names joined by commas: ``-name`` leaves every pass of that name out; ``name``, with
-            options, replaces those that are there, or is added.
+            options, sets those options of the passes of that name, or is added where there is none.
         place: where in the pipeline what is added goes.
 
     Raises:
@@ -91,13 +97,19 @@ def edited(pipeline: Sequence[Pass], edits: str, place: int) -> tuple[Pass, ...]
             place -= sum(pass_.name == text[1:] for pass_ in edited[:place])
             edited = kept
             continue
-        new = make_pass(text)
-        if any(pass_.name == new.name for pass_ in edited):
-            edited = [new if pass_.name == new.name else pass_ for pass_ in edited]
+        kind, options = _parsed(text)
+        name = pass_name(kind)
+        if any(pass_.name == name for pass_ in edited):
+            edited = [_set(p, kind, options) if p.name == name else p for p in edited]
         else:
-            edited.insert(place, new)
+            edited.insert(place, kind(**options))
             place += 1
     return tuple(edited)
+
+
+def _set(pass_: Pass, kind: type[Pass], options: Mapping[str, Any]) -> Pass:
+    """A pass with some options set; anyone's own of the same name takes its place."""
+    return replace(pass_, **options) if type(pass_) is kind else kind(**options)
 
 
 def describe_options(kind: type[Pass]) -> list[str]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from omnigraph.errors import UnsupportedError, UsageError
 from omnigraph.passes.base import Graph, Pass, describe
-from omnigraph.passes.pipelines import common
+from omnigraph.passes.pipelines import common, quantized
 from omnigraph.passes.registry import edited
 from omnigraph.program import Dim, TensorSpec
 
@@ -61,6 +61,8 @@ class Target(abc.ABC):
 
     name: ClassVar[str]
     purpose: ClassVar[str]
+    #: The device whose kernels its schemes of quantization are for.
+    device: ClassVar[str] = "cpu"
     #: The precisions it can do, the default first.
     precisions: ClassVar[tuple[str, ...]]
     #: Its own options, name to what it is for; given as ``--set name=value``.
@@ -80,7 +82,10 @@ class Target(abc.ABC):
 
     @abc.abstractmethod
     def pipeline(self, precision: str) -> Sequence[Pass]:
-        """The passes that make a traced Graph one that this target takes."""
+        """The passes that make a traced Graph one that this target takes.
+
+        They begin with those of ``common``, behind which `passes` puts those that quantize.
+        """
 
     def passes(self, precision: str, edits: str = "") -> tuple[Pass, ...]:
         """The pipeline of a precision, with passes added (after the common ones) and left out.
@@ -88,7 +93,9 @@ class Target(abc.ABC):
         Raises:
             UsageError: an edit names a pass that is not there.
         """
-        return edited(self.pipeline(precision), edits, len(common()))
+        pipeline, place = self.pipeline(precision), len(common())
+        quantizing = quantized(self.name, self.device, precision)
+        return edited((*pipeline[:place], *quantizing, *pipeline[place:]), edits, place)
 
     @abc.abstractmethod
     def emit(

@@ -53,6 +53,7 @@ class TensorRtTarget(Target):
 
     name = "tensorrt"
     purpose = "TensorRT engines for NVIDIA GPUs, built without one"
+    device = "cuda"
     precisions = ("fp16", "bf16", "int8", "int8-weights", "int4-weights", "fp8")
     options: ClassVar[Mapping[str, str]] = {
         "compute": "compute capabilities of the GPUs to build for, such as sm89,sm120 "

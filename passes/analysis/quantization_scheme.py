@@ -41,12 +41,14 @@ class Scheme:
         tables: rows of embeddings, one scale a row; None leaves them in float.
         least_terms: products with fewer terms stay in float: their rounding is a large part of so
             short a sum, and their time is in the memory traffic.
+        runtime_rounds: the runtime quantizes activations by itself, which the Graph does not show.
     """
 
     weights: WeightGrid
     activations: ActivationGrid | None = None
     tables: WeightGrid | None = _PER_CHANNEL
     least_terms: int = 16
+    runtime_rounds: bool = False
 
 
 _UNSIGNED = ActivationGrid(ir.DataType.UINT8, symmetric=False)
@@ -61,7 +63,7 @@ SCHEMES: Mapping[tuple[str, str, str], Scheme] = {
     ("onnx", "cpu", "int4-weights"): Scheme(WeightGrid(ir.DataType.UINT4, 64)),
     ("openvino", "cpu", "int8"): Scheme(_PER_CHANNEL, _UNSIGNED),
     # OpenVINO quantizes activations at run time by itself, where the weights are integers.
-    ("openvino", "cpu", "int8-dynamic"): Scheme(_PER_CHANNEL),
+    ("openvino", "cpu", "int8-dynamic"): Scheme(_PER_CHANNEL, runtime_rounds=True),
     ("openvino", "cpu", "int8-weights"): Scheme(_PER_CHANNEL),
     ("openvino", "cpu", "int4-weights"): Scheme(WeightGrid(ir.DataType.UINT4, 64)),
     ("tensorrt", "cuda", "int8"): Scheme(_PER_CHANNEL, _SIGNED),

@@ -1,0 +1,123 @@
+"""What became of each product and each embedding: its types, and its bits on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from omnigraph.passes.analysis.precision import is_weight
+from omnigraph.passes.analysis.products import layer_of
+from omnigraph.passes.base import Graph
+from omnigraph.passes.matching import made_by, nodes_of, through
+from omnigraph.report import table
+
+_NAMES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "float8e4m3fn": "fp8"}
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """One product or lookup of a Graph with standard ops.
+
+    Args:
+        layer: the module path.
+        op: MatMul, Gemm or Gather.
+        weights: the type that its weight is stored in.
+        block: terms that share a scale, where not all do.
+        activations: the type that its activation is multiplied in; "dynamic" before it where the
+            range is taken at run time.
+        bits: of one element of the weight on disk, scales and zero points included.
+    """
+
+    layer: str
+    op: str
+    weights: str
+    activations: str
+    bits: float
+    block: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON-ready fields."""
+        fields: dict[str, Any] = {
+            "layer": self.layer,
+            "op": self.op,
+            "weights": self.weights,
+            "activations": self.activations,
+            "bits": round(self.bits, 3),
+        }
+        if self.block:
+            fields["block"] = self.block
+        return fields
+
+
+def layer_precisions(graph: Graph) -> list[LayerPrecision]:
+    """Every product with a constant weight and every lookup in a table, in the Graph's order."""
+    rows = (_row(node) for node in nodes_of(graph, "MatMul", "Gemm", "Gather"))
+    return [row for row in rows if row is not None]
+
+
+def _row(node: ir.Node) -> LayerPrecision | None:
+    source = node.inputs[0 if node.op_type == "Gather" else 1]
+    weight = through(source, "Transpose", "Cast", "Identity")
+    wide = made_by(weight, "DequantizeLinear")
+    stored = [wide.inputs[0], *wide.inputs[1:]] if wide is not None else [weight]
+    if node.op_type == "Gather" and weight is not None and weight.name is not None:
+        stored += _scales_of_rows(node, weight)
+    if stored[0] is None or not is_weight(stored[0]) or len(stored[0].shape or ()) != 2:
+        return None
+    tensors = [value.const_value for value in stored if value is not None]
+    held = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    assert tensors[0] is not None
+    dtype = tensors[0].dtype
+    if node.op_type == "Gather" and not (dtype.is_floating_point() or len(stored) > 1):
+        return None  # a table of integers is no embedding
+    return LayerPrecision(
+        layer_of(node),
+        node.op_type,
+        _name(dtype),
+        "" if node.op_type == "Gather" else _activations(node.inputs[0]),
+        8 * held / max(1, tensors[0].size),
+        (wide.attributes.get_int("block_size", 0) or None) if wide is not None else None,
+    )
+
+
+def _scales_of_rows(node: ir.Node, codes: ir.Value) -> list[ir.Value]:
+    """The scales that the rows of a table of integers are multiplied by."""
+    for user, _ in node.outputs[0].uses():
+        for product, _ in user.outputs[0].uses():
+            for factor in product.inputs if product.op_type == "Mul" else ():
+                scales = made_by(through(factor, "Unsqueeze"), "Gather")
+                if scales is not None and scales is not node and scales.inputs[0] is not None:
+                    return [scales.inputs[0]]
+    return []
+
+
+def _activations(value: ir.Value | None) -> str:
+    wide = made_by(value, "DequantizeLinear")
+    if wide is None or (codes := wide.inputs[0]) is None or codes.dtype is None:
+        return _name(value.dtype) if value is not None and value.dtype is not None else "fp32"
+    dynamic = "dynamic " if made_by(codes, "DynamicQuantizeLinear") is not None else ""
+    return dynamic + _name(codes.dtype)
+
+
+def _name(dtype: ir.DataType) -> str:
+    return _NAMES.get(dtype.name.lower(), dtype.name.lower())
+
+
+def precision_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The ledger of one program, for a person; layers of one kind in one row."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        weights = row["weights"] + (f", blocks of {row['block']}" if "block" in row else "")
+        key = (row["op"], weights, row["activations"], f"{row['bits']:.2f}")
+        groups.setdefault(key, []).append(row["layer"])
+    return table(
+        ("precision of", "layers", "op", "weights", "activations", "bits on disk"),
+        [
+            (layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]}", str(len(layers)))
+            + key
+            for key, layers in groups.items()
+        ],
+    )

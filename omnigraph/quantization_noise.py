@@ -1,0 +1,156 @@
+"""How much noise rounding to integers makes, and what of it the numerical contract allows.
+
+Rounding to a grid of step s makes an error that is close to uniform over a step: s/√12 in the root
+mean square (Widrow & Kollár, Quantization Noise, section 4.2). Relative to the root mean square of
+what is rounded, that is the noise of one factor of a product; the product has the noise of both,
+``√(e_x² + e_w²)``. Noises of different products are close to independent, so the outputs of the
+program have, as a walk at random, about ``√(Σ e²)``. Residual paths, softmax and norms make it less
+more often than more; as everywhere in the contract, twice that is allowed, and no more than half of
+an output's own size: beyond it, whatever the reason, it is not the model any more.
+
+That bound is what the quantized Graph is held to, which onnxruntime runs as it is written. What a
+target makes of the Graph cannot be equal to it: sums in another order move a value across the
+border of two codes now and then, and what follows differs by whole steps. That is another draw of
+the same noise, not more of it, so an artifact may be twice as far from torch as the quantized Graph
+is, and the rounding of the floats around it comes on top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.contract import Deviation, Tolerance, deviations, output_scales
+from omnigraph.errors import ContractError
+from omnigraph.numbers import Reference
+from omnigraph.passes.analysis.activation_statistics import Statistics
+from omnigraph.passes.analysis.products import Product, products
+from omnigraph.passes.analysis.quantization_scheme import ActivationGrid, Scheme
+from omnigraph.passes.analysis.weight_rounding import WeightGrid
+from omnigraph.passes.base import Graph
+from omnigraph.passes.insert_qdq import InsertQdq
+from omnigraph.verify import GraphRunner
+
+_UNIFORM = 1 / math.sqrt(12)
+#: Of float8 with three bits of mantissa: half a unit in the last place, uniform.
+_FLOAT8_NOISE = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).eps) / 2 / math.sqrt(3)
+#: The range of an activation of which only the run time knows, in root mean squares: eight to
+#: either side, where normal numbers would be within five.
+_UNKNOWN_RANGE = 16.0
+#: The largest error that is still the same model, relative to the output's own size.
+_MOST = 0.5
+_PEAK = 16
+
+
+def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
+    """The noise to expect at the outputs of a Graph that ``insert`` is about to quantize.
+
+    Returns:
+        Relative to the outputs: of all that the Graph will show, and of what the runtime rounds by
+        itself beside that.
+    """
+    shown = hidden = 0.0
+    for product in products(graph):
+        scheme = insert.scheme_for(product.layer)
+        if scheme is None or product.contraction < scheme.least_terms:
+            continue
+        shown += _weight_noise(product, scheme.weights) ** 2
+        if scheme.activations is not None:
+            shown += _activation_noise(product, scheme, insert.statistics) ** 2
+        if scheme.runtime_rounds:
+            hidden += (_UNKNOWN_RANGE / 255 * _UNIFORM) ** 2
+    return math.sqrt(shown), math.sqrt(hidden)
+
+
+def _weight_noise(product: Product, grid: WeightGrid) -> float:
+    if grid.dtype == ir.DataType.FLOAT8E4M3FN:
+        return _FLOAT8_NOISE
+    assert product.weight.const_value is not None
+    weight = product.weight.const_value.numpy()
+    size = math.sqrt(float(np.mean(np.square(weight), dtype=np.float64)))
+    steps = _steps(weight.T if product.channel_axis == 0 else weight, grid)
+    step = math.sqrt(float(np.mean(np.square(steps), dtype=np.float64)))
+    return step * _UNIFORM / size if size else 0.0
+
+
+def _steps(weight: np.ndarray, grid: WeightGrid) -> np.ndarray:
+    """The step of each scale of a weight [K, N], nothing clipped: clipping is for less error."""
+    starts = np.arange(0, weight.shape[0], grid.block or weight.shape[0])
+    least = np.minimum(np.minimum.reduceat(weight, starts, axis=0), 0)
+    most = np.maximum(np.maximum.reduceat(weight, starts, axis=0), 0)
+    low, high = grid.levels
+    return (most - least if grid.has_zero_points else 2 * np.maximum(most, -least)) / (high - low)
+
+
+def _activation_noise(
+    product: Product, scheme: Scheme, statistics: Statistics | str | None
+) -> float:
+    grid = scheme.activations
+    assert grid is not None
+    if grid.dtype == ir.DataType.FLOAT8E4M3FN:
+        return _FLOAT8_NOISE
+    known = statistics.observations if isinstance(statistics, Statistics) else {}
+    seen = known.get(product.weight.name or "")
+    if seen is None or not seen.rms:
+        return _UNKNOWN_RANGE / 255 * _UNIFORM
+    return _range(grid, seen.least, seen.greatest) / 255 * _UNIFORM / seen.rms
+
+
+def _range(grid: ActivationGrid, least: float, greatest: float) -> float:
+    """All that was seen: a method that clips does so where its error is less than this one's."""
+    if grid.symmetric:
+        return 2 * max(-least, greatest)
+    return max(greatest, 0.0) - min(least, 0.0)
+
+
+def check_quantized(
+    graph: Graph, references: Sequence[Reference], expected: float, program: str
+) -> Deviation:
+    """How far a quantized Graph, as onnxruntime runs it, is from torch: the worst of its outputs.
+
+    Args:
+        expected: the noise that `noise_of` foresaw.
+
+    Raises:
+        ContractError: it is further than its noise explains.
+    """
+    runner = GraphRunner(graph)
+    scales = output_scales([reference.outputs for reference in references])
+    limit = min(2 * expected, _MOST)
+    worst = Deviation(0.0, 0.0)
+    for reference in references:
+        found = deviations(runner.run(reference.feeds), reference.outputs, scales)
+        for output, deviation in found.items():
+            if deviation.rms > limit:
+                raise _too_far(program, output, reference, deviation, limit)
+            worst = worst.worst(deviation)
+    return worst
+
+
+def _too_far(
+    program: str, output: str, reference: Reference, found: Deviation, limit: float
+) -> ContractError:
+    return ContractError(
+        f"Quantization changes output {output!r} of program {program!r} too much on input set "
+        f"{reference.case.name!r} {dict(reference.case.sizes)}; no artifact was written",
+        expected=f"an error of {limit:.2e} rms at most, relative to the output's rms",
+        found=f"{found.rms:.2e} rms",
+        hint="calibrate on more of what the model is for (--calibration DATA), keep layers in float"
+        " (--keep 'PATTERN'), or let --max-loss choose them",
+    )
+
+
+def quantized_tolerance(quantized: Deviation, hidden: float, floats: Tolerance) -> Tolerance:
+    """What an artifact is allowed, by the reasoning at the top of this module.
+
+    Args:
+        quantized: how far the quantized Graph is from torch.
+        hidden: the noise of what the runtime rounds by itself.
+        floats: the tolerance of what stays in float.
+    """
+    rms = 2 * math.hypot(quantized.rms, hidden) + floats.rms
+    return Tolerance(rms, max(_PEAK * rms, 2 * quantized.peak + floats.peak))
