@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", metavar="PATH", help="a .omni file or a directory")
     export.add_argument("--rtol", type=float, metavar="X", help="tolerance, relative rms")
+    _quantization_options(export)
     export.add_argument(
         "--require-fused", action="store_true", help="refuse an attention that is not one node"
     )
@@ -181,6 +182,42 @@ def _model_options(command: argparse.ArgumentParser, *, target_required: bool = 
     _passes_option(command)
 
 
+def _quantization_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "quantization", "for int8, int8-dynamic, int8-weights, int4-weights and fp8"
+    )
+    group.add_argument(
+        "--calibration",
+        metavar="DATA",
+        help="samples.npz, a folder of .npy or .npz, a text file, file.py:function, or what "
+        "--save-calibration wrote; without it, random token ids",
+    )
+    group.add_argument("--tokenizer", metavar="FILE", help="of text: a tokenizer.json, or bytes")
+    group.add_argument("--samples", type=int, metavar="N", help="to calibrate on, at most (128)")
+    group.add_argument(
+        "--method", metavar="M", help="of ranges: mse (default), min-max, percentile, entropy"
+    )
+    group.add_argument(
+        "--keep", metavar="LAYER[,…]", help="module paths to keep in float, with * for any text"
+    )
+    group.add_argument("--save-calibration", metavar="FILE.npz", help="to use again as DATA")
+
+
+def _quantization(args: argparse.Namespace) -> Any:
+    """The options of quantization that were given."""
+    from omnigraph.quantization import Quantization
+
+    given = {
+        "calibration": args.calibration,
+        "tokenizer": args.tokenizer,
+        "samples": args.samples,
+        "method": args.method,
+        "keep": tuple(_names(args.keep) or ()) or None,
+        "save": args.save_calibration,
+    }
+    return Quantization(**{name: value for name, value in given.items() if value is not None})
+
+
 def _passes_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--passes",
@@ -214,6 +251,7 @@ def _export(args: argparse.Namespace) -> int:
             verify_each=args.verify_each,
             variants=args.variants,
             importance=args.importance,
+            quantization=_quantization(args),
             progress=progress,
         )
     if args.json:
@@ -227,11 +265,28 @@ def _export(args: argparse.Namespace) -> int:
         print(table(("program", "worst output", "error (rms)", "tolerance", "input set"), rows))
         seconds = ", ".join(f"{step} {value:.1f} s" for step, value in report.seconds.items())
         print(seconds, file=sys.stderr)
+        _say_how_quantized(report.quantization)
         print(
             f"{report.path}  {report.target} {report.precision}  {size_text(report.bytes)}  "
             f"within its contract"
         )
     return 0
+
+
+def _say_how_quantized(found: Mapping[str, Any]) -> None:
+    """What the ranges of activations come from; loudly, where that is nothing real."""
+    from omnigraph.calibration_data import RANDOM
+
+    if "source" not in found:
+        return
+    about = f"{found['samples']} samples of {found['source']}, ranges by {found['method']}"
+    print(f"calibrated on {about}", file=sys.stderr)
+    if found["source"] == RANDOM:
+        print(
+            "warning: RANDOM TOKEN IDS are not what the model is for: its accuracy is not known.\n"
+            "hint: --calibration DATA, with a hundred samples or so of real input",
+            file=sys.stderr,
+        )
 
 
 def _worst_by_program(checks: Sequence[Any]) -> list[Any]:

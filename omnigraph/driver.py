@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,13 @@ from omnigraph.manifest import (
 from omnigraph.model_source import ModelSource, resolve
 from omnigraph.numbers import NumberCheck, check_artifact
 from omnigraph.output_choice import OutputChoice
+from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
 from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
+from omnigraph.passes.correct_biases import CorrectBiases
+from omnigraph.passes.insert_qdq import InsertQdq
+from omnigraph.precision_ledger import LayerPrecision, layer_precisions
 from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
+from omnigraph.quantization import Quantization, Quantized, Quantizer
 from omnigraph.trace import check_trace, output_specs, reference_for, trace
 from omnigraph.variants import make_variants, parse_variants
 from omnigraph.verify import check_graph, compare_graph, longest_contraction, rounding_depth
@@ -51,6 +56,8 @@ class ExportReport:
     checks: Sequence[NumberCheck]
     passes: Mapping[str, Sequence[PassRecord]]
     ledger: Mapping[str, Sequence[AttentionSite]]
+    layers: Mapping[str, Sequence[LayerPrecision]] = field(default_factory=dict)
+    quantization: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def deviation(self) -> Deviation:
@@ -72,6 +79,8 @@ class ExportReport:
             "attention": {
                 name: [site.to_dict() for site in sites] for name, sites in self.ledger.items()
             },
+            "layers": {name: [row.to_dict() for row in rows] for name, rows in self.layers.items()},
+            "quantization": dict(self.quantization),
         }
 
 
@@ -94,6 +103,8 @@ def export(
     verify_each: bool = False,
     variants: str | None = None,
     importance: str | None = None,
+    calibration: object | None = None,
+    quantization: Quantization | None = None,
     progress: Progress | None = None,
 ) -> list[ExportReport]:
     """Compile a model for one or more targets and check every program's numbers against torch.
@@ -121,6 +132,8 @@ def export(
         variants: "heads=12,8" adds, for each program, one with 12 heads an attention and one with
             8, which a Session may choose for a request (`omnigraph.variants`).
         importance: a JSON or ``.npz`` file with the importance of each head, for ``variants``.
+        calibration: DATA to quantize by, as `omnigraph.calibration_data` reads it.
+        quantization: everything else about how to quantize; ``calibration`` is a part of it.
         progress: told of each step.
 
     Returns:
@@ -140,6 +153,10 @@ def export(
     precisions = [precision or chosen.precisions[0] for chosen in targets]
     pipelines = [t.passes(p, passes) for t, p in zip(targets, precisions, strict=True)]
     choice = OutputChoice(tuple(outputs), tuple(last))
+    wanted = quantization or Quantization()
+    if calibration is not None:
+        wanted = replace(wanted, calibration=calibration)
+    wanted.check(precisions)
     job = _Export(progress, verify_each, require_fused, rtol, choice, total=2 + 3 * len(targets))
 
     with job.step("model"):
@@ -151,6 +168,9 @@ def export(
         )
         source = replace(source, programs=choose_programs(source, programs, dynamic or {}))
         choice.check({program.name: program.outputs for program in source.programs})
+        if any(p in QUANTIZED for p in precisions):
+            job.quantizer = Quantizer(wanted, source.programs, job.tell)
+            source = replace(source, programs=job.quantizer.with_real_inputs(source.programs))
     paths = _paths(source.name, targets, precisions, out)
     for path in paths:
         check_replaceable(path)
@@ -190,8 +210,12 @@ def export(
                     checks,
                     product.records,
                     product.ledger,
+                    product.layers,
+                    product.quantization,
                 )
             )
+        if job.quantizer is not None:
+            job.quantizer.save()
     return done
 
 
@@ -213,11 +237,16 @@ class _Export:
         self._require_fused = require_fused
         self._progress, self._verify_each, self._rtol = progress, verify_each, rtol
         self._done, self._total = 0, total
+        self.quantizer: Quantizer | None = None
+
+    def tell(self, name: str) -> None:
+        """Say what is being done within a step."""
+        if self._progress is not None:
+            self._progress(name, self._done, self._total)
 
     @contextmanager
     def step(self, name: str, seconds: dict[str, float] | None = None) -> Iterator[None]:
-        if self._progress is not None:
-            self._progress(name, self._done, self._total)
+        self.tell(name)
         start = time.perf_counter()
         yield
         self._done += 1
@@ -270,17 +299,30 @@ class _Export:
         seconds: dict[str, float] = {}
         records: dict[str, list[PassRecord]] = {}
         ledger: dict[str, list[AttentionSite]] = {}
+        layers: dict[str, list[LayerPrecision]] = {}
         tolerances = {t.name: self._tolerance(target, precision, t) for t in traced}
         lowered = []
+        quantizer = self.quantizer if precision in QUANTIZED else None
         with self.step(f"passes for {target.name}", seconds):
             for item in traced:
                 assert item.graph is not None
+                name = item.name
+
+                def quantized(found: Quantized, name: str = name) -> None:
+                    layers[name] = found.layers
+                    if self._rtol is None:
+                        tolerances[name] = found.tolerance(tolerances[name])
+
                 graph = item.graph if last else item.graph.clone()
                 if last:
                     item.graph = None
-                observers = [*self._observers(target, item, tolerances[item.name])]
-                records[item.name] = run_passes(graph, pipeline, observers)
+                observers = [*self._observers(target, item, tolerances)]
+                steps: Iterable[Pass] = pipeline
+                if quantizer is not None:
+                    steps = quantizer.passes(pipeline, graph, item, quantized)
+                records[item.name] = run_passes(graph, steps, observers)
                 ledger[item.name] = attention_sites(graph, records[item.name])
+                layers.setdefault(name, layer_precisions(graph))
                 target.check_nodes(item.name, graph, precision)
                 lowered.append(
                     Lowered(item.name, graph, item.inputs, item.outputs, item.dims, item.state)
@@ -291,7 +333,16 @@ class _Export:
         with self.step(f"compile for {target.name}", seconds):
             emission = target.emit(lowered, directory, precision=precision, options=options)
         return TargetProduct(
-            precision, options, emission, records, ops, tolerances, ledger, seconds
+            precision,
+            options,
+            emission,
+            records,
+            ops,
+            tolerances,
+            ledger,
+            layers,
+            quantizer.manifest() if quantizer is not None else {},
+            seconds,
         )
 
     def _tolerance(self, target: Target, precision: str, item: TracedProgram) -> Tolerance:
@@ -302,13 +353,13 @@ class _Export:
         )
 
     def _observers(
-        self, target: Target, item: TracedProgram, tolerance: Tolerance
+        self, target: Target, item: TracedProgram, tolerances: Mapping[str, Tolerance]
     ) -> Iterator[Observer]:
         if dump := os.environ.get("OMNIGRAPH_DUMP"):
             yield _dumper(Path(dump) / target.name / item.name)
         if self._verify_each:
             exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
-            yield _Verifier(item, exact, tolerance)
+            yield _Verifier(item, exact, lambda: tolerances[item.name])
         else:
             yield lambda _, pass_, graph: check_graph(graph, pass_.name)
 
@@ -333,19 +384,27 @@ class _Export:
 
 
 class _Verifier:
-    """Checks legality and numbers after each pass; passes that round loosen what is exact."""
+    """Checks legality and numbers after each pass; passes that round loosen what is exact.
 
-    def __init__(self, item: TracedProgram, exact: Tolerance, rounded: Tolerance) -> None:
+    What quantizes is compared by the Quantizer, which knows its noise; the tolerance of what comes
+    after is known then.
+    """
+
+    def __init__(
+        self, item: TracedProgram, exact: Tolerance, rounded: Callable[[], Tolerance]
+    ) -> None:
         self._item, self._exact, self._rounded, self._seen = item, exact, rounded, False
 
     def __call__(self, _: int, pass_: Pass, graph: Graph) -> None:
         check_graph(graph, pass_.name)
         self._seen |= pass_.rounds
+        if isinstance(pass_, CorrectBiases | InsertQdq):
+            return
         compare_graph(
             graph,
             [reference.feeds for reference in self._item.references],
             [reference.outputs for reference in self._item.references],
-            self._rounded if self._seen else self._exact,
+            self._rounded() if self._seen else self._exact,
             f"pass {pass_.name!r}",
         )
 

@@ -17,6 +17,7 @@ from omnigraph.ledger import AttentionSite
 from omnigraph.lowering import Emission, Target
 from omnigraph.numbers import Reference
 from omnigraph.passes.base import Graph, PassRecord
+from omnigraph.precision_ledger import LayerPrecision
 from omnigraph.program import Dim, TensorSpec
 
 
@@ -47,6 +48,8 @@ class TargetProduct:
     ops: dict[str, dict[str, int]]
     tolerances: dict[str, Tolerance]
     ledger: dict[str, list[AttentionSite]] = field(default_factory=dict)
+    layers: dict[str, list[LayerPrecision]] = field(default_factory=dict)
+    quantization: Mapping[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -91,6 +94,7 @@ def build_manifest(
                 if record.modified
             ],
             "attention": [site.to_dict() for site in product.ledger.get(item.name, ())],
+            "layers": [row.to_dict() for row in product.layers.get(item.name, ())],
         }
         for item in traced
     }
@@ -104,6 +108,7 @@ def build_manifest(
         "device": emission.device,
         "precision": product.precision,
         "options": dict(product.options),
+        **({"quantization": dict(product.quantization)} if product.quantization else {}),
         "requires": dict(emission.requires),
         "programs": programs,
         "default_program": traced[0].name,

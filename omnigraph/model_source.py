@@ -140,6 +140,16 @@ def _from_folder(
     )
 
 
+def find_callable(text: str) -> Callable[..., Any]:
+    """What "file.py:function" or "package.module:function" names.
+
+    Raises:
+        UsageError: there is none.
+    """
+    where, _, name = text.rpartition(":")
+    return _callable(where, name)
+
+
 def _from_factory(text: str, settings: Mapping[str, str]) -> ModelSource:
     where, _, name = text.rpartition(":")
     if not where or not name:
@@ -149,7 +159,7 @@ def _from_factory(text: str, settings: Mapping[str, str]) -> ModelSource:
             hint="a folder has a config.json; a factory gives (module, inputs): see "
             "`omnigraph export --help`",
         )
-    factory = _factory(where, name)
+    factory = _callable(where, name)
     try:
         made = factory(**settings)
     except OmniGraphError:
@@ -163,7 +173,7 @@ def _from_factory(text: str, settings: Mapping[str, str]) -> ModelSource:
     return ModelSource(name, _as_programs(made, text))
 
 
-def _factory(where: str, attribute: str) -> Callable[..., Any]:
+def _callable(where: str, attribute: str) -> Callable[..., Any]:
     try:
         if where.endswith(".py"):
             path = Path(where)

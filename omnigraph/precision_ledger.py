@@ -116,8 +116,7 @@ def precision_text(rows: Sequence[dict[str, Any]]) -> str:
     return table(
         ("precision of", "layers", "op", "weights", "activations", "bits on disk"),
         [
-            (layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]}", str(len(layers)))
-            + key
+            (f"{layers[0]} … {layers[-1]}" if layers[1:] else layers[0], str(len(layers)), *key)
             for key, layers in groups.items()
         ],
     )

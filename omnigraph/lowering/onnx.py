@@ -33,7 +33,7 @@ class OnnxTarget(Target):
 
     name = "onnx"
     purpose = "ONNX files for onnxruntime on CPUs"
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
 
     def unusable(self) -> str | None:
         """Emitting needs nothing; the contract needs onnxruntime."""
@@ -54,6 +54,10 @@ class OnnxTarget(Target):
             if value is not None and value.dtype in _NO_ARITHMETIC and node.op_type != "Cast":
                 return f"onnxruntime's CPU kernels do not compute in {value.dtype.name.lower()}"
         return misread(node) or _scores_of_hidden(node)
+
+    def rounding(self, precision: str) -> str:
+        """What stays in float around integers is fp32."""
+        return precision if precision == "fp16" else "fp32"
 
     def pipeline(self, precision: str) -> Sequence[Pass]:
         """fp16 is a storage format here: CPUs compute in fp32 faster than in emulated fp16."""

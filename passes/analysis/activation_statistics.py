@@ -124,6 +124,14 @@ class Statistics:
             ) from error
         return found
 
+    @staticmethod
+    def is_saved(path: object) -> bool:
+        """Whether a path is of a file that `save` wrote, sound or not."""
+        if not isinstance(path, str | os.PathLike) or not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as file:
+            return "about.npy" in file.namelist()
+
     def joined(self, other: Statistics) -> Statistics:
         """These, and those of ``other`` that are not among them."""
         return Statistics(

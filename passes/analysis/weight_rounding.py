@@ -38,6 +38,11 @@ class WeightGrid:
         return self.dtype in (ir.DataType.UINT4, ir.DataType.UINT8)
 
     @property
+    def is_integer(self) -> bool:
+        """Whether codes are integers: float8 is none."""
+        return not self.dtype.is_floating_point()
+
+    @property
     def levels(self) -> tuple[int, int]:
         """The least and the largest integer: symmetric types leave their least out.
 

@@ -1,0 +1,249 @@
+"""Calibration: what the activations that products multiply are like, over samples that stream by.
+
+Memory holds one sample's activations and, for each activation, sums by channel and a histogram: it
+does not grow with the number of samples. Methods that choose a range by a histogram read the data
+twice, so that the histogram's own range is known when it is filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.calibration_ranges import RANGES
+from omnigraph.errors import UsageError
+from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
+from omnigraph.passes.analysis.products import Product
+from omnigraph.passes.base import Graph, describe
+from omnigraph.passes.matching import same_dim
+from omnigraph.verify import GraphRunner
+
+Feeds = Mapping[str, np.ndarray]
+#: Told what is being done: which sample.
+Told = Callable[[str], None]
+
+MIN_MAX = "min-max"
+METHODS = (MIN_MAX, *RANGES)
+_BINS = 2048
+#: Memory for the second moments of activations: how many are summed in one pass over the data.
+_MOMENT_BYTES = 512 << 20
+
+
+def calibrate(
+    graph: Graph,
+    wanted: Sequence[Product],
+    feeds: Iterable[Feeds],
+    *,
+    method: str = MIN_MAX,
+    source: str = "",
+    told: Told = lambda _: None,
+) -> Statistics:
+    """Observe what products multiply.
+
+    Positions that an attention mask of the same dimensions hides do not count.
+
+    Args:
+        graph: the Graph that the products are of; it is not changed.
+        wanted: the products; those that multiply one activation share what was observed.
+        feeds: inputs by name, for each sample; read once, or twice where ``method`` needs it.
+        method: one of `METHODS`.
+        source: what the samples are, for a person.
+        told: told of each sample.
+
+    Raises:
+        UsageError: there are no samples, or an activation is NaN or infinite.
+    """
+    if method not in METHODS:
+        raise UsageError(f"No way of calibrating is called {method!r}", expected=", ".join(METHODS))
+    probe = _Probe(graph, wanted)
+    samples = 0
+    for given in feeds:
+        samples += 1
+        told(f"calibrate {graph.graph.name}: sample {samples}")
+        for observed, rows in probe.rows(given):
+            observed.see(rows)
+    if not samples:
+        raise UsageError(
+            "There are no samples to calibrate on", expected="one or more", hint="see --calibration"
+        )
+    if method != MIN_MAX:
+        for number, given in enumerate(feeds, 1):
+            told(f"calibrate {graph.graph.name}: histogram of sample {number} of {samples}")
+            for observed, rows in probe.rows(given):
+                observed.count(rows)
+    found = {
+        product.weight.name or "": seen
+        for observed in probe.observed
+        for seen in (observed.observation(method),)
+        for product in observed.products
+    }
+    return Statistics(found, method, source, samples)
+
+
+def second_moments(
+    graph: Graph,
+    wanted: Sequence[Product],
+    feeds: Iterable[Feeds],
+    *,
+    budget: int = _MOMENT_BYTES,
+    told: Told = lambda _: None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The sum of x xᵀ over every position of every sample, for what each product multiplies.
+
+    The data are read once for as many activations as ``budget`` bytes hold the sums of.
+
+    Yields:
+        The name of a product's weight, and float32 [K, K].
+    """
+    waiting = list(_Probe(graph, wanted).observed)
+    while waiting:
+        group, held = [], 0
+        while waiting and (not group or held + 4 * waiting[0].terms ** 2 <= budget):
+            held += 4 * waiting[0].terms ** 2
+            group.append(waiting.pop(0))
+        probe = _Probe(graph, [product for observed in group for product in observed.products])
+        sums = [np.zeros((o.terms, o.terms), np.float32) for o in probe.observed]
+        for number, given in enumerate(feeds, 1):
+            told(f"second moments of {len(sums)} activations: sample {number}")
+            for total, (_, rows) in zip(sums, probe.rows(given), strict=True):
+                total += rows.T @ rows
+        for observed, total in zip(probe.observed, sums, strict=True):
+            for product in observed.products:
+                yield product.weight.name or "", total
+
+
+class _Probe:
+    """A Graph that gives the activations of some products, and nothing else."""
+
+    def __init__(self, graph: Graph, wanted: Sequence[Product]) -> None:
+        by_activation: dict[str, list[Product]] = {}
+        for product in wanted:
+            by_activation.setdefault(product.activation.name or "", []).append(product)
+        self.observed = [_Observed(products) for products in by_activation.values()]
+        shown = graph.clone()
+        values = {v.name: v for v in _values(shown)}
+        self._masks = {
+            name: [m.name or "" for m in shown.graph.inputs if _hides(m, values[name])]
+            for name in by_activation
+        }
+        shown.graph.outputs.clear()
+        shown.graph.outputs.extend(values[name] for name in by_activation)
+        _remove_dead(shown)
+        self._runner = GraphRunner(shown)
+        self._inputs = [value.name or "" for value in shown.graph.inputs]
+
+    def rows(self, feeds: Feeds) -> Iterator[tuple[_Observed, np.ndarray]]:
+        """Each activation of one sample, float32 [positions, K]."""
+        results = self._runner.run({name: feeds[name] for name in self._inputs})
+        for observed in self.observed:
+            found = results[observed.name]
+            shown = np.ones(found.shape[:-1], bool)
+            for name in self._masks[observed.name]:
+                if feeds[name].shape == shown.shape[:2]:
+                    mask = feeds[name].astype(bool)
+                    shown &= mask.reshape(mask.shape + (1,) * (shown.ndim - 2))
+            yield observed, found[shown]
+
+
+def _values(graph: Graph) -> Iterator[ir.Value]:
+    yield from graph.graph.inputs
+    for node in graph.graph:
+        yield from node.outputs
+
+
+def _hides(mask: ir.Value, activation: ir.Value) -> bool:
+    """Whether an input is the mask [B, T] of the positions of an activation [B, T, …]."""
+    if not (mask.name or "").endswith("attention_mask") or mask.shape is None:
+        return False
+    shape = activation.shape
+    if shape is None or len(mask.shape) != 2 or len(shape) < 3:
+        return False
+    return all(same_dim(mask.shape[axis], shape[axis]) for axis in range(2))
+
+
+def _remove_dead(graph: Graph) -> None:
+    """Remove what no output is computed from, inputs and weights too."""
+    for node in reversed(list(graph.graph)):
+        if not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            graph.graph.remove(node, safe=True)
+    for value in [v for v in graph.graph.inputs if not v.uses() and not v.is_graph_output()]:
+        graph.graph.inputs.remove(value)
+    for name in [n for n, v in graph.graph.initializers.items() if not v.uses()]:
+        graph.graph.initializers.pop(name)
+
+
+@dataclass(eq=False)
+class _Observed:
+    """What was seen of one activation so far, of K channels."""
+
+    products: Sequence[Product]
+    positions: int = 0
+    least: float = np.inf
+    greatest: float = -np.inf
+    squares: float = 0.0
+    largest: np.ndarray = field(init=False)  # [K]
+    total: np.ndarray = field(init=False)  # [K] float64
+    histogram: np.ndarray = field(init=False)  # [bins] int64
+
+    def __post_init__(self) -> None:
+        self.largest = np.zeros(self.terms, np.float32)
+        self.total = np.zeros(self.terms, np.float64)
+        self.histogram = np.zeros(_BINS, np.int64)
+
+    @property
+    def name(self) -> str:
+        """The activation's."""
+        return self.products[0].activation.name or ""
+
+    @property
+    def terms(self) -> int:
+        """K."""
+        return self.products[0].contraction
+
+    def see(self, rows: np.ndarray) -> None:
+        """Take in [positions, K]."""
+        if not rows.size:
+            return
+        least, greatest = float(rows.min()), float(rows.max())
+        if not (np.isfinite(least) and np.isfinite(greatest)):
+            raise UsageError(
+                f"What {describe(self.products[0].node)} multiplies is NaN or infinite",
+                expected="finite numbers on every sample of the calibration data",
+                found="NaN" if np.isnan(rows).any() else "an infinity",
+                hint="the model itself gives this: look at the sample, and at the layers before it",
+            )
+        self.positions += len(rows)
+        self.least, self.greatest = min(self.least, least), max(self.greatest, greatest)
+        np.maximum(self.largest, np.abs(rows).max(axis=0), out=self.largest)
+        self.total += rows.sum(axis=0, dtype=np.float64)
+        self.squares += float(np.square(rows, dtype=np.float64).sum())
+
+    def count(self, rows: np.ndarray) -> None:
+        """Count [positions, K] in the histogram, of the range that was seen."""
+        if rows.size and self.greatest > self.least:
+            limits = (self.least, self.greatest)
+            self.histogram += np.histogram(rows, bins=_BINS, range=limits)[0]
+
+    def observation(self, method: str) -> Observation:
+        """What was seen. Of a constant activation, the range is from zero to it."""
+        if not self.positions:
+            raise UsageError(
+                f"Nothing was seen of what {describe(self.products[0].node)} multiplies",
+                expected="positions that no attention mask hides",
+                hint="the masks of the calibration data hide everything",
+            )
+        low, high = min(self.least, 0.0), max(self.greatest, 0.0)
+        if method != MIN_MAX and self.greatest > self.least:
+            low, high = RANGES[method](self.histogram, self.least, self.greatest)
+        return Observation(
+            self.least,
+            self.greatest,
+            low,
+            high,
+            float(np.sqrt(self.squares / (self.positions * self.terms))),
+            self.largest,
+            (self.total / self.positions).astype(np.float32),
+        )

@@ -1,0 +1,322 @@
+"""What an export's quantizing passes must know: ranges from calibration, weights with compensation.
+
+The passes stand in a target's pipeline without statistics, and get them when their turn comes: what
+is observed is the Graph that the passes before them left. Statistics go by the names of weights,
+which every program and every target has in common, so each activation is observed once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from omnigraph.calibration import METHODS, calibrate, second_moments
+from omnigraph.calibration_data import RANDOM, CalibrationData, open_data, random_data
+from omnigraph.contract import Deviation, Tolerance
+from omnigraph.errors import UsageError
+from omnigraph.manifest import TracedProgram
+from omnigraph.passes.analysis.activation_statistics import Statistics
+from omnigraph.passes.analysis.products import Product, is_chosen, products
+from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
+from omnigraph.passes.analysis.weight_rounding import RoundedWeight, compensate
+from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.correct_biases import CorrectBiases
+from omnigraph.passes.insert_qdq import InsertQdq
+from omnigraph.passes.smooth_activations import SmoothActivations
+from omnigraph.precision_ledger import LayerPrecision, layer_precisions
+from omnigraph.program import Case, Program
+from omnigraph.quantization_noise import check_quantized, noise_of, quantized_tolerance
+
+Feeds = Mapping[str, np.ndarray]
+_Quantizing = SmoothActivations | CorrectBiases | InsertQdq
+#: Told what is being done.
+Told = Callable[[str], None]
+#: The default: the largest of what was seen has a code, but where less error comes of clipping it.
+_METHOD = "mse"
+_FOUR_BITS = 4
+#: Samples that token ids for the contract's input sets are taken from.
+_ENOUGH_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How an export quantizes; what is left open, target and precision decide.
+
+    Args:
+        calibration: DATA (see `omnigraph.calibration_data`), or a file of statistics that ``save``
+            wrote; None is random token ids.
+        tokenizer: of DATA that is text: a file of the ``tokenizers`` library, or "bytes".
+        samples: how many samples are looked at, at most.
+        method: how ranges are chosen: "min-max", "percentile", "entropy" or "mse".
+        keep: layers that stay in float: module paths, with ``*`` for any text.
+        choices: by module path, the precision of that layer; "float" is none.
+        compensate: round weights so that the error of one is made good by others (GPTQ); None does
+            it for four bits, where there is DATA.
+        save: a file to write the statistics to.
+    """
+
+    calibration: object | None = None
+    tokenizer: str | None = None
+    samples: int = 128
+    method: str = _METHOD
+    keep: tuple[str, ...] = ()
+    choices: Mapping[str, str] = field(default_factory=dict)
+    compensate: bool | None = None
+    save: str | os.PathLike[str] | None = None
+
+    def check(self, precisions: Sequence[str]) -> None:
+        """Refuse options that mean nothing for the precisions of an export.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        if self.method not in METHODS:
+            raise UsageError(
+                f"There is no way of calibrating called {self.method!r}",
+                expected=" or ".join(METHODS),
+                hint="min-max takes all that was seen; the others clip",
+            )
+        if self.samples < 1:
+            raise UsageError(
+                "Calibration needs samples", expected="1 or more", found=str(self.samples)
+            )
+        if self != Quantization() and not any(p in QUANTIZED for p in precisions):
+            raise UsageError(
+                "Options of quantization are given, and nothing is quantized",
+                expected="--precision " + " or ".join(QUANTIZED),
+                found=", ".join(precisions),
+                hint="leave them out, or choose one of these precisions",
+            )
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One program after its products were quantized.
+
+    Args:
+        deviation: how far it is from torch, as onnxruntime runs it.
+        hidden: the noise of what the runtime rounds by itself, relative.
+        layers: the types of each product.
+    """
+
+    deviation: Deviation
+    hidden: float
+    layers: list[LayerPrecision]
+
+    def tolerance(self, floats: Tolerance) -> Tolerance:
+        """What an artifact of it is allowed; ``floats`` is for what stays in float."""
+        return quantized_tolerance(self.deviation, self.hidden, floats)
+
+
+class Quantizer:
+    """The calibration of one export: what is observed once is known to every program and target.
+
+    Args:
+        options: what was asked for.
+        programs: those that are exported; random input sets are drawn from them here, and the
+            programs are not kept.
+        told: told what is being done.
+
+    Raises:
+        UsageError: the calibration data cannot be read, or suits none of the programs.
+    """
+
+    def __init__(
+        self, options: Quantization, programs: Sequence[Program], told: Told = lambda _: None
+    ) -> None:
+        self.options, self._told = options, told
+        self.statistics: Statistics | None = None
+        self._rounded: dict[str, RoundedWeight] = {}
+        self._deviations: dict[str, Deviation] = {}
+        self._random: dict[str, list[Feeds]] = {}
+        self._data: CalibrationData | None = None
+        if options.calibration is None:
+            self._random = {p.name: random_data(p, options.samples) for p in programs}
+        elif Statistics.is_saved(options.calibration):
+            assert isinstance(options.calibration, str | os.PathLike)
+            self.statistics = Statistics.load(options.calibration)
+        else:
+            self._data = open_data(
+                options.calibration, tokenizer=options.tokenizer, samples=options.samples
+            )
+            self._data.check(programs)
+
+    @property
+    def source(self) -> str:
+        """What is observed, for a person."""
+        if self._data is not None:
+            return self._data.source
+        return RANDOM if self.statistics is None else self.statistics.source
+
+    def with_real_inputs(self, programs: Sequence[Program]) -> tuple[Program, ...]:
+        """Programs whose input sets for the contract have token ids from the calibration data.
+
+        Random ids are none that the ranges were chosen for.
+        """
+        if self._data is None:
+            return tuple(programs)
+        return tuple(_with_real_ids(program, self._data) for program in programs)
+
+    def passes(
+        self,
+        pipeline: Sequence[Pass],
+        graph: Graph,
+        item: TracedProgram,
+        quantized: Callable[[Quantized], None],
+    ) -> Iterator[Pass]:
+        """A target's pipeline, its quantizing passes with what they must know of one program.
+
+        Each is yielded when the Graph is as the passes before it left it. When the last has run,
+        the quantized Graph is compared with torch, and ``quantized`` is told.
+
+        Raises:
+            UsageError: an activation is NaN or infinite.
+            ContractError: quantization changes the numbers more than its noise explains.
+        """
+        for pass_ in pipeline:
+            if isinstance(pass_, _Quantizing):
+                pass_ = self._informed(pass_, graph, item)
+            if not isinstance(pass_, InsertQdq):
+                yield pass_
+                continue
+            expected, hidden = noise_of(graph, pass_)
+            yield pass_
+            self._told(f"numbers of {item.name}, quantized")
+            found = check_quantized(graph, item.references, expected, item.name)
+            self._deviations[item.name] = found
+            quantized(Quantized(found, hidden, layer_precisions(graph)))
+
+    def _informed(
+        self,
+        pass_: SmoothActivations | CorrectBiases | InsertQdq,
+        graph: Graph,
+        item: TracedProgram,
+    ) -> Pass:
+        """A quantizing pass with the options of the export, and with what was observed."""
+        keep = pass_.keep or self.options.keep
+        found = [p for p in products(graph) if not is_chosen(p.layer, keep)]
+        if isinstance(pass_, SmoothActivations):
+            if pass_.statistics is None:
+                self._observe(graph, item, found)
+                pass_ = replace(pass_, statistics=self.statistics)
+            return replace(pass_, keep=keep)
+        pass_ = replace(pass_, keep=keep, choices=pass_.choices or self.options.choices)
+        plan = InsertQdq(pass_.target, pass_.device, pass_.precision, None, keep, pass_.choices)
+        if pass_.statistics is None:
+            self._observe(graph, item, [p for p in found if _has_ranges(plan, p)])
+            pass_ = replace(pass_, statistics=self.statistics)
+        self._compensate(graph, item, [p for p in found if self._is_compensated(plan, p)], plan)
+        return replace(pass_, rounded=self._rounded)
+
+    def _feeds(self, item: TracedProgram) -> Iterable[Feeds] | None:
+        """The samples of a program; None where there are none for it."""
+        if self._data is not None and self._data.suits(item.inputs):
+            return self._data.feeds(item.inputs)
+        return self._random.get(item.name)
+
+    def _observe(self, graph: Graph, item: TracedProgram, wanted: Sequence[Product]) -> None:
+        """Calibrate on the Graph as it is, for products of which nothing is known yet."""
+        known = self.statistics.observations if self.statistics is not None else {}
+        new = [product for product in wanted if product.weight.name not in known]
+        feeds = self._feeds(item) if new else None
+        if feeds is None:
+            return
+        method, source = self.options.method, self.source
+        found = calibrate(graph, new, feeds, method=method, source=source, told=self._told)
+        self.statistics = found if self.statistics is None else self.statistics.joined(found)
+
+    def _is_compensated(self, plan: InsertQdq, product: Product) -> bool:
+        """Whether a weight is to be rounded with compensation."""
+        scheme = plan.scheme_for(product.layer)
+        if scheme is None or product.transpose is not None or not scheme.weights.is_integer:
+            return False
+        if self.options.compensate is None:
+            return self._data is not None and scheme.weights.dtype.bitwidth <= _FOUR_BITS
+        return self.options.compensate
+
+    def _compensate(
+        self, graph: Graph, item: TracedProgram, wanted: Sequence[Product], plan: InsertQdq
+    ) -> None:
+        """Round weights that were not before, each with the second moments of its activation."""
+        new = [product for product in wanted if product.weight.name not in self._rounded]
+        feeds = self._feeds(item) if new else None
+        if feeds is None:
+            return
+        by_name = {product.weight.name: product for product in new}
+        for name, moments in second_moments(graph, new, feeds, told=self._told):
+            self._told(f"round {name} with compensation")
+            product = by_name[name]
+            scheme = plan.scheme_for(product.layer)
+            assert scheme is not None and product.weight.const_value is not None
+            weight = product.weight.const_value.numpy()
+            weight = weight.T if product.channel_axis == 0 else weight
+            self._rounded[name] = compensate(weight, moments, scheme.weights)
+
+    def manifest(self) -> dict[str, Any]:
+        """What an artifact says of how it was quantized: JSON-ready."""
+        fields: dict[str, Any] = {
+            "keep": list(self.options.keep),
+            "choices": dict(self.options.choices),
+            "compensated": len(self._rounded),
+            "deviation": {name: found.rms for name, found in self._deviations.items()},
+        }
+        if self.statistics is not None:
+            fields |= {
+                "source": self.statistics.source,
+                "method": self.statistics.method,
+                "samples": self.statistics.samples,
+                "statistics": self.statistics.digest,
+            }
+        return fields
+
+    def save(self) -> None:
+        """Write the statistics, where that was asked for."""
+        if self.options.save is None:
+            return
+        if self.statistics is None:
+            raise UsageError(
+                "There are no statistics to save: this precision needs none",
+                hint="int8 and fp8 are calibrated; leave --save-calibration out",
+            )
+        self.statistics.save(self.options.save)
+
+
+def _has_ranges(plan: InsertQdq, product: Product) -> bool:
+    """Whether the range of what a product multiplies must be known."""
+    scheme = plan.scheme_for(product.layer)
+    return scheme is not None and scheme.activations is not None and not scheme.activations.dynamic
+
+
+def _with_real_ids(program: Program, data: CalibrationData) -> Program:
+    """A program whose own input sets have token ids from ``data`` where that has them."""
+    streams: dict[str, list[np.ndarray]] = {}
+    for sample in islice(data.read(), _ENOUGH_SAMPLES):
+        for spec in program.inputs:
+            if spec.name in sample and spec.name.endswith("input_ids"):
+                streams.setdefault(spec.name, []).append(_shown(sample, spec.name))
+    ids = {name: np.concatenate(parts) for name, parts in streams.items()}
+    make = program.make_inputs
+
+    def make_inputs(case: Case) -> dict[str, Any]:
+        inputs = make(case)
+        for name, stream in ids.items():
+            if name in inputs and stream.size and inputs[name].ndim == 2:
+                rows, length = inputs[name].shape
+                starts = (np.arange(rows) + case.seed) * length
+                place = (starts[:, None] + np.arange(length)) % stream.size
+                inputs[name] = inputs[name].new_tensor(stream[place])
+        return inputs
+
+    return replace(program, make_inputs=make_inputs)
+
+
+def _shown(sample: Feeds, name: str) -> np.ndarray:
+    """The token ids of a sample that its mask does not hide, one after the other."""
+    ids = np.asarray(sample[name])
+    mask = sample.get(name.replace("input_ids", "attention_mask"))
+    return ids[np.asarray(mask).astype(bool)] if mask is not None else ids.reshape(-1)
