@@ -28,7 +28,16 @@ from typing import Any
 import numpy as np
 
 from omnigraph.errors import UsageError
-from omnigraph.program import Case, Program, TensorSpec, fit_sizes
+from omnigraph.program import (
+    Case,
+    Dim,
+    DimLike,
+    Program,
+    TensorSpec,
+    dim_terms,
+    evaluate_dim,
+    fit_sizes,
+)
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -40,6 +49,10 @@ _TEXT_INPUTS = ("input_ids", "decoder_input_ids")
 #: Tokens of one sample of text, and positions of one that is drawn.
 _TEXT_LENGTH, _RANDOM_LENGTH = 128, 64
 _RANDOM_SAMPLES = 16
+#: How many samples' beginnings are samples too, and how long those are, in positions.
+_SAMPLES_CUT, _BEGINNINGS = 16, (1, 4, 16)
+#: Dimensions that are no positions of this call.
+_NOT_CUT = ("batch", "past", "capacity")
 _FORMS = (
     "samples.npz, a folder of .npy or .npz files, a text file with a tokenizer, or file.py:function"
 )
@@ -96,21 +109,60 @@ class CalibrationData:
             hint="arrays are called like the inputs that `omnigraph inspect MODEL` lists",
         )
 
-    def feeds(self, inputs: Sequence[TensorSpec]) -> SampleFeeds:
-        """The samples as one program takes them: its inputs in their types, defaults filled in."""
-        return SampleFeeds(self, tuple(inputs))
+    def feeds(
+        self, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim] | None = None
+    ) -> Feedings:
+        """The samples as one program takes them: its inputs in their types, defaults filled in.
+
+        Args:
+            inputs: the program's.
+            dims: the ranges of its dimensions; where given, the beginnings of some samples are
+                samples too. Data of one length say nothing of short inputs, whose attention has
+                less to take the mean of, and so larger results.
+        """
+        return Feedings(self, tuple(inputs), dims)
 
 
 @dataclass(frozen=True)
-class SampleFeeds:
+class Feedings:
     """Samples for one program; every iteration begins with the first."""
 
     data: CalibrationData
     inputs: tuple[TensorSpec, ...]
+    dims: Mapping[str, Dim] | None = None
 
     def __iter__(self) -> Iterator[Feeds]:
         for number, sample in enumerate(islice(self.data.read(), self.data.samples), 1):
-            yield fit(sample, self.inputs, f"sample {number} of {self.data.source}")
+            whole = fit(sample, self.inputs, f"sample {number} of {self.data.source}")
+            yield whole
+            if self.dims is not None and number <= _SAMPLES_CUT:
+                for length in _BEGINNINGS:
+                    yield _beginning(whole, self.inputs, self.dims, length)
+
+
+def _beginning(
+    feeds: Feeds, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim], length: int
+) -> Feeds:
+    """The first so many positions of a sample, or the fewest that the program takes."""
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        for dim, size in zip(spec.shape, feeds[spec.name].shape, strict=True):
+            if isinstance(dim, str) and dim.isidentifier():
+                cut = size if dim in _NOT_CUT else dims.get(dim, Dim()).clamp(length)
+                sizes[dim] = min(size, cut)
+    return {
+        spec.name: feeds[spec.name][
+            tuple(
+                slice(0, evaluate_dim(dim, sizes) if _is_known(dim, sizes) else None)
+                for dim in spec.shape
+            )
+        ]
+        for spec in inputs
+    }
+
+
+def _is_known(dim: DimLike, sizes: Mapping[str, int]) -> bool:
+    return isinstance(dim, str) and all(t.isdigit() or t in sizes for t in dim_terms(dim))
 
 
 def open_data(data: object, *, tokenizer: str | None = None, samples: int = 128) -> CalibrationData:
@@ -165,7 +217,7 @@ def fit(sample: Feeds, inputs: Sequence[TensorSpec], where: str) -> Feeds:
     for spec in inputs:
         if spec.name in fitted:
             for dim, size in zip(spec.shape, fitted[spec.name].shape, strict=True):
-                if isinstance(dim, str) and "+" not in dim:
+                if isinstance(dim, str) and dim.isidentifier():
                     sizes[dim] = size
     for spec in inputs:
         if spec.name in fitted:
@@ -186,8 +238,7 @@ def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
     """The size of a dimension; those that no input tells are empty, as a past is."""
     if isinstance(dim, int):
         return dim
-    terms = (term.strip() for term in dim.split("+"))
-    return sum(int(term) if term.isdigit() else sizes.get(term, 0) for term in terms)
+    return evaluate_dim(dim, {**dict.fromkeys(dim_terms(dim), 0), **sizes})
 
 
 def _as_input(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
@@ -212,12 +263,13 @@ def _as_input(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
 def random_data(program: Program, samples: int) -> list[Feeds]:
     """Samples that are drawn, of one sequence each, as the program draws its own inputs.
 
-    Few are enough: every one is as good as any other.
+    Few are enough, long ones and short ones: every one is as good as any other.
     """
     drawn = []
     for seed in range(min(samples, _RANDOM_SAMPLES)):
-        wanted = {"batch": 1, "past": 0}
-        case = Case("calibration", fit_sizes(program, wanted, _RANDOM_LENGTH), seed=1000 + seed)
+        length = _RANDOM_LENGTH if seed % 2 == 0 else _BEGINNINGS[seed // 2 % len(_BEGINNINGS)]
+        sizes = fit_sizes(program, {"batch": 1, "past": 0}, length)
+        case = Case("calibration", sizes, seed=1000 + seed)
         inputs = program.make_inputs(case)
         drawn.append({name: np.asarray(value.cpu().numpy()) for name, value in inputs.items()})
     return drawn

@@ -170,7 +170,7 @@ def export(
         choice.check({program.name: program.outputs for program in source.programs})
         if any(p in QUANTIZED for p in precisions):
             job.quantizer = Quantizer(wanted, source.programs, job.tell)
-            source = replace(source, programs=job.quantizer.with_real_inputs(source.programs))
+            source = replace(source, programs=job.quantizer.take_programs())
     paths = _paths(source.name, targets, precisions, out)
     for path in paths:
         check_replaceable(path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,18 +28,17 @@ from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.smooth_activations import SmoothActivations
 from omnigraph.precision_ledger import LayerPrecision, layer_precisions
-from omnigraph.program import Case, Program
+from omnigraph.program import Program
 from omnigraph.quantization_noise import check_quantized, noise_of, quantized_tolerance
+from omnigraph.real_inputs import with_real_inputs
 
 Feeds = Mapping[str, np.ndarray]
 _Quantizing = SmoothActivations | CorrectBiases | InsertQdq
 #: Told what is being done.
 Told = Callable[[str], None]
-#: The default: the largest of what was seen has a code, but where less error comes of clipping it.
-_METHOD = "mse"
+#: The default: what is rare, such as the first token of a text, may matter as much as the rest.
+_METHOD = "min-max"
 _FOUR_BITS = 4
-#: Samples that token ids for the contract's input sets are taken from.
-_ENOUGH_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,7 @@ class Quantizer:
 
     Args:
         options: what was asked for.
-        programs: those that are exported; random input sets are drawn from them here, and the
-            programs are not kept.
+        programs: those that are exported; random input sets are drawn from them here.
         told: told what is being done.
 
     Raises:
@@ -135,16 +132,20 @@ class Quantizer:
         self._deviations: dict[str, Deviation] = {}
         self._random: dict[str, list[Feeds]] = {}
         self._data: CalibrationData | None = None
+        self._programs = tuple(programs)
         if options.calibration is None:
-            self._random = {p.name: random_data(p, options.samples) for p in programs}
+            self._programs = with_real_inputs(programs)
+            self._random = {p.name: random_data(p, options.samples) for p in self._programs}
         elif Statistics.is_saved(options.calibration):
             assert isinstance(options.calibration, str | os.PathLike)
             self.statistics = Statistics.load(options.calibration)
+            self._programs = with_real_inputs(programs)
         else:
             self._data = open_data(
                 options.calibration, tokenizer=options.tokenizer, samples=options.samples
             )
             self._data.check(programs)
+            self._programs = with_real_inputs(programs, self._data)
 
     @property
     def source(self) -> str:
@@ -153,14 +154,13 @@ class Quantizer:
             return self._data.source
         return RANDOM if self.statistics is None else self.statistics.source
 
-    def with_real_inputs(self, programs: Sequence[Program]) -> tuple[Program, ...]:
-        """Programs whose input sets for the contract have token ids from the calibration data.
+    def take_programs(self) -> tuple[Program, ...]:
+        """The programs to export, which are not kept: their input sets for the contract are real.
 
-        Random ids are none that the ranges were chosen for.
+        Random ids and random pasts are none that the ranges are chosen for.
         """
-        if self._data is None:
-            return tuple(programs)
-        return tuple(_with_real_ids(program, self._data) for program in programs)
+        programs, self._programs = self._programs, ()
+        return programs
 
     def passes(
         self,
@@ -216,7 +216,7 @@ class Quantizer:
     def _feeds(self, item: TracedProgram) -> Iterable[Feeds] | None:
         """The samples of a program; None where there are none for it."""
         if self._data is not None and self._data.suits(item.inputs):
-            return self._data.feeds(item.inputs)
+            return self._data.feeds(item.inputs, item.dims)
         return self._random.get(item.name)
 
     def _observe(self, graph: Graph, item: TracedProgram, wanted: Sequence[Product]) -> None:
@@ -290,33 +290,3 @@ def _has_ranges(plan: InsertQdq, product: Product) -> bool:
     """Whether the range of what a product multiplies must be known."""
     scheme = plan.scheme_for(product.layer)
     return scheme is not None and scheme.activations is not None and not scheme.activations.dynamic
-
-
-def _with_real_ids(program: Program, data: CalibrationData) -> Program:
-    """A program whose own input sets have token ids from ``data`` where that has them."""
-    streams: dict[str, list[np.ndarray]] = {}
-    for sample in islice(data.read(), _ENOUGH_SAMPLES):
-        for spec in program.inputs:
-            if spec.name in sample and spec.name.endswith("input_ids"):
-                streams.setdefault(spec.name, []).append(_shown(sample, spec.name))
-    ids = {name: np.concatenate(parts) for name, parts in streams.items()}
-    make = program.make_inputs
-
-    def make_inputs(case: Case) -> dict[str, Any]:
-        inputs = make(case)
-        for name, stream in ids.items():
-            if name in inputs and stream.size and inputs[name].ndim == 2:
-                rows, length = inputs[name].shape
-                starts = (np.arange(rows) + case.seed) * length
-                place = (starts[:, None] + np.arange(length)) % stream.size
-                inputs[name] = inputs[name].new_tensor(stream[place])
-        return inputs
-
-    return replace(program, make_inputs=make_inputs)
-
-
-def _shown(sample: Feeds, name: str) -> np.ndarray:
-    """The token ids of a sample that its mask does not hide, one after the other."""
-    ids = np.asarray(sample[name])
-    mask = sample.get(name.replace("input_ids", "attention_mask"))
-    return ids[np.asarray(mask).astype(bool)] if mask is not None else ids.reshape(-1)
