@@ -24,7 +24,8 @@ MODEL is one of:
   omninet                  the reference model; --config tiny|small|seed, --set positions=alibi …
   file.py:factory          a function that gives (module, {"input_ids": tensor, …})
   package.module:factory   the same, imported by name
-  FOLDER                   what save_pretrained of Hugging Face wrote: config.json, safetensors
+  FOLDER                   what save_pretrained of Hugging Face or OmniNet.save wrote: config.json
+                           and safetensors
   model.onnx               of any exporter; compared with the file itself in onnxruntime
   model.pt2                what torch.export.save wrote
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,8 @@ from omnigraph.errors import OmniGraphError, UsageError
 from omnigraph.program import Program
 
 _FORMS = (
-    "omninet, a Hugging Face folder, file.py:factory, package.module:factory, model.pt2 or "
-    "model.onnx"
+    "omninet, a folder of OmniNet or of Hugging Face, file.py:factory, package.module:factory, "
+    "model.pt2 or model.onnx"
 )
 #: The endings of files that are models.
 _FILES = (".onnx", ".pt2")
@@ -44,8 +45,8 @@ def resolve(
         model: "omninet"; "file.py:factory" or "package.module:factory", a callable without
             required arguments that gives ``(module, inputs)``, ``(module, inputs, dynamic)`` or a
             sequence of Programs; the path of an ONNX file, of a ``.pt2`` file that
-            ``torch.export.save`` wrote, or of a folder that ``save_pretrained`` of Hugging Face
-            wrote; a ``torch.nn.Module`` with ``inputs``; or Programs themselves.
+            ``torch.export.save`` wrote, or of a folder that ``OmniNet.save`` or ``save_pretrained``
+            of Hugging Face wrote; a ``torch.nn.Module`` with ``inputs``; or Programs themselves.
         config: of "omninet": tiny, small or seed.
         settings: of "omninet": fields of its configuration; of a factory: its keyword arguments;
             of a Hugging Face folder: ``attn_implementation``.
@@ -120,15 +121,17 @@ def _from_folder(
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"{folder} is no model",
-            expected="a folder with a config.json, which save_pretrained of Hugging Face writes",
+            expected="a folder with a config.json, which OmniNet.save and save_pretrained write",
             hint=f"MODEL is {_FORMS}",
         )
     if inputs:
         raise UsageError(
-            f"The inputs of a Hugging Face folder are made here, and not given ({folder})",
+            f"The inputs of a folder's model are made here, and not given ({folder})",
             found=", ".join(inputs),
             hint="write a factory that gives the model and example inputs: file.py:factory",
         )
+    if _is_omninet(folder):
+        return _from_checkpoint(folder, settings)
     from omnigraph.hugging_face import programs_from_folder
 
     programs = programs_from_folder(folder, settings=settings)
@@ -138,6 +141,37 @@ def _from_folder(
         programs,
         {"model_type": config.model_type, "architectures": list(config.architectures)},
     )
+
+
+def _is_omninet(folder: Path) -> bool:
+    """Whether a folder's config.json is of OmniNet: its fields, and no architecture."""
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # what reads it says what is wrong with it
+    if not isinstance(fields, dict) or "architectures" in fields or "model_type" in fields:
+        return False
+    return "kind" in fields and "num_layers" in fields
+
+
+def _from_checkpoint(folder: Path, settings: Mapping[str, str]) -> ModelSource:
+    """An OmniNet that was saved; weights of half precision are widened, which is exact."""
+    from omnigraph.models import ConfigError, OmniNet
+    from omnigraph.models.checkpoint import CheckpointError
+    from omnigraph.models.programs import programs
+
+    if settings:
+        raise UsageError(
+            f"The OmniNet in {folder} has no settings",
+            found=", ".join(settings),
+            hint="its configuration goes with its weights; `omninet` with --set makes another",
+        )
+    try:
+        model = OmniNet.load(folder).float().eval()
+    except (CheckpointError, ConfigError) as error:
+        first, _, rest = str(error).partition("\n")
+        raise UsageError(first, hint=rest.removeprefix("hint: ") or None) from error
+    return ModelSource(folder.resolve().name, programs(model), model.config.to_dict())
 
 
 def find_callable(text: str) -> Callable[..., Any]:

@@ -535,3 +535,40 @@ def test_the_command_line_takes_files_and_says_so(files, capsys):
     assert all(form in told for form in ("FOLDER", "model.onnx", "model.pt2", "file.py:factory"))
     assert main(["export", "nothing", "--target", "onnx"]) == 2
     assert "model.pt2 or model.onnx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_a_folder_that_omninet_saved_is_a_model(tmp_path: Path, stored: torch.dtype):
+    from omnigraph.models import OmniNet, OmniNetConfig
+
+    config = OmniNetConfig.from_overrides({"kind": "decoder"}, name="tiny")
+    OmniNet.from_seed(config, 3).to(stored).save(tmp_path / "mine")
+    source = resolve(tmp_path / "mine")
+    assert source.name == "mine" and source.config["kind"] == "decoder"
+    assert [program.name for program in source.programs] == ["forward", "decode"]
+    weights = dict(OmniNet.load(tmp_path / "mine").named_parameters())
+    for name, parameter in source.programs[0].module.named_parameters():
+        original = weights[name.split("module.")[-1].removeprefix("model.")]
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, original.float())
+
+
+def test_a_damaged_folder_of_omninet_is_refused(tmp_path: Path):
+    from omnigraph.models import OmniNet, OmniNetConfig
+
+    OmniNet.from_seed(OmniNetConfig.from_overrides({}, name="tiny"), 3).save(tmp_path)
+    with pytest.raises(UsageError, match="has no settings"):
+        resolve(tmp_path, settings={"positions": "alibi"})
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(
+        config.replace('"num_layers"', '"num_layers_": 2,"num_layers"')
+    )
+    with pytest.raises(UsageError, match="num_layers_"):
+        resolve(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="cannot be read"):
+        resolve(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"expected a file model.safetensors"):
+        resolve(tmp_path)
