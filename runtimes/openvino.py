@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 #: What a device computes in, by the artifact's precision. It is always said, because OpenVINO
 #: would choose bf16 by itself on a CPU that has it, and fp16 on a GPU.
 _EXECUTION = {
-    "cpu": {"fp32": "f32", "fp16": "f32", "bf16": "bf16"},
-    "gpu": {"fp32": "f32", "fp16": "f16", "bf16": "f16"},
-    "npu": {"fp32": "f16", "fp16": "f16", "bf16": "f16"},
+    "cpu": {"fp32": "f32", "fp16": "f32"},
+    "gpu": {"fp32": "f32"},
+    "npu": {},
 }
+#: What all other precisions are computed in, integers aside.
+_HALF = {"cpu": "bf16", "gpu": "f16", "npu": "f16"}
 #: Seconds between two sweeps of pages that compiling has read.
 _SWEEP = 0.02
 
@@ -83,10 +85,10 @@ class OpenVinoSession(Session):
         return compiled, weights
 
     def _config(self) -> dict[str, Any]:
-        execution = _EXECUTION[self.device.split(".")[0]]
+        kind, precision = self.device.split(".")[0], self.artifact.manifest["precision"]
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": execution[self.artifact.manifest["precision"]],
+            "INFERENCE_PRECISION_HINT": _EXECUTION[kind].get(precision, _HALF[kind]),
         }
         if self.threads is not None and self.device == "cpu":
             config["INFERENCE_NUM_THREADS"] = self.threads

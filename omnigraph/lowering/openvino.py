@@ -48,7 +48,7 @@ class OpenVinoTarget(Target):
 
     name = "openvino"
     purpose = "OpenVINO IR for Intel and other x86 CPUs, and Intel GPUs and NPUs"
-    precisions = ("fp32", "fp16", "bf16")
+    precisions = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
 
     def unusable(self) -> str | None:
         """Emitting needs OpenVINO's frontend."""
@@ -77,12 +77,12 @@ class OpenVinoTarget(Target):
             LegalizeUnmaskedAttention(),
             LegalizeExtremeReductions(),
         )
-        narrow = () if precision == "fp32" else (CompressWeights(),)
+        narrow = (CompressWeights(),) if precision in ("fp16", "bf16") else ()
         return (*common(blocks_as_products=True), *legal, *tidy(), *narrow)
 
     def rounding(self, precision: str) -> str:
-        """fp16 rounds the weights, bf16 every product."""
-        return precision
+        """fp16 rounds the weights, bf16 every product; what is not quantized is in bf16."""
+        return precision if precision in ("fp32", "fp16") else "bf16"
 
     def emit(
         self,

@@ -23,6 +23,8 @@ _TYPES = {
     onnx.TensorProto.DOUBLE: "f64",
     onnx.TensorProto.FLOAT16: "f16",
     onnx.TensorProto.BFLOAT16: "bf16",
+    onnx.TensorProto.INT4: "i4",
+    onnx.TensorProto.UINT4: "u4",
     onnx.TensorProto.INT8: "i8",
     onnx.TensorProto.INT16: "i16",
     onnx.TensorProto.INT32: "i32",
