@@ -158,6 +158,7 @@ VENDOR_FILES = {
         for target, vendors in {
             "onnx": {"onnxruntime"},
             "openvino": {"openvino"},
+            "openvino_attention": {"openvino"},
             "openvino_ir": {"openvino"},
             "tensorrt": {"tensorrt", "tensorrt_rtx"},
             "tensorrt_builder": {"tensorrt", "tensorrt_rtx"},

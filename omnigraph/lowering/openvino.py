@@ -17,6 +17,7 @@ import onnx_ir as ir
 from omnigraph.errors import CompileError
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx_files import write_onnx
+from omnigraph.lowering.openvino_attention import simplify_attention
 from omnigraph.lowering.openvino_ir import SharedWeights, rewrite_ir, weights_as_inputs
 from omnigraph.lowering.openvino_support import computed_wrongly
 from omnigraph.passes.base import OPSET, Graph, Pass, describe
@@ -102,6 +103,7 @@ class OpenVinoTarget(Target):
             source.unlink()
             places = weights_as_inputs(proto)
             model = _convert(program, proto)
+            simplify_attention(model, program.graph)
             _bound_and_name(model, program)
             out = directory / f"{program.name}.xml"
             with tempfile.TemporaryDirectory() as scratch:

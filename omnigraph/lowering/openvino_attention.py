@@ -1,0 +1,94 @@
+"""What OpenVINO's frontend writes around each attention, and does not have to.
+
+Its form of an ONNX Attention pads the mask to as many columns as there are keys, and replaces what
+a row without keys gives, which is NaN, by zero. Both stand in the way of its own fusions: the CPU
+plugin takes a Transpose and a Reshape behind attention into the attention's kernel only where they
+follow it directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from omnigraph.passes.base import Graph
+from omnigraph.passes.matching import input_at, nodes_of, same_dim
+
+if TYPE_CHECKING:
+    import openvino
+
+_MASK = 3
+_MOVES = ("Transpose", "Reshape")
+
+
+def simplify_attention(model: openvino.Model, graph: Graph) -> None:
+    """Leave out what an attention of ``graph`` does not need in the ``model`` made of it.
+
+    Args:
+        model: OpenVINO's, changed in place.
+        graph: the lowered Graph that its frontend was given.
+    """
+    whole = {node.name for node in nodes_of(graph, "Attention") if _has_all_columns(node)}
+    for attention, select in list(_attentions(model)):
+        if select.get_friendly_name() in whole:
+            _drop_padding(attention)
+        _sink(attention, select)
+
+
+def _has_all_columns(node: ir.Node) -> bool:
+    """Whether the mask of an Attention has a column for every key, whatever the sizes."""
+    key, mask = input_at(node, 1), input_at(node, _MASK)
+    if key is None or mask is None or key.shape is None or mask.shape is None:
+        return False
+    return len(key.shape) == 4 and same_dim(key.shape[2], mask.shape[-1])
+
+
+def _attentions(model: openvino.Model) -> Iterator[tuple[Any, Any]]:
+    """Each attention, and the Select behind it that replaces NaN by zero."""
+    for select in model.get_ordered_ops():
+        if select.get_type_name() != "Select":
+            continue
+        test, attention = (select.input_value(place).get_node() for place in (0, 2))
+        if attention.get_type_name() != "ScaledDotProductAttention":
+            continue
+        if test.get_type_name() == "IsNaN" and test.input_value(0) == select.input_value(2):
+            yield attention, select
+
+
+def _drop_padding(attention: Any) -> None:
+    """Let an attention read its mask as it is, where the frontend pads it by nothing."""
+    if attention.get_input_size() > _MASK:
+        pad = attention.input_value(_MASK).get_node()
+        if pad.get_type_name() == "Pad":
+            attention.input(_MASK).replace_source_output(pad.input_value(0))
+
+
+def _sink(attention: Any, select: Any) -> None:
+    """Move the test for NaN behind the Transpose and the Reshape that alone read its result.
+
+    It goes element by element, so it gives the same there.
+    """
+    from openvino import opset15
+
+    first = last = None
+    value = select.output(0)
+    while len(readers := list(value.get_target_inputs())) == 1:
+        node = readers[0].get_node()
+        if node.get_type_name() not in _MOVES or readers[0].get_index() != 0:
+            break
+        first, last, value = first or readers[0], node, node.output(0)
+    if first is None or last is None:
+        return
+    readers = list(value.get_target_inputs())
+    first.replace_source_output(attention.output(0))
+    zero = select.input_value(1).get_node()
+    if zero.get_type_name() == "ConvertLike":
+        zero = zero.input_value(0).get_node()
+    test = opset15.is_nan(value)
+    zero = opset15.convert_like(zero.output(0), value)
+    moved = opset15.select(test.output(0), zero.output(0), value)
+    moved.set_friendly_name(select.get_friendly_name())
+    for reader in readers:
+        reader.replace_source_output(moved.output(0))
