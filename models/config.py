@@ -19,6 +19,7 @@ NORMS = ("layernorm", "rmsnorm")
 NORM_ORDERS = ("pre", "post")
 ROTARY_SCALINGS = ("none", "linear", "ntk", "yarn")
 AUTOCASTS = ("none", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "uint8", "int8")
 
 LayerAttention: TypeAlias = AttentionPattern | tuple[AttentionPattern, ...]
 """One layer: one pattern for all its heads, or one for each head."""
@@ -83,6 +84,7 @@ class OmniNetConfig:
 
     gradient_checkpointing: bool = False
     autocast: str = "none"
+    quantization: str = "none"  # the integers that inputs of linear layers are rounded to
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -203,6 +205,7 @@ class OmniNetConfig:
             ("norm_order", NORM_ORDERS),
             ("rotary_scaling", ROTARY_SCALINGS),
             ("autocast", AUTOCASTS),
+            ("quantization", QUANTIZATIONS),
             ("activation", tuple(ACTIVATIONS)),
         ):
             value = getattr(self, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,10 +42,20 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """An embedding left uninitialized, as `Linear` is."""
+    """An embedding left uninitialized, with an optional quantizer of its rows, as `Linear` is."""
+
+    quantizer: Quantizer | None = None
+    path: str = ""
 
     def reset_parameters(self) -> None:
         """Leave the memory as it is: `OmniNet.initialize` or a checkpoint fills it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[…] int64 -> [..., embedding_dim]."""
+        if self.quantizer is None:
+            return super().forward(input)
+        weight = self.quantizer(f"{self.path}.weight", self.weight)
+        return F.embedding(input, weight, self.padding_idx)
 
 
 def set_quantizer(model: nn.Module, quantizer: Quantizer | None) -> None:
@@ -55,24 +64,3 @@ def set_quantizer(model: nn.Module, quantizer: Quantizer | None) -> None:
         if isinstance(module, Linear):
             module.path = path
             module.quantizer = cast("Quantizer | None", quantizer)
-
-
-def fake_quantize(bits: int = 8) -> Quantizer:
-    """A symmetric quantizer: weights by output channel, inputs whole, gradients straight through.
-
-    Integer rounding as in Jacob et al. 2018, section 3.1; the estimator is that of Bengio et al.
-    2013, section 4.
-    """
-    most = 2 ** (bits - 1) - 1
-
-    def quantizer(name: str, tensor: Tensor) -> Tensor:
-        with torch.no_grad():
-            if name.endswith(".weight"):
-                largest = tensor.abs().amax(dim=-1, keepdim=True)
-            else:
-                largest = tensor.abs().amax()
-            scale = largest.clamp(min=torch.finfo(tensor.dtype).tiny * most) / most
-            rounded = (tensor / scale).round().clamp(-most, most) * scale
-        return tensor + (rounded - tensor).detach()
-
-    return quantizer

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .attention import Attention, KeyValue
-from .config import OmniNetConfig
+from .config import ConfigError, OmniNetConfig
+from .fake_quantization import FakeQuantization
 from .feed_forward import FeedForward
 from .head_gate import HeadGate, sparsity_penalty
 from .linear import Embedding, Linear, Quantizer, set_quantizer
@@ -37,6 +39,9 @@ class OmniNet(nn.Module):
         self.output = Linear(config.hidden_size, config.vocab_size, bias=config.output_bias)
         if config.tie_embeddings:
             self.output.weight = self.token_embedding.weight
+        self.fake_quantization: FakeQuantization | None = None
+        if config.quantization != "none":
+            self._round()
         if initialize:
             self.initialize()
 
@@ -219,8 +224,13 @@ class OmniNet(nn.Module):
                 (self-attentions, the encoder's first) or a name such as ``decoder.0.cross``.
 
         Raises:
-            ConfigError: no such layer or head, or none would be left; nothing is changed then.
+            ConfigError: no such layer or head, or none would be left, or the model is quantized;
+                nothing is changed then.
         """
+        if self.config.quantization != "none":
+            raise ConfigError(
+                "quantization", "none", self.config.quantization, "prune heads before quantizing"
+            )
         self.config = pruned_config(self.config, heads)
         for stack in (self.encoder, self.decoder):
             if stack is not None:
@@ -234,6 +244,40 @@ class OmniNet(nn.Module):
     def set_quantizer(self, quantizer: Quantizer | None) -> None:
         """Pass the input and the weight of each linear layer through ``quantizer``, or stop it."""
         set_quantizer(self, quantizer)
+
+    def prepare_quantization(self, inputs: str = "uint8") -> FakeQuantization:
+        """Round what every linear layer multiplies from now on, for training that is aware of it.
+
+        Scales are to be observed next, and may be learned then::
+
+            rounding = model.prepare_quantization()
+            with rounding.observing():
+                model(**batch)
+            rounding.learn()
+
+        Args:
+            inputs: "uint8" for CPUs, "int8" for GPUs: the type of what layers multiply.
+
+        Returns:
+            All roundings, a part of the model, which is saved and loaded with it.
+
+        Raises:
+            ConfigError: there is no such type, or the model is quantized already.
+        """
+        if self.config.quantization != "none":
+            raise ConfigError(
+                "quantization", "none", self.config.quantization, "it is prepared once"
+            )
+        self.config = replace(self.config, quantization=inputs)
+        return self._round()
+
+    def _round(self) -> FakeQuantization:
+        self.fake_quantization = FakeQuantization(self, self.config.quantization)
+        self.fake_quantization.to(self.token_embedding.weight.device)
+        self.set_quantizer(self.fake_quantization.quantize)
+        self.token_embedding.path = "token_embedding"
+        self.token_embedding.quantizer = self.fake_quantization.quantize
+        return self.fake_quantization
 
     # -- keeping ---------------------------------------------------------------------------
 

@@ -25,7 +25,13 @@ from omnigraph.manifest import (
 from omnigraph.numbers import Reference
 from omnigraph.passes.base import Graph, Pass, describe, run_passes
 from omnigraph.program import Dim, TensorSpec, contract_cases
-from omnigraph.verify import GraphRunner, check_graph, longest_contraction, rounding_depth
+from omnigraph.verify import (
+    GraphRunner,
+    check_graph,
+    longest_contraction,
+    rounded_activations,
+    rounding_depth,
+)
 
 Feeds = Mapping[str, np.ndarray]
 #: What runs a program: feeds to outputs, both by name.
@@ -138,7 +144,7 @@ def bisect(
             chosen.rounding(precision),
             depth=rounding_depth(graph),
             contraction=longest_contraction(graph),
-        )
+        ).with_codes(rounded_activations(graph))
         outputs = output_specs(graph)
 
         def told(stage: str, name: str = program.name) -> None:
@@ -230,7 +236,7 @@ def bisect_passes(
     program = graph.graph.name or "graph"
     exact = Tolerance.for_precision(
         "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
-    )
+    ).with_codes(rounded_activations(graph))
     tolerance = exact
     told("trace")
     if (found := _compare(program, "the trace", GraphRunner(graph).run, sets, exact)) is not None:

@@ -16,6 +16,11 @@ For fp32, sums are also accumulated in fp32. A dot product of ``K`` terms is sum
 each of which rounds K/16 times, and then over the lanes, which rounds 4 times more: its relative
 error is that of ``K/16 + 4`` roundings, ``sqrt(K/16 + 4)``. The half types are accumulated in fp32,
 so only the rounding of what is stored counts.
+
+Where values are rounded to codes of eight bits, two correct computations differ by whole steps:
+sums in another order move a value across the border of two codes. That makes at most the noise of
+the rounding itself again, which is a step over √12 for each value (`CODE_NOISE`), and as close to
+independent as other roundings (see `omnigraph.quantization_noise`).
 """
 
 from __future__ import annotations
@@ -28,6 +33,9 @@ import numpy as np
 
 #: Unit roundoff of what is stored (IEEE 754-2019 table 3.5; bfloat16 has 8 bits of precision).
 UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+#: Relative to its root mean square, the noise of an activation in codes of eight bits whose range
+#: is not known: eight of them to either side, where normal numbers would be within five.
+CODE_NOISE = 16 / 255 / math.sqrt(12)
 #: Elements that are compared at a time.
 _SLICE = 1 << 20
 
@@ -53,6 +61,11 @@ class Tolerance:
             unit *= math.sqrt(contraction / 16 + 4)
         rms = 2 * unit * math.sqrt(max(1, depth))
         return cls(rms, 16 * rms)
+
+    def with_codes(self, count: int) -> Tolerance:
+        """The tolerance of a computation that rounds ``count`` activations to codes, too."""
+        rms = self.rms + 2 * CODE_NOISE * math.sqrt(count)
+        return Tolerance(rms, 16 * rms) if count else self
 
     def to_dict(self) -> dict[str, float]:
         """The bounds as JSON-ready fields."""

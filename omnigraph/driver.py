@@ -35,7 +35,13 @@ from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
 from omnigraph.quantization import Quantization, Quantized, Quantizer
 from omnigraph.trace import check_trace, output_specs, reference_for, trace
 from omnigraph.variants import make_variants, parse_variants
-from omnigraph.verify import check_graph, compare_graph, longest_contraction, rounding_depth
+from omnigraph.verify import (
+    check_graph,
+    compare_graph,
+    longest_contraction,
+    rounded_activations,
+    rounding_depth,
+)
 from omnigraph.weights import release_memory
 
 #: Told of each step: what is being done, and which of how many steps it is.
@@ -283,6 +289,7 @@ class _Export:
             rounding_depth(graph),
             longest_contraction(graph),
             graph,
+            rounded_activations(graph),
         )
 
     def build(
@@ -348,9 +355,11 @@ class _Export:
     def _tolerance(self, target: Target, precision: str, item: TracedProgram) -> Tolerance:
         if self._rtol is not None:
             return Tolerance(self._rtol, 16 * self._rtol)
-        return Tolerance.for_precision(
+        floats = Tolerance.for_precision(
             target.rounding(precision), depth=item.depth, contraction=item.contraction
         )
+        # Of what is quantized the Quantizer tells, which knows all of its roundings.
+        return floats if precision in QUANTIZED else floats.with_codes(item.codes)
 
     def _observers(
         self, target: Target, item: TracedProgram, tolerances: Mapping[str, Tolerance]
@@ -359,6 +368,7 @@ class _Export:
             yield _dumper(Path(dump) / target.name / item.name)
         if self._verify_each:
             exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
+            exact = exact.with_codes(item.codes)
             yield _Verifier(item, exact, lambda: tolerances[item.name])
         else:
             yield lambda _, pass_, graph: check_graph(graph, pass_.name)

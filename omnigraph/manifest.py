@@ -35,6 +35,8 @@ class TracedProgram:
     depth: int
     contraction: int
     graph: Graph | None
+    #: Activations that the model itself rounds to codes.
+    codes: int = 0
 
 
 @dataclass

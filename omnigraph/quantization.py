@@ -7,6 +7,7 @@ which every program and every target has in common, so each activation is observ
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -187,7 +188,8 @@ class Quantizer:
             expected, hidden = noise_of(graph, pass_)
             yield pass_
             self._told(f"numbers of {item.name}, quantized")
-            found = check_quantized(graph, item.references, expected, item.name)
+            noise = math.hypot(expected, hidden)
+            found = check_quantized(graph, item.references, noise, item.name)
             self._deviations[item.name] = found
             quantized(Quantized(found, hidden, layer_precisions(graph)))
 

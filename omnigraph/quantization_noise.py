@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.contract import Deviation, Tolerance, deviations, output_scales
+from omnigraph.contract import CODE_NOISE, Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
 from omnigraph.numbers import Reference
 from omnigraph.passes.analysis.activation_statistics import Statistics
@@ -33,14 +33,11 @@ from omnigraph.passes.analysis.quantization_scheme import ActivationGrid, Scheme
 from omnigraph.passes.analysis.weight_rounding import WeightGrid
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insert_qdq import InsertQdq
-from omnigraph.verify import GraphRunner
+from omnigraph.verify import GraphRunner, rounded_activations
 
 _UNIFORM = 1 / math.sqrt(12)
 #: Of float8 with three bits of mantissa: half a unit in the last place, uniform.
 _FLOAT8_NOISE = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).eps) / 2 / math.sqrt(3)
-#: The range of an activation of which only the run time knows, in root mean squares: eight to
-#: either side, where normal numbers would be within five.
-_UNKNOWN_RANGE = 16.0
 #: The largest error that is still the same model, relative to the output's own size.
 _MOST = 0.5
 _PEAK = 16
@@ -50,10 +47,12 @@ def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
     """The noise to expect at the outputs of a Graph that ``insert`` is about to quantize.
 
     Returns:
-        Relative to the outputs: of all that the Graph will show, and of what the runtime rounds by
-        itself beside that.
+        Relative to the outputs: of all that ``insert`` rounds, and of what beside that is rounded
+        anew by every runtime: by itself, or because the model does (after training with it).
     """
-    shown = hidden = 0.0
+    shown = 0.0
+    # What the model itself rounds, another runtime rounds otherwise, step by step.
+    hidden = CODE_NOISE**2 * rounded_activations(graph)
     for product in products(graph):
         scheme = insert.scheme_for(product.layer)
         if scheme is None or product.contraction < scheme.least_terms:
@@ -62,7 +61,7 @@ def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
         if scheme.activations is not None:
             shown += _activation_noise(product, scheme, insert.statistics) ** 2
         if scheme.runtime_rounds:
-            hidden += (_UNKNOWN_RANGE / 255 * _UNIFORM) ** 2
+            hidden += CODE_NOISE**2
     return math.sqrt(shown), math.sqrt(hidden)
 
 
@@ -96,7 +95,7 @@ def _activation_noise(
     known = statistics.observations if isinstance(statistics, Statistics) else {}
     seen = known.get(product.weight.name or "")
     if seen is None or not seen.rms:
-        return _UNKNOWN_RANGE / 255 * _UNIFORM
+        return CODE_NOISE
     return _range(grid, seen.least, seen.greatest) / 255 * _UNIFORM / seen.rms
 
 

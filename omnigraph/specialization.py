@@ -16,7 +16,12 @@ from omnigraph.graph_names import own_path, symbol
 from omnigraph.numbers import Reference
 from omnigraph.passes.base import MODULE_KEY, Graph
 from omnigraph.program import Case, Dim, Program, dim_terms
-from omnigraph.verify import GraphRunner, longest_contraction, rounding_depth
+from omnigraph.verify import (
+    GraphRunner,
+    longest_contraction,
+    rounded_activations,
+    rounding_depth,
+)
 
 #: The error beyond which a module's output is another one, and not the same rounded differently.
 _PARTED = 1e-3
@@ -216,7 +221,8 @@ def fault_of(
 
 def _exact(graph: Graph) -> Tolerance:
     depth, contraction = rounding_depth(graph), longest_contraction(graph)
-    return Tolerance.for_precision("fp32", depth=depth, contraction=contraction)
+    exact = Tolerance.for_precision("fp32", depth=depth, contraction=contraction)
+    return exact.with_codes(rounded_activations(graph))
 
 
 def parted_error(

@@ -265,6 +265,17 @@ def rounding_depth(graph: Graph) -> int:
     return max(depth.values(), default=0)
 
 
+def rounded_activations(graph: Graph) -> int:
+    """Activations that a Graph rounds to codes: those that a QuantizeLinear reads."""
+    nodes = ir.traversal.RecursiveGraphIterator(graph.graph)
+    return sum(
+        node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
+        and node.inputs[0] is not None
+        and node.inputs[0].const_value is None
+        for node in nodes
+    )
+
+
 def longest_contraction(graph: Graph) -> int:
     """Terms of the longest sum in the Graph: of a product of matrices, or over some axes."""
     return max((_terms(node) for node in graph.graph), default=1)

@@ -27,6 +27,7 @@ from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.passes.share_constants import ShareConstants
 from omnigraph.passes.share_weights import ShareWeights
 from omnigraph.passes.smooth_activations import SmoothActivations
+from omnigraph.passes.store_quantized_weights import StoreQuantizedWeights
 
 
 def canonical() -> tuple[Pass, ...]:
@@ -34,6 +35,8 @@ def canonical() -> tuple[Pass, ...]:
     return (
         # Before transposes are folded, which would store the second of two equal weights again.
         ShareWeights(),
+        # Before anything would fold the rounding of a weight into floats.
+        StoreQuantizedWeights(),
         # Weights lazily: constant folding would compute the same transposes into memory.
         FoldWeightTransposes(),
         # Constants before shapes, since many shapes are put together from constants.

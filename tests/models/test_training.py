@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from omnigraph.models import OmniNet, OmniNetConfig
 from omnigraph.models.activations import ACTIVATIONS, register_activation
-from omnigraph.models.linear import fake_quantize
 
 KINDS = ["encoder", "decoder", "encoder-decoder"]
 
@@ -113,22 +112,6 @@ def test_quantizer_sees_each_linear_layer_and_goes_away(tokens):
     seen.clear()
     logits_of(model, ids)
     assert not seen
-
-
-def test_fake_quantization_is_close_coarse_and_trainable(tokens):
-    model = OmniNet.from_seed(OmniNetConfig.named("tiny", kind="decoder")).train()
-    ids = tokens(2, 9)
-    want = logits_of(model, ids)
-    model.set_quantizer(fake_quantize(bits=8))
-    got = logits_of(model, ids)
-    assert 0 < (got - want).abs().max() < 0.05 * want.abs().max()  # 1 part in 127 a tensor
-    loss_of(model, ids).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-
-    weight = torch.randn(4, 32)
-    for bits in (4, 8):
-        rounded = fake_quantize(bits)("layer.weight", weight)
-        assert all(len(row.unique()) <= 2**bits - 1 for row in rounded)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))

@@ -1,0 +1,188 @@
+"""Weights that are quantized in the Graph are stored as integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.passes.analysis.precision import is_weight
+from omnigraph.passes.base import Graph
+from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.matching import input_at, nodes_of, standard
+from omnigraph.passes.site_pass import Miss, SitePass
+
+_TYPES = (ir.DataType.INT8, ir.DataType.UINT8)
+
+
+@dataclass(frozen=True)
+class StoreQuantizedWeights(SitePass):
+    """Round a weight when it is written, where the Graph rounds it each time it runs.
+
+    Before, as quantization-aware training leaves it, the scale being a constant::
+
+        w_ = DequantizeLinear(QuantizeLinear(weight, scale, zero), scale, zero)
+        y  = MatMul(x, Transpose(w_))        h = Gather(w_, ids)
+
+    After, codes being integers (of a weight that is an embedding, too, as they are; else as the
+    product takes them)::
+
+        y  = MatMul(x, DequantizeLinear(codes, scale, zero))
+        h  = Gather(codes, ids) · Gather(scale, ids)
+
+    Needs: scales and zero points that are initializers, or constants. Leaves alone: codes that
+    something else reads, and what is no weight of two axes with a scale for each index of one.
+    Exact: the codes are those of QuantizeLinear (ONNX QuantizeLinear-24), halves to even.
+    """
+
+    rounds: ClassVar[bool] = False
+
+    def sites(self, graph: Graph) -> Iterable[ir.Node]:
+        """Every QuantizeLinear of a weight."""
+        for node in nodes_of(graph, "QuantizeLinear"):
+            weight = node.inputs[0]
+            if weight is not None and is_weight(weight):
+                yield node
+
+    def rewrite(self, graph: Graph, node: ir.Node) -> str:
+        """Store one weight's codes, and read them where the quantized weight was read."""
+        weight, scale, zero = node.inputs[0], node.inputs[1], input_at(node, 2)
+        assert weight is not None and weight.const_value is not None and weight.name is not None
+        scales, zeros = _array(scale), _array(zero)
+        if scales is None or (zero is not None and zeros is None):
+            raise Miss("its scale or its zero point is no constant")
+        rank = len(weight.shape or ())
+        axis = node.attributes.get_int("axis", 1) % rank if rank else 0
+        if rank != 2 or scales.ndim != 1 or node.attributes.get_int("block_size", 0):
+            raise Miss("it has not one scale for each index of one of two axes")
+        dtype = node.outputs[0].dtype or (zero.dtype if zero is not None else None)
+        if dtype not in _TYPES:
+            raise Miss("its codes are not of eight bits")
+        users = [user for user, _ in node.outputs[0].uses()]
+        if node.outputs[0].is_graph_output() or not all(
+            standard(user, "DequantizeLinear") and input_at(user, 1) is scale for user in users
+        ):
+            raise Miss("its codes are read by something else")
+        shared = any(standard(reader, "Gather") for u, _ in weight.uses() for reader in _readers(u))
+        for user in users:
+            self._replace(graph, user, weight, (scales, zeros, axis, dtype), shared)
+        graph.graph.remove(node, safe=True)
+        if not weight.uses() and not weight.is_graph_output():
+            graph.graph.initializers.pop(weight.name, None)
+        return f"{dtype.name.lower()} codes"
+
+    def _replace(
+        self,
+        graph: Graph,
+        wide: ir.Node,
+        weight: ir.Value,
+        grid: tuple[np.ndarray, np.ndarray | None, int, ir.DataType],
+        shared: bool,
+    ) -> None:
+        """Let all that read one DequantizeLinear read the stored codes."""
+        for reader, index in list(wide.outputs[0].uses()):
+            if standard(reader, "Gather") and index == 0 and _is_rows(reader, grid):
+                _look_up(graph, reader, _stored(graph, weight, grid, turned=False))
+                continue
+            turned = standard(reader, "Transpose") and not shared
+            stored = _stored(graph, weight, grid, turned=turned)
+            before = Inserter(reader)
+            axis = 1 - grid[2] if turned else grid[2]
+            value = before.op("DequantizeLinear", *stored, axis=axis)
+            value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), stored[0].shape
+            if turned:
+                ir.convenience.replace_all_uses_with(reader.outputs[0], value)
+                assert reader.graph is not None
+                reader.graph.remove(reader, safe=True)
+            else:
+                reader.replace_input_with(index, value)
+        assert wide.graph is not None
+        wide.graph.remove(wide, safe=True)
+
+
+def _readers(quantize: ir.Node) -> list[ir.Node]:
+    """What reads the weight that a QuantizeLinear and its DequantizeLinear round."""
+    return [
+        reader
+        for wide, _ in quantize.outputs[0].uses()
+        for reader, _ in (wide.outputs[0].uses() if wide.outputs else ())
+    ]
+
+
+def _is_rows(gather: ir.Node, grid: tuple[np.ndarray, np.ndarray | None, int, ir.DataType]) -> bool:
+    """Whether a Gather looks up rows that have a scale each, and no zero point."""
+    _, zeros, axis, _ = grid
+    symmetric = zeros is None or not zeros.any()
+    return gather.attributes.get_int("axis", 0) == 0 == axis and symmetric
+
+
+def _look_up(graph: Graph, gather: ir.Node, stored: list[ir.Value]) -> None:
+    """Widen only the rows that are looked up."""
+    before, ids = Inserter(gather), gather.inputs[1]
+    rows = before.op("Gather", stored[0], ids, axis=0)
+    scales = before.op("Gather", stored[1], ids, axis=0)
+    wide = before.op("Cast", rows, to=ir.DataType.FLOAT)
+    wide = before.op("Mul", wide, before.op("Unsqueeze", scales, before.integers(-1)))
+    old = gather.outputs[0]
+    name, wide.shape = old.name, old.shape
+    ir.convenience.replace_all_uses_with(old, wide, replace_graph_outputs=True)
+    assert gather.graph is not None
+    gather.graph.remove(gather, safe=True)
+    wide.name = name
+
+
+def _stored(
+    graph: Graph,
+    weight: ir.Value,
+    grid: tuple[np.ndarray, np.ndarray | None, int, ir.DataType],
+    *,
+    turned: bool,
+) -> list[ir.Value]:
+    """The initializers of codes, scales and, where there are any, zero points."""
+    scales, zeros, axis, dtype = grid
+    tensor = weight.const_value
+    assert tensor is not None
+    name = f"{weight.name}{'_T' if turned else ''}_{dtype.name.lower()}"
+    symmetric = zeros is None or not zeros.any()
+    names = [name, f"{name}_scale", *([] if symmetric else [f"{name}_zero_point"])]
+    known = graph.graph.initializers
+    if name in known:
+        return [known[each] for each in names]
+    limits = np.iinfo(dtype.numpy())
+
+    def codes() -> ir.TensorProtocol:
+        shape = [1, 1]
+        shape[axis] = -1
+        rounded = np.rint(tensor.numpy() / scales.reshape(shape))
+        if zeros is not None:
+            rounded += zeros.astype(np.float32).reshape(shape)
+        held = np.clip(rounded, limits.min, limits.max).astype(dtype.numpy())
+        return ir.tensor(np.ascontiguousarray(held.T if turned else held), dtype=dtype, name=name)
+
+    shape = [int(size) for size in tensor.shape]  # type: ignore[call-overload]
+    lazy = ir.LazyTensor(
+        codes, dtype=dtype, shape=ir.Shape(shape[::-1] if turned else shape), name=name
+    )
+    tensors: list[ir.TensorProtocol] = [lazy, ir.tensor(scales, name=names[1])]
+    if not symmetric:
+        assert zeros is not None
+        tensors.append(ir.tensor(zeros, dtype=dtype, name=names[2]))
+    values = []
+    for held in tensors:
+        value = ir.Value(
+            name=held.name,
+            shape=ir.Shape(held.shape),  # type: ignore[arg-type]
+            type=ir.TensorType(held.dtype),
+            const_value=held,
+        )
+        graph.graph.register_initializer(value)
+        values.append(value)
+    return values
+
+
+def _array(value: ir.Value | None) -> np.ndarray | None:
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else np.asarray(tensor.numpy())
