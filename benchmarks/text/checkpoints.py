@@ -13,6 +13,7 @@ from omnigraph.models import OmniNet
 FOLDERS = {
     "decoder": Path(__file__).parent / "checkpoints" / "decoder",
     "encoder-decoder": Path(__file__).parent / "checkpoints" / "encoder-decoder",
+    "decoder-qat": Path(__file__).parent / "checkpoints" / "decoder-qat",
 }
 
 
@@ -25,7 +26,15 @@ def load(source: str | Path) -> OmniNet:
     return OmniNet.load(FOLDERS.get(str(source), Path(source))).float().eval()
 
 
+def in_storage(model: OmniNet) -> OmniNet:
+    """The model itself, its weights in float16; the scales of its quantization stay as they are."""
+    model.half()
+    if model.fake_quantization is not None:
+        model.fake_quantization.float()
+    return model
+
+
 def save(model: OmniNet, folder: Path, training: Mapping[str, Any]) -> None:
     """Write the model in float16 (which rounds the weights of ``model``), and how it was made."""
-    model.half().save(folder)
+    in_storage(model).save(folder)
     (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")

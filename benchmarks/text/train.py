@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.text.checkpoints import load, save
+from benchmarks.text.checkpoints import in_storage, load, save
 from benchmarks.text.data import (
     IGNORED,
     KINDS,
@@ -47,6 +47,8 @@ from omnigraph.models import OmniNet, OmniNetConfig
 _LAYERS = {"decoder": 4, "encoder-decoder": 2}
 _POSITIONS = {"decoder": "rotary", "encoder-decoder": "alibi"}
 _REPORTS = 40
+#: Batches that ranges are observed on before quantization-aware training.
+_OBSERVED = 4
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,12 @@ def main() -> None:
         config = model_config(args.kind, args.hidden, args.layers, args.heads)
         model = OmniNet.from_seed(config, args.seed)
     model.to(args.device)
+    if args.qat:
+        observe(model, args.qat, training)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{model.config.kind}, {count / 1e6:.2f} million parameters, {args.device}", flush=True)
     record = {"start": args.start, "parameters": count, **fit(model, training)}
-    rounded = model.half().float()  # what the checkpoint will hold
+    rounded = in_storage(model).float()  # what the checkpoint will hold
     record["perplexity"] = judge(rounded, args.windows)
     print("perplexity: " + ", ".join(f"{k} {v:.4f}" for k, v in record["perplexity"].items()))
     save(rounded, args.out, record)
@@ -99,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", choices=KINDS, default="decoder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", help="train on from this folder; its sizes are kept")
+    parser.add_argument(
+        "--qat", choices=("uint8", "int8"), help="with quantization of weights and these inputs"
+    )
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--minutes", type=float, default=defaults.minutes)
     parser.add_argument("--steps", type=int, help="in the place of minutes")
@@ -164,7 +171,7 @@ def fit(model: OmniNet, training: Training) -> dict[str, Any]:
     while progress < 1.0:
         rate = _rate(training, step, progress)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("size", 1.0)
         inputs, targets = _move(next(batches), training.device)
         loss = loss_of(inputs, targets)
         optimizer.zero_grad(set_to_none=True)
@@ -192,6 +199,16 @@ def fit(model: OmniNet, training: Training) -> dict[str, Any]:
     }
 
 
+def observe(model: OmniNet, inputs: str, training: Training) -> None:
+    """Prepare quantization-aware training: ranges by some batches, which are then learned."""
+    rounding = model.prepare_quantization(inputs)
+    with rounding.observing(), torch.no_grad():
+        for step in range(_OBSERVED):
+            batch = training_batch(model.config.kind, step, batch=training.batch, seed=1)
+            model(**_move(batch, training.device)[0])
+    rounding.learn()
+
+
 def judge(model: OmniNet, windows: int) -> dict[str, float]:
     """Perplexity per target on text to train on, and on what is held out."""
     run, kind = run_module(model), model.config.kind
@@ -202,10 +219,18 @@ def judge(model: OmniNet, windows: int) -> dict[str, float]:
 
 
 def _optimizer(model: OmniNet, training: Training) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    scales = list(model.fake_quantization.quantizers()) if model.fake_quantization else []
+    apart = {id(quantizer.scale) for quantizer in scales}
+    parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    # Steps of Adam are of the size of the rate, whatever the gradient: those of a scale are to be
+    # small beside the scale.
+    groups += [
+        {"params": [q.scale], "weight_decay": 0.0, "size": float(q.scale.detach().mean())}
+        for q in scales
     ]
     fused = training.device.startswith("cuda")
     return torch.optim.AdamW(groups, lr=training.rate, betas=(0.9, 0.95), fused=fused)
