@@ -12,17 +12,10 @@ import numpy as np
 import onnx
 
 from omnigraph.contract import Deviation, Tolerance, deviation, deviations, output_scales
+from omnigraph.emitter import Emitter
 from omnigraph.errors import OmniGraphError
 from omnigraph.graph_names import output_specs
 from omnigraph.lowering import Lowered, Target, find_target
-from omnigraph.manifest import (
-    TargetProduct,
-    TracedProgram,
-    build_manifest,
-    golden_name,
-    write_golden,
-)
-from omnigraph.numbers import Reference
 from omnigraph.passes.base import Graph, Pass, describe, run_passes
 from omnigraph.program import Dim, TensorSpec, contract_cases
 from omnigraph.verify import (
@@ -156,61 +149,11 @@ def bisect(
             lowered = Lowered(
                 program.name, graph, program.inputs, outputs, program.dims, program.state
             )
-            emit = _Emitter(chosen, precision, options, references[0])
+            emit = Emitter(chosen, precision, options, references[0])
             found = bisect_runtime(graph, chosen, lowered, sets, tolerance, emit.run)
         if found is not None:
             partings.append(found)
     return partings
-
-
-class _Emitter:
-    """Emits one program for a target, and runs it in that target's runtime."""
-
-    def __init__(
-        self, target: Target, precision: str, options: Mapping[str, str], golden: Reference
-    ) -> None:
-        self.target, self.precision, self.options = target, precision, options
-        self.golden = golden
-
-    def run(self, lowered: Lowered, directory: Path) -> Run:
-        """What runs the program that was emitted into ``directory``."""
-        from omnigraph.artifact import Artifact, seal
-        from omnigraph.runtimes import load
-
-        program = Lowered(
-            lowered.name,
-            lowered.graph.clone(),  # emitting may change it
-            lowered.inputs,
-            lowered.outputs,
-            lowered.dims,
-            lowered.state,
-        )
-        emission = self.target.emit(
-            [program], directory, precision=self.precision, options=self.options
-        )
-        product = TargetProduct(
-            self.precision,
-            self.options,
-            emission,
-            {lowered.name: []},
-            {lowered.name: {}},
-            {lowered.name: Tolerance(0.0, 0.0)},
-        )
-        traced = TracedProgram(
-            lowered.name,
-            lowered.inputs,
-            lowered.outputs,
-            lowered.dims,
-            lowered.state,
-            [],
-            self.golden,
-            depth=1,
-            contraction=1,
-            graph=None,
-        )
-        write_golden(directory / golden_name(lowered.name), self.golden)
-        seal(directory, build_manifest("bisection", {}, self.target, product, [traced]))
-        return load(Artifact(directory, check_hashes=False)).run
 
 
 def bisect_passes(

@@ -201,14 +201,34 @@ def _quantization_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--keep", metavar="LAYER[,…]", help="module paths to keep in float, with * for any text"
     )
+    group.add_argument(
+        "--max-loss",
+        metavar="X%",
+        help="choose the precision of each layer so that the model is no more than this worse",
+    )
+    group.add_argument(
+        "--evaluation", metavar="DATA", help="what --max-loss measures on; default: --calibration"
+    )
+    group.add_argument(
+        "--speed-gate",
+        type=int,
+        nargs="?",
+        const=128,
+        metavar="TOKENS",
+        help="quantize only what is faster so on this machine, with so many tokens (128)",
+    )
     group.add_argument("--save-calibration", metavar="FILE.npz", help="to use again as DATA")
 
 
 def _quantization(args: argparse.Namespace) -> Any:
     """The options of quantization that were given."""
+    from omnigraph.budget import checked_loss
     from omnigraph.quantization import Quantization
 
     given = {
+        "max_loss": checked_loss(args.max_loss) if args.max_loss is not None else None,
+        "evaluation": args.evaluation,
+        "speed_gate": args.speed_gate,
         "calibration": args.calibration,
         "tokenizer": args.tokenizer,
         "samples": args.samples,
@@ -275,9 +295,19 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _say_how_quantized(found: Mapping[str, Any]) -> None:
-    """What the ranges of activations come from; loudly, where that is nothing real."""
+    """What was chosen, and what ranges come from: loudly, where that is nothing real."""
+    from omnigraph.budget import plan_text
     from omnigraph.calibration_data import RANDOM
 
+    if budget := found.get("budget"):
+        print(plan_text(budget))
+        if "loss" in budget:
+            print(
+                f"{budget['measure']} on {budget['evaluation']}: {budget['found']:.4f} for "
+                f"{budget['model']:.4f}, {budget['loss']:+.3%} (below {budget['loss_upper']:+.3%} "
+                f"at 95 of 100)",
+                file=sys.stderr,
+            )
     if "source" not in found:
         return
     about = f"{found['samples']} samples of {found['source']}, ranges by {found['method']}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omnigraph.artifact import check_replaceable, publish, seal, staging
+from omnigraph.budget import AUTO, CARRIER, plan_fields
 from omnigraph.contract import Deviation, Tolerance
 from omnigraph.errors import UsageError
 from omnigraph.graph_text import graph_text
@@ -31,6 +32,7 @@ from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, 
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.precision_ledger import LayerPrecision, layer_precisions
+from omnigraph.precision_search import search
 from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
 from omnigraph.quantization import Quantization, Quantized, Quantizer
 from omnigraph.trace import check_trace, output_specs, reference_for, trace
@@ -119,7 +121,8 @@ def export(
         model: "omninet", "file.py:factory", "package.module:factory", a ``torch.nn.Module`` (with
             ``inputs``), or Programs.
         target: one target, several in a sequence, or several joined by commas.
-        precision: one that each target can do; None is each target's own first.
+        precision: one that each target can do, or "auto", which chooses layer by layer the fastest
+            that keeps within a loss of accuracy; None is each target's own first.
         config: the size of "omninet": tiny, small or seed (the default).
         settings: fields of the model's configuration and options of the targets, as text.
         inputs: example inputs by name, where ``model`` is a module.
@@ -156,7 +159,8 @@ def export(
     used = {key for chosen in options for key in chosen}
     for chosen, given in zip(targets, options, strict=True):
         _check_target(chosen, precision, given)
-    precisions = [precision or chosen.precisions[0] for chosen in targets]
+    asked = [precision or chosen.precisions[0] for chosen in targets]
+    precisions = [CARRIER if name == AUTO else name for name in asked]
     pipelines = [t.passes(p, passes) for t, p in zip(targets, precisions, strict=True)]
     choice = OutputChoice(tuple(outputs), tuple(last))
     wanted = quantization or Quantization()
@@ -177,7 +181,7 @@ def export(
         if any(p in QUANTIZED for p in precisions):
             job.quantizer = Quantizer(wanted, source.programs, job.tell)
             source = replace(source, programs=job.quantizer.take_programs())
-    paths = _paths(source.name, targets, precisions, out)
+    paths = _paths(source.name, targets, asked, out)
     for path in paths:
         check_replaceable(path)
     traced, made = job.trace(source), None
@@ -188,12 +192,12 @@ def export(
 
     with ExitStack() as stack:
         staged = [stack.enter_context(staging(path)) for path in paths]
-        built = [
-            job.build(*item, traced, last=position == len(targets) - 1)
-            for position, item in enumerate(
-                zip(targets, precisions, pipelines, options, staged, strict=True)
-            )
-        ]
+        built = []
+        for position, (name_, *item) in enumerate(
+            zip(asked, targets, precisions, pipelines, options, staged, strict=True)
+        ):
+            job.choose(name_, *item[:4], traced)
+            built.append(job.build(*item, traced, last=position == len(targets) - 1))
         release_memory()  # torch's weights are not needed from here on
         reports = []
         for chosen, directory, path, product in zip(targets, staged, paths, built, strict=True):
@@ -291,6 +295,29 @@ class _Export:
             graph,
             rounded_activations(graph),
         )
+
+    def choose(
+        self,
+        asked: str,
+        target: Target,
+        base: str,
+        pipeline: Sequence[Pass],
+        options: Mapping[str, str],
+        traced: Sequence[TracedProgram],
+    ) -> None:
+        """Find the precision of each layer for a target, where there is a budget or a gate."""
+        if self.quantizer is None or base not in QUANTIZED:
+            return
+        wanted = self.quantizer.options.with_defaults(asked, target)
+        if wanted.max_loss is None and wanted.speed_gate is None:
+            return
+        self.tell(f"choose precisions for {target.name}")
+        plan = search(
+            self.quantizer, target, asked, base, pipeline, traced[0], options, wanted, self.tell
+        )
+        source = self.quantizer.evaluation_source
+        self.quantizer.choices = plan.by_layer
+        self.quantizer.budget = plan_fields(plan, wanted.max_loss, source)
 
     def build(
         self,
@@ -437,7 +464,7 @@ def _check_target(target: Target, precision: str | None, options: Mapping[str, s
             hint="`omnigraph targets` lists those that can",
         )
     if precision is not None:
-        target.check_precision(precision)
+        target.check_precision(CARRIER if precision == AUTO else precision)
     target.check_options(options)
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omnigraph.contract import deviations
 from omnigraph.errors import UsageError
 
 Feeds = Mapping[str, np.ndarray]
@@ -27,21 +26,30 @@ LOGITS, LABELS = "logits", "labels"
 _TOKENS = (("decoder_input_ids", "decoder_attention_mask"), ("input_ids", "attention_mask"))
 #: Positions whose logits are worked on in float64 at a time.
 _POSITIONS = 1024
+#: Standard errors above the mean that leave 5 of 100 out.
+_ONE_SIDED = 1.645
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One evaluation input, what the model gives for it, and the targets where there are any.
+    """One evaluation input, and what the model makes of it.
 
     Args:
         feeds: inputs by name.
-        outputs: the model's, by name.
         targets: [B, T] int64, what ``logits`` are to predict, -1 where nothing is; or None.
+        nats: the model's sum of cross-entropies of the targets.
+        outputs: the model's, by name, where there are no targets.
     """
 
     feeds: Feeds
-    outputs: Mapping[str, np.ndarray]
     targets: np.ndarray | None
+    nats: float
+    outputs: Mapping[str, np.ndarray]
+
+    @property
+    def count(self) -> int:
+        """How many targets there are."""
+        return 0 if self.targets is None else int((self.targets >= 0).sum())
 
 
 @dataclass(frozen=True)
@@ -52,21 +60,43 @@ class Loss:
         measure: "perplexity" or "agreement".
         model: the model's perplexity; 0 for agreement.
         found: the perplexity found, or the relative error.
+        doubt: the standard error of ``relative``, by how it differs from sample to sample.
     """
 
     measure: str
     model: float
     found: float
+    doubt: float = 0.0
 
     @property
     def relative(self) -> float:
         """The growth of the perplexity, or the error, as a part of one: 0.005 is 0.5%."""
         return self.found / self.model - 1 if self.measure == "perplexity" else self.found
 
+    @property
+    def upper(self) -> float:
+        """What ``relative`` is below, at 95 of 100, on other samples of the same kind."""
+        return self.relative + _ONE_SIDED * self.doubt
+
     def __str__(self) -> str:
         if self.measure == "perplexity":
             return f"perplexity {self.found:.4f} for {self.model:.4f}, {self.relative:+.3%}"
         return f"outputs differ by {self.found:.3%}"
+
+
+def sample_of(run: Run, feeds: Feeds, given: Feeds) -> Sample:
+    """An evaluation sample, by what the model gives.
+
+    Args:
+        run: the model.
+        feeds: what the program takes.
+        given: what the evaluation data hold, perhaps with ``labels``.
+    """
+    outputs = run(feeds)
+    targets = targets_of(given, outputs)
+    if targets is None:
+        return Sample(feeds, None, 0.0, dict(outputs))
+    return Sample(feeds, targets, cross_entropy(outputs[LOGITS], targets), {})
 
 
 def targets_of(feeds: Feeds, outputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
@@ -120,14 +150,27 @@ def loss_of(run: Run, samples: Sequence[Sample]) -> Loss:
         raise UsageError("The evaluation data has no samples", hint="see --evaluation DATA")
     if any(sample.targets is None for sample in samples):
         return _agreement(run, samples)
-    model = found = 0.0
-    count = 0
-    for sample in samples:
-        assert sample.targets is not None
-        model += cross_entropy(sample.outputs[LOGITS], sample.targets)
-        found += cross_entropy(run(sample.feeds)[LOGITS], sample.targets)
-        count += int((sample.targets >= 0).sum())
-    return Loss("perplexity", math.exp(model / count), math.exp(found / count))
+    counts = np.array([sample.count for sample in samples], np.float64)
+    model = np.array([sample.nats for sample in samples])
+    found = np.array(
+        [
+            cross_entropy(run(sample.feeds)[LOGITS], sample.targets)
+            for sample in samples
+            if sample.targets is not None
+        ]
+    )
+    total = counts.sum()
+    more = (found.sum() - model.sum()) / total  # nats a target
+    # Of a ratio of sums over samples, the error by their residuals (Cochran 1977, section 6.4).
+    residuals = found - model - more * counts
+    size = len(samples)
+    doubt = math.sqrt(float(residuals @ residuals) * size / max(1, size - 1)) / total
+    return Loss(
+        "perplexity",
+        math.exp(model.sum() / total),
+        math.exp(found.sum() / total),
+        math.exp(more) * doubt,
+    )
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -157,11 +200,11 @@ def _agreement(run: Run, samples: Iterable[Sample]) -> Loss:
     squares: dict[str, float] = {}
     sizes: dict[str, float] = {}
     for sample in samples:
-        ones = dict.fromkeys(sample.outputs, 1.0)
-        for name, found in deviations(run(sample.feeds), sample.outputs, ones).items():
-            reference = sample.outputs[name]
-            squares[name] = squares.get(name, 0.0) + found.rms**2 * reference.size
-            total = float(np.square(reference, dtype=np.float64).sum())
-            sizes[name] = sizes.get(name, 0.0) + total
+        results = run(sample.feeds)
+        for name, reference in sample.outputs.items():
+            error = results[name].astype(np.float64) - reference
+            squares[name] = squares.get(name, 0.0) + float(np.square(error).sum())
+            size = float(np.square(reference, dtype=np.float64).sum())
+            sizes[name] = sizes.get(name, 0.0) + size
     errors = [math.sqrt(squares[name] / sizes[name]) for name in squares if sizes[name]]
     return Loss("agreement", 0.0, max(errors, default=0.0))

@@ -11,20 +11,23 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import islice
+from typing import Any, TypeGuard
 
 import numpy as np
 
+from omnigraph.budget import AUTO, AUTO_LOSS, AUTO_TOKENS
 from omnigraph.calibration import METHODS, calibrate, second_moments
 from omnigraph.calibration_data import RANDOM, CalibrationData, open_data, random_data
 from omnigraph.contract import Deviation, Tolerance
 from omnigraph.errors import UsageError
+from omnigraph.lowering import Target
 from omnigraph.manifest import TracedProgram
 from omnigraph.passes.analysis.activation_statistics import Statistics
 from omnigraph.passes.analysis.products import Product, is_chosen, products
 from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
 from omnigraph.passes.analysis.weight_rounding import RoundedWeight, compensate
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.base import Graph, Pass, run_passes
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.smooth_activations import SmoothActivations
@@ -57,6 +60,11 @@ class Quantization:
         compensate: round weights so that the error of one is made good by others (GPTQ); None does
             it for four bits, where there is DATA.
         save: a file to write the statistics to.
+        max_loss: how much worse the model may get, as a part of one; which layers are quantized is
+            found by it (`omnigraph.budget`). "auto" has a bound of its own.
+        evaluation: DATA that the loss is measured on; None is ``calibration``.
+        speed_gate: how many tokens to time each region with; what is not faster than float on the
+            target, on this machine, stays in float. None is no such test.
     """
 
     calibration: object | None = None
@@ -67,6 +75,9 @@ class Quantization:
     choices: Mapping[str, str] = field(default_factory=dict)
     compensate: bool | None = None
     save: str | os.PathLike[str] | None = None
+    max_loss: float | None = None
+    evaluation: object | None = None
+    speed_gate: int | None = None
 
     def check(self, precisions: Sequence[str]) -> None:
         """Refuse options that mean nothing for the precisions of an export.
@@ -80,6 +91,18 @@ class Quantization:
                 expected=" or ".join(METHODS),
                 hint="min-max takes all that was seen; the others clip",
             )
+        if self.max_loss is not None and not self.max_loss >= 0:
+            raise UsageError(
+                "The bound on the loss is no share",
+                expected="0 or more, such as 0.005",
+                found=str(self.max_loss),
+            )
+        if self.speed_gate is not None and self.speed_gate < 1:
+            raise UsageError(
+                "The speed gate needs tokens to time with",
+                expected="1 or more",
+                found=str(self.speed_gate),
+            )
         if self.samples < 1:
             raise UsageError(
                 "Calibration needs samples", expected="1 or more", found=str(self.samples)
@@ -91,6 +114,16 @@ class Quantization:
                 found=", ".join(precisions),
                 hint="leave them out, or choose one of these precisions",
             )
+
+    def with_defaults(self, asked: str, target: Target) -> Quantization:
+        """With the bound and the gate that "auto" has where none are given."""
+        if asked != AUTO:
+            return self
+        most = AUTO_LOSS if self.max_loss is None else self.max_loss
+        gate = self.speed_gate
+        if gate is None and target.unrunnable() is None:
+            gate = AUTO_TOKENS
+        return replace(self, max_loss=most, speed_gate=gate)
 
 
 @dataclass(frozen=True)
@@ -112,6 +145,11 @@ class Quantized:
         return quantized_tolerance(self.deviation, self.hidden, floats)
 
 
+def is_quantizing(pass_: Pass) -> TypeGuard[_Quantizing]:
+    """Whether a pass is one of those that need what a Quantizer knows."""
+    return isinstance(pass_, _Quantizing)
+
+
 class Quantizer:
     """The calibration of one export: what is observed once is known to every program and target.
 
@@ -129,10 +167,15 @@ class Quantizer:
     ) -> None:
         self.options, self._told = options, told
         self.statistics: Statistics | None = None
+        #: By module path, the precision of each layer, where it is not that of the export.
+        self.choices: Mapping[str, str] = options.choices
+        #: What a search for them found: JSON-ready.
+        self.budget: dict[str, Any] = {}
         self._rounded: dict[str, RoundedWeight] = {}
         self._deviations: dict[str, Deviation] = {}
         self._random: dict[str, list[Feeds]] = {}
         self._data: CalibrationData | None = None
+        self._evaluation: CalibrationData | None = None
         self._programs = tuple(programs)
         if options.calibration is None:
             self._programs = with_real_inputs(programs)
@@ -146,7 +189,13 @@ class Quantizer:
                 options.calibration, tokenizer=options.tokenizer, samples=options.samples
             )
             self._data.check(programs)
+            self._evaluation = self._data
             self._programs = with_real_inputs(programs, self._data)
+        if options.evaluation is not None:
+            self._evaluation = open_data(
+                options.evaluation, tokenizer=options.tokenizer, samples=options.samples
+            )
+            self._evaluation.check(programs)
 
     @property
     def source(self) -> str:
@@ -180,7 +229,7 @@ class Quantizer:
             ContractError: quantization changes the numbers more than its noise explains.
         """
         for pass_ in pipeline:
-            if isinstance(pass_, _Quantizing):
+            if is_quantizing(pass_):
                 pass_ = self._informed(pass_, graph, item)
             if not isinstance(pass_, InsertQdq):
                 yield pass_
@@ -192,6 +241,47 @@ class Quantizer:
             found = check_quantized(graph, item.references, noise, item.name)
             self._deviations[item.name] = found
             quantized(Quantized(found, hidden, layer_precisions(graph)))
+
+    def quantize(
+        self,
+        pipeline: Sequence[Pass],
+        graph: Graph,
+        item: TracedProgram,
+        choices: Mapping[str, str],
+    ) -> Graph:
+        """A copy of a float Graph, quantized by choices, as the quantizing passes of a pipeline do.
+
+        Args:
+            graph: what the passes before the quantizing ones left.
+            choices: the precision of every layer.
+        """
+        before, self.choices = self.choices, choices
+        copy = graph.clone()
+        try:
+            for pass_ in pipeline:
+                if is_quantizing(pass_):
+                    run_passes(copy, [self._informed(pass_, copy, item)])
+        finally:
+            self.choices = before
+        return copy
+
+    @property
+    def rounded(self) -> Mapping[str, RoundedWeight]:
+        """Weights that were rounded with compensation, by name."""
+        return self._rounded
+
+    def evaluation(self, item: TracedProgram) -> Iterator[tuple[Feeds, Feeds]]:
+        """What a program takes, and all that the evaluation data hold, for each sample."""
+        if self._evaluation is None:
+            yield from ((feeds, feeds) for feeds in self._random.get(item.name, ()))
+        elif self._evaluation.suits(item.inputs):
+            given = islice(self._evaluation.read(), self._evaluation.samples)
+            yield from zip(self._evaluation.feeds(item.inputs), given, strict=True)
+
+    @property
+    def evaluation_source(self) -> str:
+        """What the loss is measured on, for a person."""
+        return RANDOM if self._evaluation is None else self._evaluation.source
 
     def _informed(
         self,
@@ -207,7 +297,7 @@ class Quantizer:
                 self._observe(graph, item, found)
                 pass_ = replace(pass_, statistics=self.statistics)
             return replace(pass_, keep=keep)
-        pass_ = replace(pass_, keep=keep, choices=pass_.choices or self.options.choices)
+        pass_ = replace(pass_, keep=keep, choices=pass_.choices or self.choices)
         plan = InsertQdq(pass_.target, pass_.device, pass_.precision, None, keep, pass_.choices)
         if pass_.statistics is None:
             self._observe(graph, item, [p for p in found if _has_ranges(plan, p)])
@@ -264,6 +354,7 @@ class Quantizer:
         fields: dict[str, Any] = {
             "keep": list(self.options.keep),
             "choices": dict(self.options.choices),
+            **({"budget": self.budget} if self.budget else {}),
             "compensated": len(self._rounded),
             "deviation": {name: found.rms for name, found in self._deviations.items()},
         }

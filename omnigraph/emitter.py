@@ -1,0 +1,80 @@
+"""One lowered program in its target's runtime, outside an export: to look at it, or to time it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from omnigraph.contract import Tolerance
+from omnigraph.lowering import Lowered, Target
+from omnigraph.manifest import (
+    TargetProduct,
+    TracedProgram,
+    build_manifest,
+    golden_name,
+    write_golden,
+)
+from omnigraph.numbers import Reference
+
+if TYPE_CHECKING:
+    from omnigraph.runtimes.base import Session
+
+#: What runs a program: feeds to outputs, both by name.
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+class Emitter:
+    """Emits one program for a target, and runs it in that target's runtime."""
+
+    def __init__(
+        self, target: Target, precision: str, options: Mapping[str, str], golden: Reference
+    ) -> None:
+        self.target, self.precision, self.options = target, precision, options
+        self.golden = golden
+
+    def run(self, lowered: Lowered, directory: Path) -> Run:
+        """What runs the program that was emitted into ``directory``."""
+        return self.session(lowered, directory).run
+
+    def session(self, lowered: Lowered, directory: Path) -> Session:
+        """A Session of the program that was emitted into ``directory``, an empty folder."""
+        from omnigraph.artifact import Artifact, seal
+        from omnigraph.runtimes import load
+
+        program = Lowered(
+            lowered.name,
+            lowered.graph.clone(),  # emitting may change it
+            lowered.inputs,
+            lowered.outputs,
+            lowered.dims,
+            lowered.state,
+        )
+        emission = self.target.emit(
+            [program], directory, precision=self.precision, options=self.options
+        )
+        product = TargetProduct(
+            self.precision,
+            self.options,
+            emission,
+            {lowered.name: []},
+            {lowered.name: {}},
+            {lowered.name: Tolerance(0.0, 0.0)},
+        )
+        traced = TracedProgram(
+            lowered.name,
+            lowered.inputs,
+            lowered.outputs,
+            lowered.dims,
+            lowered.state,
+            [],
+            self.golden,
+            depth=1,
+            contraction=1,
+            graph=None,
+        )
+        write_golden(directory / golden_name(lowered.name), self.golden)
+        seal(directory, build_manifest("bisection", {}, self.target, product, [traced]))
+        return load(Artifact(directory, check_hashes=False))

@@ -1,0 +1,218 @@
+"""How long a target takes for the products of one activation, in float and quantized.
+
+A region is every product that multiplies one activation, with its biases: what shares one
+quantization. It is compiled by itself and timed on the target's own runtime, alternatives in turns,
+so that what the machine does meanwhile meets all of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.emitter import Emitter
+from omnigraph.graph_names import output_specs
+from omnigraph.lowering import Lowered, Target
+from omnigraph.numbers import Reference
+from omnigraph.passes.analysis.activation_statistics import Statistics
+from omnigraph.passes.analysis.products import Product, bias_of, by_activation, products
+from omnigraph.passes.analysis.weight_rounding import RoundedWeight
+from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
+from omnigraph.passes.insert_qdq import FLOAT, InsertQdq
+from omnigraph.passes.pipelines import common
+from omnigraph.program import Case, Dim, TensorSpec
+from omnigraph.verify import GraphRunner
+
+_INPUT = "activation"
+_SHAPE = ("batch", "sequence")
+#: Runs of each alternative: some that are not counted, and rounds of one run each that are.
+_WARM, _ROUNDS = 3, 25
+#: A region that is quantized is to be faster by this at least: less is noise of the machine.
+LEAST_GAIN = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The products of one activation.
+
+    Args:
+        products: in the Graph that they are of.
+    """
+
+    products: tuple[Product, ...]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What its time depends on: the same for the same place in every layer."""
+        return tuple(
+            (p.contraction, p.channels, bias_of(p.node) is not None, p.transpose is not None)
+            for p in self.products
+        )
+
+
+@dataclass(frozen=True)
+class RegionTimes:
+    """Milliseconds of one run, by the precision: the median of many; "float" among them."""
+
+    milliseconds: Mapping[str, float]
+
+    def pays(self, precision: str) -> bool:
+        """Whether a precision is faster than float."""
+        return self.milliseconds[precision] < self.milliseconds[FLOAT] * (1 - LEAST_GAIN)
+
+
+def regions(graph: Graph) -> list[Region]:
+    """Every region of a Graph in float."""
+    return [Region(tuple(group)) for _, group in by_activation(products(graph))]
+
+
+def time_regions(
+    found: Sequence[Region],
+    target: Target,
+    base: str,
+    precisions: Sequence[str],
+    tokens: int,
+    *,
+    seen: Statistics | None,
+    rounded: Mapping[str, RoundedWeight],
+    options: Mapping[str, str],
+    told: Callable[[str], None] = lambda _: None,
+) -> Iterator[RegionTimes]:
+    """Time each region with ``tokens`` positions; regions of one kind are timed once.
+
+    Args:
+        target: whose compiler and runtime to use; it must run here.
+        base: the precision of the artifact, which says how float is executed.
+        precisions: those to compare with float.
+        seen: what calibration saw, for those that need it.
+        rounded: weights that were rounded with compensation.
+        options: of the target.
+    """
+    known: dict[tuple[object, ...], RegionTimes] = {}
+    for region in found:
+        if region.kind not in known:
+            names = ", ".join(product.layer for product in region.products)
+            told(f"time {names}")
+            timer = _Timer(region, target, base, tokens, seen, rounded, options)
+            known[region.kind] = timer.times(precisions)
+        yield known[region.kind]
+
+
+class _Timer:
+    """Compiles one region in several precisions, and runs them in turns."""
+
+    def __init__(
+        self,
+        region: Region,
+        target: Target,
+        base: str,
+        tokens: int,
+        seen: Statistics | None,
+        rounded: Mapping[str, RoundedWeight],
+        options: Mapping[str, str],
+    ) -> None:
+        self._target, self._base, self._options = target, base, options
+        self._seen, self._rounded = seen, rounded
+        self._graph = _graph_of(region)
+        shape = (1, tokens, region.products[0].contraction)
+        self._feeds = {_INPUT: _like_what_was_seen(shape, region, seen)}
+
+    def times(self, precisions: Sequence[str]) -> RegionTimes:
+        """The median time of each precision, and of float."""
+        outputs = GraphRunner(self._graph).run(self._feeds)
+        golden = Reference(Case("region", {}), self._feeds, outputs)
+        emitter = Emitter(self._target, self._base, self._options, golden)
+        taken: dict[str, list[float]] = {}
+        with ExitStack() as stack:
+            runs = {}
+            for precision in (FLOAT, *precisions):
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                session = emitter.session(self._lowered(precision), folder)
+                runs[precision] = stack.enter_context(session).run
+            for round_ in range(_WARM + _ROUNDS):
+                for precision, run in runs.items():
+                    begun = time.perf_counter()
+                    run(self._feeds)
+                    if round_ >= _WARM:
+                        taken.setdefault(precision, []).append(time.perf_counter() - begun)
+        return RegionTimes({name: 1e3 * statistics.median(all_) for name, all_ in taken.items()})
+
+    def _lowered(self, precision: str) -> Lowered:
+        graph = self._graph.clone()
+        passes = [*self._target.pipeline(self._base)[len(common()) :]]
+        if precision != FLOAT:
+            name, device = self._target.name, self._target.device
+            insert = InsertQdq(name, device, precision, self._seen, rounded=self._rounded)
+            passes.insert(0, insert)
+        outputs = output_specs(graph)
+        run_passes(graph, passes)
+        inputs = (TensorSpec(_INPUT, "float32", (*_SHAPE, self._feeds[_INPUT].shape[-1])),)
+        return Lowered("region", graph, inputs, outputs, {dim: Dim() for dim in _SHAPE})
+
+
+def _graph_of(region: Region) -> Graph:
+    """The products of a region, and the biases behind them, as a Graph of their own."""
+    terms = region.products[0].contraction
+    activation = ir.Value(
+        name=_INPUT,
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape([*_SHAPE, terms]),
+    )
+    nodes: list[ir.Node] = []
+    weights: dict[str, ir.Value] = {}
+
+    def weight(value: ir.Value) -> ir.Value:
+        assert value.name is not None
+        if value.name not in weights:
+            weights[value.name] = ir.Value(
+                name=value.name, type=value.type, shape=value.shape, const_value=value.const_value
+            )
+        return weights[value.name]
+
+    def add(op: str, inputs: list[ir.Value], layer: str, size: list[object]) -> ir.Value:
+        node = ir.node(op, inputs, {"perm": [1, 0]} if op == "Transpose" else {})
+        node.metadata_props[MODULE_KEY] = layer
+        node.name = f"node_{len(nodes)}"
+        made = node.outputs[0]
+        made.name = f"value_{len(nodes)}"
+        made.type, made.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(size)  # type: ignore[arg-type]
+        nodes.append(node)
+        return made
+
+    outputs = []
+    for product in region.products:
+        factor, size = weight(product.weight), [*_SHAPE, product.channels]
+        if product.channel_axis == 0:
+            factor = add("Transpose", [factor], product.layer, [terms, product.channels])
+        made = add("MatMul", [activation, factor], product.layer, size)
+        if (held := bias_of(product.node)) is not None:
+            bias = held[0].inputs[held[1]]
+            assert bias is not None
+            made = add("Add", [made, weight(bias)], product.layer, size)
+        outputs.append(made)
+    graph = ir.Graph(
+        [activation],
+        outputs,
+        nodes=nodes,
+        initializers=list(weights.values()),
+        opset_imports={"": OPSET},
+        name="region",
+    )
+    return ir.Model(graph, ir_version=10)
+
+
+def _like_what_was_seen(
+    shape: tuple[int, ...], region: Region, seen: Statistics | None
+) -> np.ndarray:
+    """Normal numbers of the size of what was seen."""
+    known = seen.observations.get(region.products[0].weight.name or "") if seen else None
+    size = known.rms if known is not None else 1.0
+    return np.random.default_rng(0).normal(0, size, shape).astype(np.float32)
