@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ _SHARED_INPUTS = {
 }
 _OBSERVING, _LEARNING, _FROZEN = "observing", "learning", "frozen"
 _TINY = 1e-12
+_EMBEDDING = "token_embedding"
 
 
 class FakeQuantizer(nn.Module):
@@ -67,7 +69,8 @@ class FakeQuantizer(nn.Module):
 
     def _rounded(self, wide: Tensor) -> Tensor:
         shape = (-1, *[1] * (wide.ndim - 1)) if self.scale.ndim else ()
-        scale, zero = self.scale, self.zero_point.float()
+        scale: Tensor = self.scale
+        zero = self.zero_point.float()
         if self.state == _LEARNING:
             self.scale.data.clamp_(min=_TINY)
             # The gradient of a scale sums over every element; this makes it of the size of those
@@ -80,7 +83,7 @@ class FakeQuantizer(nn.Module):
         return (place + (place.round() - place).detach()) * scale
 
     def _exported(self, tensor: Tensor) -> Tensor:
-        attributes = {"axis": 0} if self.scale.ndim else {}
+        attributes: dict[str, Any] = {"axis": 0} if self.scale.ndim else {}
         symbolic = torch.onnx.ops.symbolic
         rounding, shape = (self.scale, self.zero_point), tensor.shape
         codes = symbolic(
@@ -126,18 +129,16 @@ class FakeQuantization(nn.Module):
         self._keys: dict[str, str] = {}
         owners: dict[int, str] = {}
         symmetric = inputs == "int8"
-        layers = dict(model.named_modules())
-        embedding = layers.get("token_embedding")
-        for path, layer in layers.items():
-            if not isinstance(layer, Linear) and layer is not embedding:
+        for path, layer in model.named_modules():
+            if not isinstance(layer, Linear) and path != _EMBEDDING:
                 continue
-            assert isinstance(layer.weight, Tensor)
+            assert isinstance(layer, nn.Linear | nn.Embedding)
             own = owners.setdefault(id(layer.weight), path.replace(".", "/"))
             self._keys[f"{path}.weight"] = own
             if own not in self.weights:
                 rows = layer.weight.shape[0]
                 self.weights[own] = FakeQuantizer(rows, torch.int8, _WEIGHT_RANGE, True)
-            if layer is not embedding:
+            if path != _EMBEDDING:
                 shared = _shared_input(path).replace(".", "/")
                 self._keys[f"{path}.input"] = shared
                 if shared not in self.inputs:

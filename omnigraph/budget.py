@@ -118,7 +118,8 @@ def units_of(graph: Graph, is_kept: Callable[[str], bool]) -> list[Unit]:
     """The units of a Graph in float; those that are kept in float are left out."""
     found = products(graph)
     lookups = {lookup.weight: lookup.layer for lookup in tables(graph)}
-    units, taken = [], set()
+    units: list[Unit] = []
+    taken: set[str] = set()
     for product in found:
         mate = lookups.pop(product.weight, None)
         layers = (product.layer,) if mate is None else (mate, product.layer)

@@ -100,7 +100,8 @@ def second_moments(
     """
     waiting = list(_Probe(graph, wanted).observed)
     while waiting:
-        group, held = [], 0
+        group: list[_Observed] = []
+        held = 0
         while waiting and (not group or held + 4 * waiting[0].terms ** 2 <= budget):
             held += 4 * waiting[0].terms ** 2
             group.append(waiting.pop(0))

@@ -265,7 +265,7 @@ def random_data(program: Program, samples: int) -> list[Feeds]:
 
     Few are enough, long ones and short ones: every one is as good as any other.
     """
-    drawn = []
+    drawn: list[Feeds] = []
     for seed in range(min(samples, _RANDOM_SAMPLES)):
         length = _RANDOM_LENGTH if seed % 2 == 0 else _BEGINNINGS[seed // 2 % len(_BEGINNINGS)]
         sizes = fit_sizes(program, {"batch": 1, "past": 0}, length)

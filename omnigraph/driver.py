@@ -193,10 +193,10 @@ def export(
     with ExitStack() as stack:
         staged = [stack.enter_context(staging(path)) for path in paths]
         built = []
-        for position, (name_, *item) in enumerate(
-            zip(asked, targets, precisions, pipelines, options, staged, strict=True)
+        for position, item in enumerate(
+            zip(targets, precisions, pipelines, options, staged, strict=True)
         ):
-            job.choose(name_, *item[:4], traced)
+            job.choose(asked[position], *item[:4], traced)
             built.append(job.build(*item, traced, last=position == len(targets) - 1))
         release_memory()  # torch's weights are not needed from here on
         reports = []

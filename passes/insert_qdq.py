@@ -28,6 +28,14 @@ from omnigraph.passes.analysis.weight_rounding import (
 )
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.integer_weights import (
+    StoredWeight,
+    initializer,
+    look_up,
+    store,
+    stored_before,
+    widened,
+)
 from omnigraph.passes.matching import standard
 from omnigraph.passes.site_pass import Miss, SitePass
 
@@ -118,7 +126,8 @@ class InsertQdq(SitePass):
             product.node.replace_input_with(0, quantized)
         weight = self._weight(graph, product.weight, product.channel_axis, grid)
         before = Inserter(product.transpose or product.node)
-        wide = _dequantized(before, weight, product.channel_axis, grid)
+        axis = product.channel_axis if grid.block is None else 1 - product.channel_axis
+        wide = widened(before, weight, axis, grid.block)
         if product.transpose is not None:
             wide = before.op("Transpose", wide, perm=[1, 0])
         product.node.replace_input_with(1, wide)
@@ -159,44 +168,22 @@ class InsertQdq(SitePass):
             if shared is not None and self.scheme_for(layer_of(shared)) is None:
                 raise Miss("it shares its table with a product that stays in float", shared)
         weight = self._weight(graph, table, 0, grid)
-        before = Inserter(node)
-        axis = {"axis": 0}
-        rows = before.op("Gather", weight.codes, node.inputs[1], **axis)
-        scales = before.op("Gather", weight.scales, node.inputs[1], **axis)
-        wide = before.op("Cast", rows, to=ir.DataType.FLOAT)
-        wide = before.op("Mul", wide, before.op("Unsqueeze", scales, before.integers(-1)))
-        name, old = node.outputs[0].name, node.outputs[0]
-        wide.shape = old.shape
-        ir.convenience.replace_all_uses_with(old, wide, replace_graph_outputs=True)
-        assert node.graph is not None
-        node.graph.remove(node, safe=True)
-        wide.name = name
+        look_up(node, weight)
         _drop_unused(graph, table, None)
         return f"Gather of {grid.dtype.name.lower()} rows"
 
     def _weight(
         self, graph: Graph, weight: ir.Value, channel_axis: int, grid: WeightGrid
-    ) -> _Stored:
+    ) -> StoredWeight:
         """The integers and scales of a weight, made when first asked for."""
         name = f"{weight.name}_{grid.dtype.name.lower()}"
-        known = graph.graph.initializers
-        if name in known:
-            zeros = known.get(f"{name}_zero_point")
-            return _Stored(known[name], known[f"{name}_scale"], zeros)
+        if (known := stored_before(graph, name)) is not None:
+            return known
         assert weight.const_value is not None and weight.name is not None
         rounded = self.rounded.get(weight.name)
         if rounded is not None and rounded.grid != grid:
             rounded = None
         return _store(graph, weight.const_value, name, channel_axis, grid, rounded)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """The initializers of a quantized weight."""
-
-    codes: ir.Value
-    scales: ir.Value
-    zeros: ir.Value | None
 
 
 def _store(
@@ -206,7 +193,7 @@ def _store(
     channel_axis: int,
     grid: WeightGrid,
     rounded: RoundedWeight | None,
-) -> _Stored:
+) -> StoredWeight:
     """Register integers, which are computed when they are written, and their scales."""
 
     def terms_first() -> np.ndarray:
@@ -228,46 +215,10 @@ def _store(
         return ir.tensor(as_stored(found).astype(grid.dtype.numpy()), dtype=grid.dtype, name=name)
 
     lazy = ir.LazyTensor(codes, dtype=grid.dtype, shape=ir.Shape(tensor.shape), name=name)  # type: ignore[arg-type]
-    stored_zeros = None
+    wide_zeros = None
     if zeros is not None:
-        stored_zeros = _initializer(
-            graph,
-            ir.tensor(
-                as_stored(zeros).astype(grid.dtype.numpy()),
-                dtype=grid.dtype,
-                name=f"{name}_zero_point",
-            ),
-        )
-    return _Stored(
-        _initializer(graph, lazy),
-        _initializer(graph, ir.tensor(as_stored(scales), name=f"{name}_scale")),
-        stored_zeros,
-    )
-
-
-def _initializer(graph: Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    """A tensor as an initializer of its own name."""
-    value = ir.Value(
-        name=tensor.name,
-        shape=ir.Shape(tensor.shape),  # type: ignore[arg-type]
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.graph.register_initializer(value)
-    return value
-
-
-def _dequantized(
-    before: Inserter, weight: _Stored, channel_axis: int, grid: WeightGrid
-) -> ir.Value:
-    """The weight in float32: a new DequantizeLinear, scales by channel or by block of terms."""
-    attributes = {"axis": channel_axis}
-    if grid.block:
-        attributes = {"axis": 1 - channel_axis, "block_size": grid.block}
-    inputs = [weight.codes, weight.scales, *([weight.zeros] if weight.zeros is not None else [])]
-    wide = before.op("DequantizeLinear", *inputs, **attributes)
-    wide.type, wide.shape = ir.TensorType(ir.DataType.FLOAT), weight.codes.shape
-    return wide
+        wide_zeros = ir.tensor(as_stored(zeros).astype(grid.dtype.numpy()), dtype=grid.dtype)
+    return store(graph, lazy, ir.tensor(as_stored(scales)), wide_zeros)
 
 
 def _quantize_activation(
@@ -332,7 +283,7 @@ def _named(graph: Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         number += 1
         taken = f"{name}_{number}"
     tensor.name = taken
-    return _initializer(graph, tensor)
+    return initializer(graph, tensor)
 
 
 def _reader(user: ir.Node) -> ir.Node | None:

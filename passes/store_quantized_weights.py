@@ -12,9 +12,18 @@ import onnx_ir as ir
 from omnigraph.passes.analysis.precision import is_weight
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.integer_weights import (
+    StoredWeight,
+    look_up,
+    store,
+    stored_before,
+    widened,
+)
 from omnigraph.passes.matching import input_at, nodes_of, standard
 from omnigraph.passes.site_pass import Miss, SitePass
 
+#: Scales, zero points, the axis that they are along, and the type of the codes.
+_Grid = tuple[np.ndarray, np.ndarray | None, int, ir.DataType]
 _TYPES = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
@@ -56,7 +65,7 @@ class StoreQuantizedWeights(SitePass):
             raise Miss("its scale or its zero point is no constant")
         rank = len(weight.shape or ())
         axis = node.attributes.get_int("axis", 1) % rank if rank else 0
-        if rank != 2 or scales.ndim != 1 or node.attributes.get_int("block_size", 0):
+        if rank != 2 or scales.ndim != 1 or node.attributes.get_int("block_size", 0) > 0:
             raise Miss("it has not one scale for each index of one of two axes")
         dtype = node.outputs[0].dtype or (zero.dtype if zero is not None else None)
         if dtype not in _TYPES:
@@ -66,7 +75,12 @@ class StoreQuantizedWeights(SitePass):
             standard(user, "DequantizeLinear") and input_at(user, 1) is scale for user in users
         ):
             raise Miss("its codes are read by something else")
-        shared = any(standard(reader, "Gather") for u, _ in weight.uses() for reader in _readers(u))
+        if any(user.outputs[0].is_graph_output() for user in users):
+            raise Miss("the rounded weight is an output of the program")
+        # A table that was looked up is stored by rows already; the logits read it as it is.
+        shared = stored_before(graph, f"{weight.name}_{dtype.name.lower()}") is not None or any(
+            standard(reader, "Gather") for user, _ in weight.uses() for reader in _readers(user)
+        )
         for user in users:
             self._replace(graph, user, weight, (scales, zeros, axis, dtype), shared)
         graph.graph.remove(node, safe=True)
@@ -79,20 +93,21 @@ class StoreQuantizedWeights(SitePass):
         graph: Graph,
         wide: ir.Node,
         weight: ir.Value,
-        grid: tuple[np.ndarray, np.ndarray | None, int, ir.DataType],
+        grid: _Grid,
         shared: bool,
     ) -> None:
         """Let all that read one DequantizeLinear read the stored codes."""
         for reader, index in list(wide.outputs[0].uses()):
             if standard(reader, "Gather") and index == 0 and _is_rows(reader, grid):
-                _look_up(graph, reader, _stored(graph, weight, grid, turned=False))
+                look_up(reader, _stored(graph, weight, grid, turned=False))
                 continue
-            turned = standard(reader, "Transpose") and not shared
+            turned = (
+                standard(reader, "Transpose")
+                and not shared
+                and not reader.outputs[0].is_graph_output()
+            )
             stored = _stored(graph, weight, grid, turned=turned)
-            before = Inserter(reader)
-            axis = 1 - grid[2] if turned else grid[2]
-            value = before.op("DequantizeLinear", *stored, axis=axis)
-            value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), stored[0].shape
+            value = widened(Inserter(reader), stored, 1 - grid[2] if turned else grid[2])
             if turned:
                 ir.convenience.replace_all_uses_with(reader.outputs[0], value)
                 assert reader.graph is not None
@@ -112,45 +127,21 @@ def _readers(quantize: ir.Node) -> list[ir.Node]:
     ]
 
 
-def _is_rows(gather: ir.Node, grid: tuple[np.ndarray, np.ndarray | None, int, ir.DataType]) -> bool:
+def _is_rows(gather: ir.Node, grid: _Grid) -> bool:
     """Whether a Gather looks up rows that have a scale each, and no zero point."""
     _, zeros, axis, _ = grid
     symmetric = zeros is None or not zeros.any()
     return gather.attributes.get_int("axis", 0) == 0 == axis and symmetric
 
 
-def _look_up(graph: Graph, gather: ir.Node, stored: list[ir.Value]) -> None:
-    """Widen only the rows that are looked up."""
-    before, ids = Inserter(gather), gather.inputs[1]
-    rows = before.op("Gather", stored[0], ids, axis=0)
-    scales = before.op("Gather", stored[1], ids, axis=0)
-    wide = before.op("Cast", rows, to=ir.DataType.FLOAT)
-    wide = before.op("Mul", wide, before.op("Unsqueeze", scales, before.integers(-1)))
-    old = gather.outputs[0]
-    name, wide.shape = old.name, old.shape
-    ir.convenience.replace_all_uses_with(old, wide, replace_graph_outputs=True)
-    assert gather.graph is not None
-    gather.graph.remove(gather, safe=True)
-    wide.name = name
-
-
-def _stored(
-    graph: Graph,
-    weight: ir.Value,
-    grid: tuple[np.ndarray, np.ndarray | None, int, ir.DataType],
-    *,
-    turned: bool,
-) -> list[ir.Value]:
-    """The initializers of codes, scales and, where there are any, zero points."""
+def _stored(graph: Graph, weight: ir.Value, grid: _Grid, *, turned: bool) -> StoredWeight:
+    """The initializers of the codes, transposed or as the weight is, made when first asked for."""
     scales, zeros, axis, dtype = grid
     tensor = weight.const_value
     assert tensor is not None
     name = f"{weight.name}{'_T' if turned else ''}_{dtype.name.lower()}"
-    symmetric = zeros is None or not zeros.any()
-    names = [name, f"{name}_scale", *([] if symmetric else [f"{name}_zero_point"])]
-    known = graph.graph.initializers
-    if name in known:
-        return [known[each] for each in names]
+    if (known := stored_before(graph, name)) is not None:
+        return known
     limits = np.iinfo(dtype.numpy())
 
     def codes() -> ir.TensorProtocol:
@@ -162,25 +153,13 @@ def _stored(
         held = np.clip(rounded, limits.min, limits.max).astype(dtype.numpy())
         return ir.tensor(np.ascontiguousarray(held.T if turned else held), dtype=dtype, name=name)
 
-    shape = [int(size) for size in tensor.shape]  # type: ignore[call-overload]
+    shape = [int(size) for size in tensor.shape]  # type: ignore[arg-type]
     lazy = ir.LazyTensor(
         codes, dtype=dtype, shape=ir.Shape(shape[::-1] if turned else shape), name=name
     )
-    tensors: list[ir.TensorProtocol] = [lazy, ir.tensor(scales, name=names[1])]
-    if not symmetric:
-        assert zeros is not None
-        tensors.append(ir.tensor(zeros, dtype=dtype, name=names[2]))
-    values = []
-    for held in tensors:
-        value = ir.Value(
-            name=held.name,
-            shape=ir.Shape(held.shape),  # type: ignore[arg-type]
-            type=ir.TensorType(held.dtype),
-            const_value=held,
-        )
-        graph.graph.register_initializer(value)
-        values.append(value)
-    return values
+    symmetric = zeros is None or not zeros.any()
+    wide_zeros = None if symmetric else ir.tensor(zeros, dtype=dtype)
+    return store(graph, lazy, ir.tensor(scales), wide_zeros)
 
 
 def _array(value: ir.Value | None) -> np.ndarray | None:

@@ -87,7 +87,7 @@ class Statistics:
         target = Path(path)
         partial = target.with_name(f".{target.name}.{os.getpid()}.npz")
         try:
-            np.savez(partial, **arrays)
+            np.savez(partial, **arrays)  # type: ignore[arg-type]
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
@@ -106,9 +106,9 @@ class Statistics:
                 names = [n.removesuffix("/range") for n in file.files if n.endswith("/range")]
                 observations = {
                     name: Observation(
-                        *(float(value) for value in file[f"{name}/range"]),
-                        file[f"{name}/channels"],
-                        file[f"{name}/means"],
+                        **dict(zip(_SCALARS, map(float, file[f"{name}/range"]), strict=True)),
+                        channels=file[f"{name}/channels"],
+                        means=file[f"{name}/means"],
                     )
                     for name in names
                 }

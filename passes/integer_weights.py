@@ -1,0 +1,91 @@
+"""Weights that are stored as integers, and how a Graph reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from omnigraph.passes.base import Graph
+from omnigraph.passes.insertion import Inserter
+
+
+@dataclass(frozen=True, eq=False)
+class StoredWeight:
+    """The initializers of a quantized weight.
+
+    Args:
+        codes: integers, or float8, of two axes.
+        scales: float32, one for each index of an axis, or for each block.
+        zeros: zero points of the shape of ``scales``; None where they are all zero.
+    """
+
+    codes: ir.Value
+    scales: ir.Value
+    zeros: ir.Value | None
+
+    @property
+    def values(self) -> list[ir.Value]:
+        """What DequantizeLinear reads."""
+        return [self.codes, self.scales, *([self.zeros] if self.zeros is not None else [])]
+
+
+def stored_before(graph: Graph, name: str) -> StoredWeight | None:
+    """What `store` registered by this name, or None."""
+    known = graph.graph.initializers
+    if name not in known:
+        return None
+    return StoredWeight(known[name], known[f"{name}_scale"], known.get(f"{name}_zero_point"))
+
+
+def store(
+    graph: Graph,
+    codes: ir.TensorProtocol,
+    scales: ir.TensorProtocol,
+    zeros: ir.TensorProtocol | None,
+) -> StoredWeight:
+    """Register a quantized weight by the name of its ``codes``."""
+    scales.name = f"{codes.name}_scale"
+    if zeros is not None:
+        zeros.name = f"{codes.name}_zero_point"
+    return StoredWeight(
+        initializer(graph, codes),
+        initializer(graph, scales),
+        None if zeros is None else initializer(graph, zeros),
+    )
+
+
+def initializer(graph: Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """A tensor as an initializer of its own name."""
+    value = ir.Value(
+        name=tensor.name,
+        shape=ir.Shape(tensor.shape),  # type: ignore[arg-type]
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.graph.register_initializer(value)
+    return value
+
+
+def widened(
+    before: Inserter, weight: StoredWeight, axis: int, block: int | None = None
+) -> ir.Value:
+    """The whole weight in float32: a new DequantizeLinear, with scales along ``axis``."""
+    attributes = {"axis": axis, **({"block_size": block} if block else {})}
+    wide = before.op("DequantizeLinear", *weight.values, **attributes)
+    wide.type, wide.shape = ir.TensorType(ir.DataType.FLOAT), weight.codes.shape
+    return wide
+
+
+def look_up(gather: ir.Node, table: StoredWeight) -> None:
+    """Let a Gather of rows look up codes and scales, and widen only the rows that it looks up."""
+    before, ids, old = Inserter(gather), gather.inputs[1], gather.outputs[0]
+    rows = before.op("Gather", table.codes, ids, axis=0)
+    scales = before.op("Gather", table.scales, ids, axis=0)
+    wide = before.op("Cast", rows, to=ir.DataType.FLOAT)
+    wide = before.op("Mul", wide, before.op("Unsqueeze", scales, before.integers(-1)))
+    name, wide.shape = old.name, old.shape
+    ir.convenience.replace_all_uses_with(old, wide, replace_graph_outputs=True)
+    assert gather.graph is not None
+    gather.graph.remove(gather, safe=True)
+    wide.name = name
