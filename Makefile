@@ -36,6 +36,7 @@ lint: $(READY)  ## ruff, and mypy on an installed copy
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p omnigraph
 
 bench: $(READY)  ## every figure of the README
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.all
 
 clean:  ## remove what the other commands made

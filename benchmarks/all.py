@@ -9,6 +9,7 @@ from benchmarks import (
     kernels,
     latency,
     position_bias,
+    quantization,
     session_overhead,
     sparse_attention,
 )
@@ -22,6 +23,7 @@ BENCHMARKS = (
     kernels,
     export_seed,
     latency,
+    quantization,
 )
 
 

@@ -90,9 +90,17 @@ def _executing(artifact: Artifact, program: str) -> Iterator[Run]:
 
 @contextmanager
 def _emulating(artifact: Artifact, program: str) -> Iterator[Run]:
-    """The lowered Graph that the program was compiled from, in onnxruntime."""
+    yield emulated(artifact, program)
+
+
+def emulated(artifact: Artifact, program: str) -> Run:
+    """The lowered Graph that a program was compiled from, in onnxruntime.
+
+    Args:
+        artifact: of a target that keeps it, as ``tensorrt`` does, in a directory.
+    """
     path = artifact.path / artifact.programs[program].files["lowered"]
-    yield GraphRunner(_runnable(ir.load(path))).run
+    return GraphRunner(_runnable(ir.load(path))).run
 
 
 def _runnable(graph: Graph) -> Graph:
