@@ -72,6 +72,8 @@ SCHEMES: Mapping[tuple[str, str, str], Scheme] = {
     ("tensorrt", "cuda", "fp8"): Scheme(
         WeightGrid(ir.DataType.FLOAT8E4M3FN),
         ActivationGrid(ir.DataType.FLOAT8E4M3FN, symmetric=True),
+        # A table of integers could not be multiplied with float8, where logits share it.
+        tables=None,
     ),
 }
 

@@ -54,12 +54,6 @@ class WeightGrid:
             return -8, 7
         return 0, (1 << self.dtype.bitwidth) - 1
 
-    @property
-    def bits(self) -> float:
-        """Bits of one weight, those of scales (float32) and zero points included, but per block."""
-        spent = self.dtype.bitwidth * (1 + (self.has_zero_points / self.block if self.block else 0))
-        return spent + (32 / self.block if self.block else 0)
-
 
 @dataclass(frozen=True)
 class RoundedWeight:
