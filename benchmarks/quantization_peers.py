@@ -72,7 +72,8 @@ def nncf_models(
                 group_size=_GROUP,
                 ratio=1.0,
                 dataset=dataset,
-                gptq=True,
+                awq=True,
+                scale_estimation=True,
             )
         made[kind] = folder / f"nncf-{kind}.xml"
         openvino.save_model(model, made[kind], compress_to_fp16=False)
