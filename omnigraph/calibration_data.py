@@ -131,6 +131,11 @@ class Feedings:
     inputs: tuple[TensorSpec, ...]
     dims: Mapping[str, Dim] | None = None
 
+    @property
+    def count(self) -> int:
+        """How many there are, beginnings not counted."""
+        return sum(1 for _ in islice(self.data.read(), self.data.samples))
+
     def __iter__(self) -> Iterator[Feeds]:
         for number, sample in enumerate(islice(self.data.read(), self.data.samples), 1):
             whole = fit(sample, self.inputs, f"sample {number} of {self.data.source}")

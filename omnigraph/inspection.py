@@ -84,6 +84,8 @@ def _inspect_model(subject: Subject) -> dict[str, Any]:
 
 def describe_text(found: Mapping[str, Any]) -> str:
     """What ``inspect`` found, for a person."""
+    from omnigraph.precision_text import precision_text
+
     lines = []
     if "artifact" in found:
         lines.append(
@@ -107,6 +109,8 @@ def describe_text(found: Mapping[str, Any]) -> str:
             (step["name"], _changes_text(step["changes"])) for step in program.get("passes", ())
         ]
         lines += ["", table(("pass", "nodes more (+) or fewer (-)"), rows)]
+        if program.get("layers"):
+            lines += ["", precision_text(program["layers"])]
         if program.get("attention"):
             lines += ["", attention_text(program["attention"])]
     return "\n".join(lines)

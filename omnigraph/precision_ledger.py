@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ from omnigraph.passes.analysis.precision import is_weight
 from omnigraph.passes.analysis.products import layer_of
 from omnigraph.passes.base import Graph
 from omnigraph.passes.matching import made_by, nodes_of, through
-from omnigraph.report import table
 
 _NAMES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "float8e4m3fn": "fp8"}
 
@@ -104,19 +102,3 @@ def _activations(value: ir.Value | None) -> str:
 
 def _name(dtype: ir.DataType) -> str:
     return _NAMES.get(dtype.name.lower(), dtype.name.lower())
-
-
-def precision_text(rows: Sequence[dict[str, Any]]) -> str:
-    """The ledger of one program, for a person; layers of one kind in one row."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
-        weights = row["weights"] + (f", blocks of {row['block']}" if "block" in row else "")
-        key = (row["op"], weights, row["activations"], f"{row['bits']:.2f}")
-        groups.setdefault(key, []).append(row["layer"])
-    return table(
-        ("precision of", "layers", "op", "weights", "activations", "bits on disk"),
-        [
-            (f"{layers[0]} … {layers[-1]}" if layers[1:] else layers[0], str(len(layers)), *key)
-            for key, layers in groups.items()
-        ],
-    )

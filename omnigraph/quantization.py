@@ -18,7 +18,13 @@ import numpy as np
 
 from omnigraph.budget import AUTO, AUTO_LOSS, AUTO_TOKENS
 from omnigraph.calibration import METHODS, calibrate, second_moments
-from omnigraph.calibration_data import RANDOM, CalibrationData, open_data, random_data
+from omnigraph.calibration_data import (
+    RANDOM,
+    CalibrationData,
+    Feedings,
+    open_data,
+    random_data,
+)
 from omnigraph.contract import Deviation, Tolerance
 from omnigraph.errors import UsageError
 from omnigraph.lowering import Target
@@ -238,7 +244,8 @@ class Quantizer:
             yield pass_
             self._told(f"numbers of {item.name}, quantized")
             noise = math.hypot(expected, hidden)
-            found = check_quantized(graph, item.references, noise, item.name)
+            exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
+            found = check_quantized(graph, item.references, noise, exact, item.name)
             self._deviations[item.name] = found
             quantized(Quantized(found, hidden, layer_precisions(graph)))
 
@@ -320,6 +327,8 @@ class Quantizer:
             return
         method, source = self.options.method, self.source
         found = calibrate(graph, new, feeds, method=method, source=source, told=self._told)
+        if isinstance(feeds, Feedings):
+            found = replace(found, samples=feeds.count)
         self.statistics = found if self.statistics is None else self.statistics.joined(found)
 
     def _is_compensated(self, plan: InsertQdq, product: Product) -> bool:

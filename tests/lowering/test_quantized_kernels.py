@@ -1,0 +1,90 @@
+"""Integers reach the kernels: what each CPU runtime makes of a quantized artifact."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from graph_checks import graph_with_weights
+
+import omnigraph
+from omnigraph.lowering import Lowered, find_target
+from omnigraph.passes.base import run_passes
+from omnigraph.passes.insert_qdq import InsertQdq
+from omnigraph.program import Dim, TensorSpec
+
+RNG = np.random.default_rng(0)
+TERMS, CHANNELS = 256, 128
+WEIGHT = RNG.standard_normal((TERMS, CHANNELS)).astype(np.float32)
+TEXT = f"""g (float[batch,{TERMS}] x, float[{TERMS},{CHANNELS}] w) => (float[batch,{CHANNELS}] y)
+    {{ y = MatMul(x, w) }}"""
+TINY = {"config": "tiny", "settings": {"kind": "encoder"}, "programs": ["encode"]}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory) -> dict[tuple[str, str], Path]:
+    out = tmp_path_factory.mktemp("kernels")
+    made = {}
+    for precision in ("int8", "int4-weights"):
+        for report in omnigraph.export(
+            "omninet", ["onnx", "openvino"], precision=precision, out=out / precision, **TINY
+        ):
+            made[report.target, precision] = report.path
+    return made
+
+
+def onnxruntime_ops(artifact: Path, scratch: Path) -> Counter[str]:
+    """The ops of the Graph that onnxruntime runs, after its own optimizations."""
+    from omnigraph.artifact import Artifact
+
+    opened = Artifact(artifact)
+    folder = scratch / "files"
+    folder.mkdir()
+    for name in opened.manifest["files"]:
+        if name.startswith("golden"):
+            continue
+        (folder / name).write_bytes(bytes(opened.read(name)))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(scratch / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(folder / "encode.onnx", options)
+    optimized = onnx.load(scratch / "optimized.onnx", load_external_data=False)
+    return Counter(node.op_type for node in optimized.graph.node)
+
+
+def test_onnxruntime_multiplies_integers(artifacts, tmp_path: Path):
+    ops = onnxruntime_ops(artifacts["onnx", "int8"], tmp_path)
+    assert ops["MatMulIntegerToFloat"] + ops["QLinearMatMul"] == 2 * 6
+    assert ops["MatMul"] == ops["DequantizeLinear"] == 0
+
+
+def test_onnxruntime_multiplies_by_four_bits(artifacts, tmp_path: Path):
+    ops = onnxruntime_ops(artifacts["onnx", "int4-weights"], tmp_path)
+    assert ops["MatMulNBits"] == 2 * 6 and ops["MatMul"] == 0
+
+
+def test_openvino_multiplies_integers(artifacts):
+    with omnigraph.load(artifacts["openvino", "int8"]) as session:
+        kinds = [k.kind for k in session.kernels() if k.kind.startswith("FullyConnected")]
+    assert len(kinds) == 2 * 6
+    assert all(kind.lower().endswith("i8") for kind in kinds), Counter(kinds)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
+def test_only_integers_are_stored(tmp_path: Path, target: str, precision: str):
+    graph = graph_with_weights(TEXT, w=WEIGHT)
+    chosen = find_target(target)
+    run_passes(graph, [InsertQdq(target, "cpu", precision)])
+    specs = [TensorSpec(n, "float32", ("batch", s)) for n, s in (("x", TERMS), ("y", CHANNELS))]
+    lowered = Lowered("forward", graph, (specs[0],), (specs[1],), {"batch": Dim()})
+    chosen.emit([lowered], tmp_path, precision=precision, options={})
+    held = max(p.stat().st_size for p in tmp_path.iterdir())
+    bits = 8 if precision == "int8-weights" else 4
+    # Scales and zero points, for each channel or each block of 64; tensors begin at pages.
+    blocks = 1 if bits == 8 else TERMS // 64
+    assert held < WEIGHT.size * bits // 8 + blocks * CHANNELS * 5 + 4 * 4096
