@@ -71,9 +71,6 @@ def nncf_models(
                 mode=nncf.CompressWeightsMode.INT4_ASYM,
                 group_size=_GROUP,
                 ratio=1.0,
-                dataset=dataset,
-                awq=True,
-                scale_estimation=True,
             )
         made[kind] = folder / f"nncf-{kind}.xml"
         openvino.save_model(model, made[kind], compress_to_fp16=False)

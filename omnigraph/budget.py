@@ -359,6 +359,9 @@ def checked_loss(text: str | float) -> float:
         share = -1.0
     if not 0 <= share < float("inf"):
         raise UsageError(
-            "The bound on the loss is no share", expected="0.5% or 0.005", found=str(text)
+            "The bound on the loss is no share",
+            expected="0.5% or 0.005",
+            found=str(text),
+            hint="0 keeps every layer whose rounding can be told from none in float",
         )
     return share

@@ -57,7 +57,11 @@ def calibrate(
         UsageError: there are no samples, or an activation is NaN or infinite.
     """
     if method not in METHODS:
-        raise UsageError(f"No way of calibrating is called {method!r}", expected=", ".join(METHODS))
+        raise UsageError(
+            f"No way of calibrating is called {method!r}",
+            expected=", ".join(METHODS),
+            hint="min-max takes all that was seen; the others clip",
+        )
     probe = _Probe(graph, wanted)
     samples = 0
     for given in feeds:

@@ -191,6 +191,7 @@ def open_data(data: object, *, tokenizer: str | None = None, samples: int = 128)
             "The calibration data are in no form that is known",
             expected=_FORMS,
             found=type(data).__name__,
+            hint="see `omnigraph.calibration_data`",
         )
     text, path = os.fspath(data), Path(data)
     if path.is_dir():
@@ -289,6 +290,7 @@ def _open_npz(path: Path) -> Mapping[str, np.ndarray]:
             f"{path} cannot be read",
             expected="a file that numpy.savez wrote, without objects",
             found=str(error).splitlines()[0],
+            hint="other DATA: " + _FORMS,
         ) from error
 
 
@@ -313,6 +315,7 @@ def _folder(folder: Path) -> Callable[[], Iterator[Feeds]]:
             f"{folder} holds no data",
             expected="NAME.npy for each input, or one .npz for each sample",
             found="both" if rows else "neither",
+            hint="other DATA: " + _FORMS,
         )
     if samples:
         return lambda: (_open_npz(path) for path in samples)
@@ -324,7 +327,10 @@ def _mapped(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path} cannot be read", expected="a file that numpy.save wrote", found=str(error)
+            f"{path} cannot be read",
+            expected="a file that numpy.save wrote",
+            found=str(error),
+            hint="arrays of objects are not read",
         ) from error
 
 
@@ -375,5 +381,6 @@ def _encoder(path: Path, tokenizer: str | None) -> Callable[[str], list[int]]:
             f"The tokenizer {tokenizer} cannot be read",
             expected="a tokenizer.json of the tokenizers library",
             found=str(error).splitlines()[0],
+            hint="save_pretrained of a fast tokenizer of Hugging Face writes one",
         ) from error
     return lambda line: list(found.encode(line, add_special_tokens=False).ids)

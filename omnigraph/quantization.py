@@ -102,16 +102,21 @@ class Quantization:
                 "The bound on the loss is no share",
                 expected="0 or more, such as 0.005",
                 found=str(self.max_loss),
+                hint="0.005 lets the perplexity grow by half a percent",
             )
         if self.speed_gate is not None and self.speed_gate < 1:
             raise UsageError(
                 "The speed gate needs tokens to time with",
                 expected="1 or more",
                 found=str(self.speed_gate),
+                hint="as many as a call of the program usually has",
             )
         if self.samples < 1:
             raise UsageError(
-                "Calibration needs samples", expected="1 or more", found=str(self.samples)
+                "Calibration needs samples",
+                expected="1 or more",
+                found=str(self.samples),
+                hint="a hundred or so are enough",
             )
         if self != Quantization() and not any(p in QUANTIZED for p in precisions):
             raise UsageError(

@@ -132,9 +132,14 @@ def _tables(weight: ir.Value, axis: int, readers: list[ir.Node]) -> dict[ir.Valu
             if not is_weight(value) or (blocks == 0 and scaled != axis):
                 raise Miss("its scales are not those of its channels", node)
             found[value] = (axis if blocks else 0, filling)
-    if any(user not in readers for value in found for user, _ in value.uses()):
+    if any(not (user in readers or _is_lookup(user)) for v in found for user, _ in v.uses()):
         raise Miss("other weights have the same scales")
     return found
+
+
+def _is_lookup(node: ir.Node) -> bool:
+    """Whether a node looks up rows, by ids that are below the number of rows there were."""
+    return standard(node, "Gather") and node.attributes.get_int("axis", 0) == 0
 
 
 def _pad(value: ir.Value, axis: int, more: int, filling: int) -> None:

@@ -20,9 +20,9 @@ TABLE = RNG.normal(size=(V, C)).astype(np.float32)
 CODES = RNG.integers(-127, 128, (V, C)).astype(np.int8)
 SCALES = RNG.uniform(0.01, 0.02, V).astype(np.float32)
 CUT = """
-    zero = Constant<value_ints = [0]>()
-    end = Constant<value_ints = [21]>()
-    last = Constant<value_ints = [2]>()
+    zero = Constant<value = int64[1] {0}>()
+    end = Constant<value = int64[1] {21}>()
+    last = Constant<value = int64[1] {2}>()
 """
 
 

@@ -161,7 +161,7 @@ def test_a_past_that_is_left_out_is_empty(session: Session) -> None:
     check(session.run(ids=given["ids"]), given)
 
 
-@pytest.mark.parametrize("precision", TARGET.precisions)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_each_precision_runs_in_its_own_arithmetic(tmp_path: Path, precision: str) -> None:
     with load(write(tmp_path / precision, precision)) as session:
         check(session.run(feeds()), feeds(), precision)
