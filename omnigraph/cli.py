@@ -199,6 +199,12 @@ def _quantization_options(command: argparse.ArgumentParser) -> None:
         "--method", metavar="M", help="of ranges: mse (default), min-max, percentile, entropy"
     )
     group.add_argument(
+        "--group-size", type=int, metavar="N", help="terms that share a scale in four bits (64)"
+    )
+    group.add_argument(
+        "--symmetric", action=argparse.BooleanOptionalAction, help="four bits without zero points"
+    )
+    group.add_argument(
         "--keep", metavar="LAYER[,…]", help="module paths to keep in float, with * for any text"
     )
     group.add_argument(
@@ -233,6 +239,8 @@ def _quantization(args: argparse.Namespace) -> Any:
         "tokenizer": args.tokenizer,
         "samples": args.samples,
         "method": args.method,
+        "group_size": args.group_size,
+        "symmetric": args.symmetric,
         "keep": tuple(_names(args.keep) or ()) or None,
         "save": args.save_calibration,
     }

@@ -101,6 +101,7 @@ def _times(
         gate,
         seen=quantizer.statistics,
         rounded=quantizer.rounded,
+        four_bits=quantizer.options.four_bits,
         options=options,
         told=told,
     )

@@ -31,7 +31,7 @@ from omnigraph.lowering import Target
 from omnigraph.manifest import TracedProgram
 from omnigraph.passes.analysis.activation_statistics import Statistics
 from omnigraph.passes.analysis.products import Product, is_chosen, products
-from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
+from omnigraph.passes.analysis.quantization_scheme import QUANTIZED, FourBits
 from omnigraph.passes.analysis.weight_rounding import RoundedWeight, compensate
 from omnigraph.passes.base import Graph, Pass, run_passes
 from omnigraph.passes.correct_biases import CorrectBiases
@@ -49,6 +49,8 @@ Told = Callable[[str], None]
 #: The default: what is rare, such as the first token of a text, may matter as much as the rest.
 _METHOD = "min-max"
 _FOUR_BITS = 4
+#: Terms that may share a scale in four bits: what the kernels of every target take.
+GROUP_SIZES = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ class Quantization:
         choices: by module path, the precision of that layer; "float" is none.
         compensate: round weights so that the error of one is made good by others (GPTQ); None does
             it for four bits, where there is DATA.
+        group_size: of weights of four bits, how many terms share a scale: 16 to 128; None is what
+            the target's scheme has, which is 64.
+        symmetric: of weights of four bits, without zero points; None is what the scheme has.
         save: a file to write the statistics to.
         max_loss: how much worse the model may get, as a part of one; which layers are quantized is
             found by it (`omnigraph.budget`). "auto" has a bound of its own.
@@ -80,6 +85,8 @@ class Quantization:
     keep: tuple[str, ...] = ()
     choices: Mapping[str, str] = field(default_factory=dict)
     compensate: bool | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
     save: str | os.PathLike[str] | None = None
     max_loss: float | None = None
     evaluation: object | None = None
@@ -111,6 +118,13 @@ class Quantization:
                 found=str(self.speed_gate),
                 hint="as many as a call of the program usually has",
             )
+        if self.group_size is not None and self.group_size not in GROUP_SIZES:
+            raise UsageError(
+                "Weights of four bits cannot share scales so",
+                expected=" or ".join(map(str, GROUP_SIZES)),
+                found=str(self.group_size),
+                hint="fewer terms a scale: less error, and more bytes",
+            )
         if self.samples < 1:
             raise UsageError(
                 "Calibration needs samples",
@@ -125,6 +139,11 @@ class Quantization:
                 found=", ".join(precisions),
                 hint="leave them out, or choose one of these precisions",
             )
+
+    @property
+    def four_bits(self) -> FourBits:
+        """How weights of four bits are stored."""
+        return FourBits(self.group_size, self.symmetric)
 
     def with_defaults(self, asked: str, target: Target) -> Quantization:
         """With the bound and the gate that "auto" has where none are given."""
@@ -309,8 +328,13 @@ class Quantizer:
                 self._observe(graph, item, found)
                 pass_ = replace(pass_, statistics=self.statistics)
             return replace(pass_, keep=keep)
-        pass_ = replace(pass_, keep=keep, choices=pass_.choices or self.choices)
-        plan = InsertQdq(pass_.target, pass_.device, pass_.precision, None, keep, pass_.choices)
+        four_bits = self.options.four_bits
+        pass_ = replace(
+            pass_, keep=keep, choices=pass_.choices or self.choices, four_bits=four_bits
+        )
+        plan = InsertQdq(
+            pass_.target, pass_.device, pass_.precision, None, keep, pass_.choices, four_bits
+        )
         if pass_.statistics is None:
             self._observe(graph, item, [p for p in found if _has_ranges(plan, p)])
             pass_ = replace(pass_, statistics=self.statistics)

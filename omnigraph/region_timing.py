@@ -24,6 +24,7 @@ from omnigraph.lowering import Lowered, Target
 from omnigraph.numbers import Reference
 from omnigraph.passes.analysis.activation_statistics import Statistics
 from omnigraph.passes.analysis.products import Product, bias_of, by_activation, products
+from omnigraph.passes.analysis.quantization_scheme import FourBits
 from omnigraph.passes.analysis.weight_rounding import RoundedWeight
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
 from omnigraph.passes.insert_qdq import FLOAT, InsertQdq
@@ -83,6 +84,7 @@ def time_regions(
     *,
     seen: Statistics | None,
     rounded: Mapping[str, RoundedWeight],
+    four_bits: FourBits,
     options: Mapping[str, str],
     told: Callable[[str], None] = lambda _: None,
 ) -> Iterator[RegionTimes]:
@@ -94,6 +96,7 @@ def time_regions(
         precisions: those to compare with float.
         seen: what calibration saw, for those that need it.
         rounded: weights that were rounded with compensation.
+        four_bits: how weights of four bits are stored.
         options: of the target.
     """
     known: dict[tuple[object, ...], RegionTimes] = {}
@@ -101,7 +104,7 @@ def time_regions(
         if region.kind not in known:
             names = ", ".join(product.layer for product in region.products)
             told(f"time {names}")
-            timer = _Timer(region, target, base, tokens, seen, rounded, options)
+            timer = _Timer(region, target, base, tokens, seen, rounded, four_bits, options)
             known[region.kind] = timer.times(precisions)
         yield known[region.kind]
 
@@ -117,10 +120,11 @@ class _Timer:
         tokens: int,
         seen: Statistics | None,
         rounded: Mapping[str, RoundedWeight],
+        four_bits: FourBits,
         options: Mapping[str, str],
     ) -> None:
         self._target, self._base, self._options = target, base, options
-        self._seen, self._rounded = seen, rounded
+        self._seen, self._rounded, self._four_bits = seen, rounded, four_bits
         self._graph = _graph_of(region)
         shape = (1, tokens, region.products[0].contraction)
         self._feeds = {_INPUT: _like_what_was_seen(shape, region, seen)}
@@ -150,7 +154,14 @@ class _Timer:
         passes = [*self._target.pipeline(self._base)[len(common()) :]]
         if precision != FLOAT:
             name, device = self._target.name, self._target.device
-            insert = InsertQdq(name, device, precision, self._seen, rounded=self._rounded)
+            insert = InsertQdq(
+                name,
+                device,
+                precision,
+                self._seen,
+                four_bits=self._four_bits,
+                rounded=self._rounded,
+            )
             passes.insert(0, insert)
         outputs = output_specs(graph)
         run_passes(graph, passes)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from omnigraph.passes.analysis.activation_statistics import Statistics
 from omnigraph.passes.analysis.products import bias_of, product_of, products
+from omnigraph.passes.analysis.quantization_scheme import FourBits
 from omnigraph.passes.analysis.weight_rounding import RoundedWeight, round_weight
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insert_qdq import InsertQdq
@@ -47,6 +48,7 @@ class CorrectBiases(SitePass):
     statistics: Statistics | str | None = None
     keep: tuple[str, ...] = ()
     choices: Mapping[str, str] = field(default_factory=dict, hash=False)
+    four_bits: FourBits = field(default_factory=FourBits)
     rounded: Mapping[str, RoundedWeight] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +69,15 @@ class CorrectBiases(SitePass):
         assert product is not None
         if held is None:
             raise Miss("it has no constant bias")
-        plan = InsertQdq(self.target, self.device, self.precision, None, self.keep, self.choices)
+        plan = InsertQdq(
+            self.target,
+            self.device,
+            self.precision,
+            None,
+            self.keep,
+            self.choices,
+            self.four_bits,
+        )
         scheme = plan.scheme_for(product.layer)
         if scheme is None:
             raise Miss("the layer is kept in float")

@@ -19,7 +19,12 @@ from omnigraph.passes.analysis.products import (
     table_of,
     tables,
 )
-from omnigraph.passes.analysis.quantization_scheme import ActivationGrid, Scheme, scheme_of
+from omnigraph.passes.analysis.quantization_scheme import (
+    ActivationGrid,
+    FourBits,
+    Scheme,
+    scheme_of,
+)
 from omnigraph.passes.analysis.weight_rounding import (
     RoundedWeight,
     WeightGrid,
@@ -73,6 +78,7 @@ class InsertQdq(SitePass):
         keep: layers that stay in float: module paths, with ``*`` for any text.
         choices: by module path, the precision of that layer, where it is not ``precision``; "float"
             is none.
+        four_bits: how weights of four bits are stored, where not as the table has it.
         rounded: by the name of a weight, how it was rounded with compensation; the others are
             rounded to the nearest.
     """
@@ -85,6 +91,7 @@ class InsertQdq(SitePass):
     statistics: Statistics | str | None = None
     keep: tuple[str, ...] = ()
     choices: Mapping[str, str] = field(default_factory=dict, hash=False)
+    four_bits: FourBits = field(default_factory=FourBits)
     rounded: Mapping[str, RoundedWeight] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +104,7 @@ class InsertQdq(SitePass):
         precision = self.choices.get(layer, self.precision)
         if precision == FLOAT or is_chosen(layer, self.keep):
             return None
-        return scheme_of(self.target, self.device, precision)
+        return self.four_bits.apply(scheme_of(self.target, self.device, precision))
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every product with a constant weight, and every lookup in an embedding."""

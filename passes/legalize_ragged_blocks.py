@@ -32,11 +32,17 @@ class LegalizeRaggedBlocks(SitePass):
 
     Needs: scales (and zero points) as initializers. Leaves alone: blocks that fill their axis, and
     an axis that is one block. Exact.
+
+    Args:
+        longer: shorten blocks that are longer than their axis, too.
     """
+
+    longer: bool = False
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every DequantizeLinear whose last block is not full."""
-        return [node for node in nodes_of(graph, "DequantizeLinear") if ragged(node)]
+        found = nodes_of(graph, "DequantizeLinear")
+        return [node for node in found if ragged(node) or (self.longer and _is_longer(node))]
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
         """Shorten the blocks of one weight."""
@@ -75,6 +81,14 @@ def ragged(node: ir.Node) -> bool:
     """Whether a DequantizeLinear has several blocks, of which the last is not full."""
     _, size, block = blocks_of(node)
     return bool(block) and size > block and size % block != 0
+
+
+def _is_longer(node: ir.Node) -> bool:
+    """Whether a block is longer than the axis that it is along."""
+    if node.attributes.get_int("block_size", 0) == 0:
+        return False
+    _, size, block = blocks_of(node)
+    return block > size
 
 
 def _repeated(graph: Graph, value: ir.Value, times: int, axis: int, count: int) -> ir.Value:

@@ -19,6 +19,7 @@ from omnigraph.evaluation import Loss, cross_entropy, loss_of, sample_of, target
 from omnigraph.inspection import describe_text, inspect
 from omnigraph.lowering import find_target
 from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
+from omnigraph.passes.analysis.quantization_scheme import FourBits
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.pipelines import common
@@ -157,6 +158,19 @@ def test_layers_that_are_kept_stay_in_float(tmp_path: Path):
         assert (row.weights == "fp32") == kept, row
 
 
+@pytest.mark.parametrize("target", CPU)
+@pytest.mark.parametrize(("group", "symmetric"), [(32, True), (128, False), (16, None)])
+def test_four_bits_in_groups_and_with_and_without_zero_points(
+    tmp_path: Path, target: str, group: int, symmetric: bool | None
+):
+    asked = Quantization(calibration=data, group_size=group, symmetric=symmetric)
+    (report,) = omnigraph.export(
+        "omninet", target, precision="int4-weights", quantization=asked, out=tmp_path / "a", **TINY
+    )
+    rows = [row for row in report.layers["forward"] if row.block]
+    assert {(row.weights, row.block) for row in rows} == {("int4" if symmetric else "uint4", group)}
+
+
 def test_without_data_it_is_said_loudly(tmp_path: Path, capsys):
     arguments = ["export", "omninet", "--config", "tiny", "--set", "kind=encoder", "--target"]
     out = ["--out", str(tmp_path / "a.omni")]
@@ -201,6 +215,7 @@ def test_ranges_that_do_not_suit_are_refused_and_nothing_is_written(tmp_path: Pa
     [
         ({"method": "best"}, "int8", "min-max or percentile or entropy or mse"),
         ({"samples": 0}, "int8", "needs samples"),
+        ({"group_size": 48}, "int4-weights", "16 or 32 or 64 or 128"),
         ({"keep": ("a",)}, "fp32", "nothing is quantized"),
         ({"max_loss": -1.0}, "int8", "no share"),
         ({"speed_gate": 0}, "int8", "tokens to time with"),
@@ -483,6 +498,7 @@ def test_regions_are_timed_on_the_target(traced, target: str):
             8,
             seen=None,
             rounded={},
+            four_bits=FourBits(),
             options={},
             told=told.append,
         )

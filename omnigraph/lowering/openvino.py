@@ -27,6 +27,7 @@ from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
 from omnigraph.passes.legalize_extreme_reductions import LegalizeExtremeReductions
+from omnigraph.passes.legalize_ragged_blocks import LegalizeRaggedBlocks
 from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
 from omnigraph.passes.legalize_unmasked_attention import LegalizeUnmaskedAttention
 from omnigraph.passes.pipelines import common, tidy
@@ -77,6 +78,7 @@ class OpenVinoTarget(Target):
             LegalizeAttentionPast(),
             LegalizeUnmaskedAttention(),
             LegalizeExtremeReductions(),
+            LegalizeRaggedBlocks(longer=True),
         )
         narrow = (CompressWeights(),) if precision in ("fp16", "bf16") else ()
         return (*common(blocks_as_products=True), *legal, *tidy(), *narrow)

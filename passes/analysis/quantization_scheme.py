@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -76,6 +76,29 @@ SCHEMES: Mapping[tuple[str, str, str], Scheme] = {
         tables=None,
     ),
 }
+
+
+@dataclass(frozen=True)
+class FourBits:
+    """How weights of four bits are stored, where that is not as the table of schemes has it.
+
+    Args:
+        block: terms that share a scale; None is the table's.
+        symmetric: without zero points; None is the table's.
+    """
+
+    block: int | None = None
+    symmetric: bool | None = None
+
+    def apply(self, scheme: Scheme) -> Scheme:
+        """The scheme with these instead."""
+        grid = scheme.weights
+        if grid.dtype.bitwidth > 4:
+            return scheme
+        dtype = grid.dtype
+        if self.symmetric is not None:
+            dtype = ir.DataType.INT4 if self.symmetric else ir.DataType.UINT4
+        return replace(scheme, weights=WeightGrid(dtype, self.block or grid.block))
 
 
 def scheme_of(target: str, device: str, precision: str) -> Scheme:

@@ -12,10 +12,13 @@ import pytest
 from graph_checks import graph_with_weights
 
 import omnigraph
+from omnigraph.emitter import Emitter
 from omnigraph.lowering import Lowered, find_target
+from omnigraph.numbers import Reference
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.insert_qdq import InsertQdq
-from omnigraph.program import Dim, TensorSpec
+from omnigraph.program import Case, Dim, TensorSpec
+from omnigraph.verify import GraphRunner
 
 RNG = np.random.default_rng(0)
 TERMS, CHANNELS = 256, 128
@@ -72,6 +75,28 @@ def test_openvino_multiplies_integers(artifacts):
         kinds = [k.kind for k in session.kernels() if k.kind.startswith("FullyConnected")]
     assert len(kinds) == 2 * 6
     assert all(kind.lower().endswith("i8") for kind in kinds), Counter(kinds)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("terms", [40, 64, 72, 200])
+def test_blocks_that_do_not_fill_their_axis(tmp_path: Path, target: str, terms: int):
+    weight = RNG.standard_normal((terms, 24)).astype(np.float32)
+    x = RNG.standard_normal((3, terms)).astype(np.float32)
+    text = f"""g (float[batch,{terms}] x, float[{terms},24] w) => (float[batch,24] y)
+        {{ y = MatMul(x, w) }}"""
+    graph = graph_with_weights(text, w=weight)
+    chosen = find_target(target)
+    run_passes(graph, [InsertQdq(target, "cpu", "int4-weights")])
+    exact = GraphRunner(graph.clone()).run({"x": x})["y"]
+    run_passes(graph, chosen.pipeline("int4-weights"))
+    specs = [TensorSpec(n, "float32", ("batch", s)) for n, s in (("x", terms), ("y", 24))]
+    lowered = Lowered("forward", graph, (specs[0],), (specs[1],), {"batch": Dim()})
+    golden = Reference(Case("golden", {}), {"x": x}, {"y": exact})
+    with Emitter(chosen, "int4-weights", {}, golden).session(lowered, tmp_path) as session:
+        found = session.run({"x": x})["y"]
+    # Products in bf16, or with activations in codes of eight bits, whose step is a 127th of the
+    # largest: of either, less than a hundredth.
+    assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
