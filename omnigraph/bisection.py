@@ -16,8 +16,12 @@ from omnigraph.emitter import Emitter
 from omnigraph.errors import OmniGraphError
 from omnigraph.graph_names import output_specs
 from omnigraph.lowering import Lowered, Target, find_target
+from omnigraph.manifest import TracedProgram
+from omnigraph.numbers import Reference
+from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
 from omnigraph.passes.base import Graph, Pass, describe, run_passes
-from omnigraph.program import Dim, TensorSpec, contract_cases
+from omnigraph.program import Dim, Program, TensorSpec, contract_cases
+from omnigraph.quantization import Quantization, Quantized, Quantizer, is_quantizing
 from omnigraph.verify import (
     GraphRunner,
     check_graph,
@@ -100,6 +104,7 @@ def bisect(
     programs: Sequence[str] | None = None,
     dynamic: Mapping[str, Dim] | None = None,
     passes: str = "",
+    quantization: Quantization | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Parting]:
     """Find where the numbers of each program of a model first part from the reference.
@@ -109,6 +114,7 @@ def bisect(
         target: whose pipeline and runtime to look at.
         precision: one of the target's; None is its first.
         passes: edits of the pipeline, as for ``export``.
+        quantization: how to quantize, as for ``export``.
         progress: told of each stage.
 
     Returns:
@@ -129,7 +135,12 @@ def bisect(
     pipeline = chosen.passes(precision, passes)
     source = resolve(model, config=config, settings=settings)
     partings = []
-    for program in choose_programs(source, programs, dynamic or {}):
+    chosen_programs = choose_programs(source, programs, dynamic or {})
+    quantizer = None
+    if precision in QUANTIZED:
+        quantizer = Quantizer(quantization or Quantization(), chosen_programs, progress)
+        chosen_programs = quantizer.take_programs()
+    for program in chosen_programs:
         graph = trace(program)
         references = [reference_for(program, case) for case in contract_cases(program)]
         sets = [InputSet(r.case.name, r.feeds, r.outputs) for r in references]
@@ -143,7 +154,24 @@ def bisect(
         def told(stage: str, name: str = program.name) -> None:
             progress(f"{name}: {stage}")
 
-        found = bisect_passes(graph, pipeline, sets, tolerance, told=told)
+        steps: Iterable[Pass] = pipeline
+        allowed = [tolerance]
+        if quantizer is not None:
+            item = _traced(program, graph, references, outputs)
+            floats = Tolerance.for_precision(
+                chosen.rounding(precision), depth=item.depth, contraction=item.contraction
+            )
+
+            def quantized(
+                done: Quantized,
+                allowed: list[Tolerance] = allowed,
+                floats: Tolerance = floats,
+            ) -> None:
+                allowed[:] = [done.tolerance(floats)]
+
+            steps = quantizer.passes(pipeline, graph, item, quantized)
+        found = bisect_passes(graph, steps, sets, lambda allowed=allowed: allowed[0], told=told)
+        (tolerance,) = allowed
         if found is None and chosen.unrunnable() is None:
             told(f"runtime of {chosen.name}")
             lowered = Lowered(
@@ -156,11 +184,29 @@ def bisect(
     return partings
 
 
+def _traced(
+    program: Program, graph: Graph, references: list[Reference], outputs: tuple[TensorSpec, ...]
+) -> TracedProgram:
+    """A program as an export has it after tracing."""
+    return TracedProgram(
+        program.name,
+        program.inputs,
+        outputs,
+        program.dims,
+        program.state,
+        references,
+        references[0],
+        rounding_depth(graph),
+        longest_contraction(graph),
+        graph,
+    )
+
+
 def bisect_passes(
     graph: Graph,
-    pipeline: Sequence[Pass],
+    pipeline: Iterable[Pass],
     sets: Sequence[InputSet],
-    rounded: Tolerance,
+    rounded: Tolerance | Callable[[], Tolerance],
     *,
     told: Callable[[str], None] = lambda _: None,
 ) -> Parting | None:
@@ -170,7 +216,8 @@ def bisect_passes(
         graph: a Graph as traced; it is rewritten in place.
         pipeline: the passes to run.
         sets: input sets with the outputs of the reference.
-        rounded: the tolerance from the first pass on that rounds; before it, that of fp32.
+        rounded: the tolerance from the first pass on that rounds; before it, that of fp32. A
+            callable where it is known only when a pass has run.
         told: told the name of each stage before it is compared.
 
     Returns:
@@ -180,11 +227,18 @@ def bisect_passes(
     exact = Tolerance.for_precision(
         "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
     ).with_codes(rounded_activations(graph))
-    tolerance = exact
+    rounds = False
     told("trace")
     if (found := _compare(program, "the trace", GraphRunner(graph).run, sets, exact)) is not None:
         return found
-    for pass_ in pipeline:
+    steps, stage = iter(pipeline), "the trace"
+    while True:
+        try:
+            pass_ = next(steps, None)
+        except OmniGraphError as error:  # what looks after the pass before refused its Graph
+            return Parting(program, stage, None, error=str(error))
+        if pass_ is None:
+            return None
         told(pass_.name)
         before = graph.clone()
         stage = f"pass {pass_.name!r}"
@@ -194,7 +248,11 @@ def bisect_passes(
             run = GraphRunner(graph).run
         except OmniGraphError as error:
             return Parting(program, stage, None, error=str(error))
-        tolerance = rounded if pass_.rounds else tolerance
+        if is_quantizing(pass_) and pass_.rounds:
+            rounds = True
+            continue  # the Quantizer compares it, by the noise that it foresees
+        rounds |= pass_.rounds
+        tolerance = (rounded() if callable(rounded) else rounded) if rounds else exact
         if not record.modified:
             continue
         found = _compare(program, stage, run, sets, tolerance)
@@ -203,7 +261,6 @@ def bisect_passes(
         feeds = next(s.feeds for s in sets if s.case == found.case)
         node = first_parted_node(graph, _all_values(before), _all_values(graph), feeds, tolerance)
         return Parting(program, stage, node, found.output, found.case, found.deviation, tolerance)
-    return None
 
 
 def bisect_runtime(

@@ -146,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     bisect = _command(commands, "bisect", _bisect, "the first pass and node where numbers part")
     bisect.add_argument("model", metavar="MODEL")
     _model_options(bisect, target_required=True)
+    _quantization_options(bisect)
 
     _command(commands, "passes", _passes, "list the passes and what each is for")
     _command(commands, "targets", _targets, "list the targets and whether each is usable here")
@@ -537,6 +538,7 @@ def _bisect(args: argparse.Namespace) -> int:
         programs=_names(args.programs),
         dynamic=_ranges(args.dynamic),
         passes=args.passes,
+        quantization=_quantization(args),
         progress=lambda stage: print(stage, file=sys.stderr, flush=True),
     )
     if args.json:

@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 
 import omnigraph
+from omnigraph.bisection import bisect
 from omnigraph.budget import BudgetSearch, Unit, checked_loss, units_of
+from omnigraph.calibration import calibrate
+from omnigraph.calibration_data import open_data
 from omnigraph.cli import main
 from omnigraph.contract import Deviation, Tolerance
 from omnigraph.errors import ContractError, UnsupportedError, UsageError
 from omnigraph.evaluation import Loss, cross_entropy, loss_of, sample_of, targets_of
 from omnigraph.inspection import describe_text, inspect
 from omnigraph.lowering import find_target
+from omnigraph.model_source import resolve
 from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
+from omnigraph.passes.analysis.products import products
 from omnigraph.passes.analysis.quantization_scheme import FourBits
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.insert_qdq import InsertQdq
@@ -26,6 +31,7 @@ from omnigraph.passes.pipelines import common
 from omnigraph.quantization import Quantization
 from omnigraph.quantization_noise import check_quantized, noise_of, quantized_tolerance
 from omnigraph.region_timing import RegionTimes, regions, time_regions
+from omnigraph.trace import trace
 
 TINY = {
     "config": "tiny",
@@ -250,6 +256,38 @@ def test_every_pass_is_compared_where_that_is_asked(tmp_path: Path):
         out=tmp_path / "a.omni",
         **TINY,
     )
+
+
+@pytest.mark.parametrize("target", CPU)
+def test_bisect_finds_nothing_where_the_contract_is_kept(target: str):
+    asked = Quantization(calibration=data)
+    assert not bisect("omninet", target, precision="int8", quantization=asked, **TINY)
+
+
+def test_bisect_names_the_pass_where_ranges_do_not_suit(tmp_path: Path):
+    quiet = [{"input_ids": np.zeros((1, 6), np.int64)}]
+    (found,) = bisect(
+        "omninet",
+        "onnx",
+        precision="int8",
+        passes="-smooth-activations,-correct-biases",
+        quantization=Quantization(calibration=wrong_statistics(tmp_path / "wrong.npz", quiet)),
+        **TINY,
+    )
+    assert found.stage == "pass 'insert-qdq'"
+    assert found.error is not None and "Quantization changes output" in found.error
+
+
+def wrong_statistics(path: Path, samples: object) -> Path:
+    """Statistics whose ranges are a fiftieth of what was seen."""
+    program = resolve("omninet", config="tiny", settings=TINY["settings"]).programs[0]
+    graph = trace(program)
+    run_passes(graph, common())
+    feeds = open_data(samples).feeds(program.inputs)
+    seen = calibrate(graph, products(graph), feeds).observations
+    tiny = {n: replace(s, low=s.low / 50, high=s.high / 50) for n, s in seen.items()}
+    Statistics(tiny, "min-max", "a mistake", 1).save(path)
+    return path
 
 
 # The noise ----------------------------------------------------------------------------------------
