@@ -48,6 +48,7 @@ PRECISIONS = {
 }
 #: Windows of 256 bytes: to calibrate on, to choose on, and to report on.
 CALIBRATION, EVALUATION, TEST = 64, 128, 512
+_REST = 0.04
 _SEED = {"kind": "encoder", "positions": "alibi"}
 
 
@@ -95,7 +96,7 @@ def _text_model(kind: str) -> dict[str, Any]:
                 calls[name] = call
         one = {name: array[:1] for name, array in batches[0].feeds.items()}
         turns = {name: lambda call=call: call(one) for name, call in calls.items()}
-        for name, seconds in take_turns(turns, seconds=20).items():
+        for name, seconds in take_turns(turns, seconds=40, rest=_REST).items():
             rows[name]["ms"] = 1e3 * seconds
     print(f"\n{kind} of text, perplexity {base:.4f} on the test files; ms of one window\n")
     print_table(
@@ -192,7 +193,7 @@ def seed_part() -> dict[str, Any]:
             rms = math.sqrt(float(np.square(error).mean() / np.square(expected).mean()))
             rows[name], calls[name] = {"bytes": size, "rms": rms}, call
         turns = {name: lambda call=call: call(feeds) for name, call in calls.items()}
-        for name, seconds in take_turns(turns, seconds=90).items():
+        for name, seconds in take_turns(turns, seconds=90, rest=_REST).items():
             rows[name]["ms"] = 1e3 * seconds
     base = rows["onnx fp32"]["bytes"]
     print("\nseed encoder, batch 1, 128 tokens, random weights\n")

@@ -129,4 +129,5 @@ def onnxruntime_call(path: Path, threads: int | None = None) -> Call:
 
 def stored_bytes(path: Path) -> int:
     """A model's file and the files of its weights beside it."""
-    return sum(p.stat().st_size for p in path.parent.glob(f"{path.stem}*"))
+    beside = (path, path.with_suffix(".bin"), Path(f"{path}.data"))
+    return sum(p.stat().st_size for p in beside if p.exists())

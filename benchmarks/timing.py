@@ -21,6 +21,7 @@ def take_turns(
     *,
     seconds: float,
     warmup: int = 2,
+    rest: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of one call of each contestant, called in turn for about ``seconds``.
@@ -28,6 +29,8 @@ def take_turns(
     A machine that slows down slows all of them, so their ratios hold.
 
     Args:
+        rest: seconds of sleep before each call. Threads of onnxruntime go on spinning for a while
+            after a call, and would take a core from whoever comes next.
         clock: what one call is timed with, in seconds; ``seconds`` is of the wall clock.
     """
     for call in contestants.values():
@@ -37,6 +40,7 @@ def take_turns(
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 5:
         for name, call in contestants.items():
+            time.sleep(rest)
             start = clock()
             call()
             samples[name].append(clock() - start)

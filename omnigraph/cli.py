@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--last", metavar="NAME[,NAME…]", help="outputs to compute for the last token alone: logits"
     )
+    export.add_argument(
+        "--kv-cache", metavar="TYPE", help="int8 keeps keys and values in eight bits between calls"
+    )
     export.add_argument("--out", metavar="PATH", help="a .omni file or a directory")
     export.add_argument("--rtol", type=float, metavar="X", help="tolerance, relative rms")
     _quantization_options(export)
@@ -282,6 +285,7 @@ def _export(args: argparse.Namespace) -> int:
             variants=args.variants,
             importance=args.importance,
             quantization=_quantization(args),
+            kv_cache=args.kv_cache,
             progress=progress,
         )
     if args.json:

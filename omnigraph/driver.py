@@ -12,6 +12,7 @@ from typing import Any
 
 from omnigraph.artifact import check_replaceable, publish, seal, staging
 from omnigraph.budget import AUTO, CARRIER, plan_fields
+from omnigraph.cache_quantization import check_cache_type, quantize_caches
 from omnigraph.contract import Deviation, Tolerance
 from omnigraph.errors import UsageError
 from omnigraph.graph_text import graph_text
@@ -35,6 +36,7 @@ from omnigraph.precision_ledger import LayerPrecision, layer_precisions
 from omnigraph.precision_search import search
 from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
 from omnigraph.quantization import Quantization, Quantized, Quantizer
+from omnigraph.real_inputs import with_real_inputs
 from omnigraph.trace import check_trace, output_specs, reference_for, trace
 from omnigraph.variants import make_variants, parse_variants
 from omnigraph.verify import (
@@ -113,6 +115,7 @@ def export(
     importance: str | None = None,
     calibration: object | None = None,
     quantization: Quantization | None = None,
+    kv_cache: str | None = None,
     progress: Progress | None = None,
 ) -> list[ExportReport]:
     """Compile a model for one or more targets and check every program's numbers against torch.
@@ -143,6 +146,8 @@ def export(
         importance: a JSON or ``.npz`` file with the importance of each head, for ``variants``.
         calibration: DATA to quantize by, as `omnigraph.calibration_data` reads it.
         quantization: everything else about how to quantize; ``calibration`` is a part of it.
+        kv_cache: "int8" keeps keys and values in eight bits from call to call, with a scale for
+            each head; None keeps them as the model has them.
         progress: told of each step.
 
     Returns:
@@ -167,6 +172,7 @@ def export(
     if calibration is not None:
         wanted = replace(wanted, calibration=calibration)
     wanted.check(precisions)
+    check_cache_type(kv_cache)
     job = _Export(progress, verify_each, require_fused, rtol, choice, total=2 + 3 * len(targets))
 
     with job.step("model"):
@@ -181,6 +187,9 @@ def export(
         if any(p in QUANTIZED for p in precisions):
             job.quantizer = Quantizer(wanted, source.programs, job.tell)
             source = replace(source, programs=job.quantizer.take_programs())
+        elif kv_cache is not None:
+            source = replace(source, programs=with_real_inputs(source.programs))
+        job.cache_type = kv_cache
     paths = _paths(source.name, targets, asked, out)
     for path in paths:
         check_replaceable(path)
@@ -248,6 +257,7 @@ class _Export:
         self._progress, self._verify_each, self._rtol = progress, verify_each, rtol
         self._done, self._total = 0, total
         self.quantizer: Quantizer | None = None
+        self.cache_type: str | None = None
 
     def tell(self, name: str) -> None:
         """Say what is being done within a step."""
@@ -282,7 +292,7 @@ class _Export:
         references.append(reference_for(program, golden_case))
         outputs = output_specs(graph)
         *references, golden = self._choice.apply(graph, program.inputs, outputs, references)
-        return TracedProgram(
+        traced = TracedProgram(
             program.name,
             program.inputs,
             output_specs(graph),
@@ -295,6 +305,7 @@ class _Export:
             graph,
             rounded_activations(graph),
         )
+        return traced if self.cache_type is None else quantize_caches(traced, program)
 
     def choose(
         self,

@@ -1,0 +1,109 @@
+"""Key/value caches in eight bits: their scales, and what the contract compares them with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from omnigraph.errors import UsageError
+from omnigraph.manifest import TracedProgram
+from omnigraph.numbers import Reference
+from omnigraph.passes.base import run_passes
+from omnigraph.passes.quantize_caches import QuantizeCaches
+from omnigraph.program import Case, Program, TensorSpec, fit_sizes
+from omnigraph.verify import GraphRunner, rounded_activations
+
+#: The types that caches may be kept in, other than the model's own.
+CACHE_TYPES = ("int8",)
+#: Input sets that the ranges of keys and values are taken from, and their lengths.
+_SETS, _LENGTH = 16, 64
+_MOST = 127
+_HEADS = 1
+
+
+def check_cache_type(name: str | None) -> None:
+    """Refuse a type that caches cannot be kept in.
+
+    Raises:
+        UsageError: with those they can.
+    """
+    if name is not None and name not in CACHE_TYPES:
+        raise UsageError(
+            f"Key/value caches cannot be kept in {name!r}",
+            expected=" or ".join(CACHE_TYPES),
+            hint="leave --kv-cache out for the model's own type",
+        )
+
+
+def quantize_caches(item: TracedProgram, program: Program) -> TracedProgram:
+    """A traced program whose key/value caches are int8 at its boundary, in Graph and references.
+
+    Scales are those of the largest key and value of each head, over input sets of the program's
+    own. A program without a past is given back as it is.
+
+    Args:
+        item: the program, whose Graph is changed.
+        program: what it was traced from.
+    """
+    if not item.state or item.graph is None:
+        return item
+    scales = _scales(item, program)
+    state = {given: taken for taken, given in item.state}
+    run_passes(item.graph, [QuantizeCaches(state, scales)])
+    by_input = {state[name]: scale for name, scale in scales.items()}
+    return replace(
+        item,
+        inputs=_as_codes(item.inputs, by_input),
+        outputs=_as_codes(item.outputs, scales),
+        references=[_converted(r, by_input, scales) for r in item.references],
+        golden=_converted(item.golden, by_input, scales),
+        codes=rounded_activations(item.graph),
+    )
+
+
+def _scales(item: TracedProgram, program: Program) -> dict[str, np.ndarray]:
+    """By output: [H] float32, a 127th of the largest magnitude of each head."""
+    assert item.graph is not None
+    runner = GraphRunner(item.graph)
+    largest: dict[str, np.ndarray] = {}
+    for seed in range(_SETS):
+        wanted = fit_sizes(program, {"batch": 1, "past": 0}, _LENGTH if seed % 2 else 1 + seed)
+        inputs = program.make_inputs(Case("caches", wanted, seed=2000 + seed))
+        found = runner.run({name: tensor.cpu().numpy() for name, tensor in inputs.items()})
+        for _, given in item.state:
+            if found[given].ndim == 4 and found[given].size:
+                most = np.abs(found[given]).max(axis=(0, 2, 3))
+                largest[given] = np.maximum(largest.get(given, 0), most)
+    return {
+        name: np.where(most > 0, most / _MOST, 1).astype(np.float32)
+        for name, most in largest.items()
+    }
+
+
+def _as_codes(
+    specs: Sequence[TensorSpec], scales: Mapping[str, np.ndarray]
+) -> tuple[TensorSpec, ...]:
+    return tuple(replace(s, dtype="int8") if s.name in scales else s for s in specs)
+
+
+def _converted(
+    reference: Reference, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> Reference:
+    """A reference whose past is in codes, and whose present is in units of a code, not rounded."""
+    feeds = dict(reference.feeds)
+    for name, scale in inputs.items():
+        if name in feeds:
+            codes = np.rint(feeds[name] / _by_head(scale))
+            feeds[name] = np.clip(codes, -128, _MOST).astype(np.int8)
+    results = dict(reference.outputs)
+    for name, scale in outputs.items():
+        if name in results:
+            results[name] = results[name] / _by_head(scale)
+    return Reference(reference.case, feeds, results)
+
+
+def _by_head(scale: np.ndarray) -> np.ndarray:
+    """[H] as what multiplies [B, H, S, D]."""
+    return scale.reshape((-1, 1, 1))
