@@ -44,7 +44,7 @@ def test_codes_go_in_and_come_out_as_they_were():
     rounded = np.clip(np.rint(key / by_head), -128, 127)
     np.testing.assert_array_equal(found["present"][:, :, 5:], rounded)
     # What is computed of them in this call is not rounded, but for the past.
-    np.testing.assert_allclose(found["y"][:, :, :5], -codes * by_head, rtol=1e-6)
+    np.testing.assert_allclose(found["y"][:, :, :5], -codes.astype(np.float32) * by_head, rtol=1e-6)
     np.testing.assert_array_equal(found["y"][:, :, 5:], -key)
 
 
