@@ -170,7 +170,11 @@ def bisect(
                 allowed[:] = [done.tolerance(floats)]
 
             steps = quantizer.passes(pipeline, graph, item, quantized)
-        found = bisect_passes(graph, steps, sets, lambda allowed=allowed: allowed[0], told=told)
+
+        def tolerated(allowed: list[Tolerance] = allowed) -> Tolerance:
+            return allowed[0]
+
+        found = bisect_passes(graph, steps, sets, tolerated, told=told)
         (tolerance,) = allowed
         if found is None and chosen.unrunnable() is None:
             told(f"runtime of {chosen.name}")

@@ -60,9 +60,18 @@ def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
         shown += _weight_noise(product, scheme.weights) ** 2
         if scheme.activations is not None:
             shown += _activation_noise(product, scheme, insert.statistics) ** 2
-        if scheme.runtime_rounds:
-            hidden += CODE_NOISE**2
+        if scheme.runtime_group is not None:
+            hidden += _group_noise(scheme.runtime_group) ** 2
     return math.sqrt(shown), math.sqrt(hidden)
+
+
+def _group_noise(terms: int) -> float:
+    """Of activations in 8 bits, a range for each group of so many terms, as if they were normal.
+
+    The largest of n normal numbers is about √(2 ln 2n) deviations (Boucheron et al., Concentration
+    Inequalities, section 2.5), and a step is a 127th of it.
+    """
+    return math.sqrt(2 * math.log(2 * terms)) / 127 * _UNIFORM
 
 
 def _weight_noise(product: Product, grid: WeightGrid) -> float:

@@ -157,8 +157,9 @@ def _stored(graph: Graph, weight: ir.Value, grid: _Grid, *, turned: bool) -> Sto
     lazy = ir.LazyTensor(
         codes, dtype=dtype, shape=ir.Shape(shape[::-1] if turned else shape), name=name
     )
-    symmetric = zeros is None or not zeros.any()
-    wide_zeros = None if symmetric else ir.tensor(zeros, dtype=dtype)
+    wide_zeros = None
+    if zeros is not None and zeros.any():
+        wide_zeros = ir.tensor(zeros, dtype=dtype)
     return store(graph, lazy, ir.tensor(scales), wide_zeros)
 
 

@@ -29,6 +29,8 @@ _EXECUTION = {
 }
 #: What all other precisions are computed in, integers aside.
 _HALF = {"cpu": "bf16", "gpu": "f16", "npu": "f16"}
+#: Terms of an activation that are quantized together at run time, where weights alone are integers.
+_GROUPS = {"int8-dynamic": 128, "int8-weights": 32, "int4-weights": 32}
 #: Seconds between two sweeps of pages that compiling has read.
 _SWEEP = 0.02
 
@@ -90,6 +92,8 @@ class OpenVinoSession(Session):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _EXECUTION[kind].get(precision, _HALF[kind]),
         }
+        if kind == "cpu" and precision in _GROUPS:
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _GROUPS[precision]
         if self.threads is not None and self.device == "cpu":
             config["INFERENCE_NUM_THREADS"] = self.threads
         return config

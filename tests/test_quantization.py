@@ -301,7 +301,8 @@ def test_the_noise_that_is_foreseen_is_that_of_a_product(trace_of_one_product):
         expected, hidden = noise_of(quantized, insert)
         run_passes(quantized, [insert])
         found = check_quantized(quantized, references, expected, Tolerance(0, 0), "one")
-        assert hidden == 0
+        # What the runtime rounds by itself is less than what 8 bits of any range are.
+        assert (hidden == 0) == (precision == "int8") and hidden < 0.018
         # Clipping may leave less of it; it is a mean over weights that differ.
         assert 0.4 * expected < found.rms < 1.3 * expected
 

@@ -41,14 +41,15 @@ class Scheme:
         tables: rows of embeddings, one scale a row; None leaves them in float.
         least_terms: products with fewer terms stay in float: their rounding is a large part of so
             short a sum, and their time is in the memory traffic.
-        runtime_rounds: the runtime quantizes activations by itself, which the Graph does not show.
+        runtime_group: the runtime quantizes activations by itself, to 8 bits in groups of so many
+            terms, which the Graph does not show; None where it does not.
     """
 
     weights: WeightGrid
     activations: ActivationGrid | None = None
     tables: WeightGrid | None = _PER_CHANNEL
     least_terms: int = 16
-    runtime_rounds: bool = False
+    runtime_group: int | None = None
 
 
 _UNSIGNED = ActivationGrid(ir.DataType.UINT8, symmetric=False)
@@ -59,13 +60,17 @@ _DYNAMIC = ActivationGrid(ir.DataType.UINT8, symmetric=False, dynamic=True)
 SCHEMES: Mapping[tuple[str, str, str], Scheme] = {
     ("onnx", "cpu", "int8"): Scheme(_PER_CHANNEL, _UNSIGNED),
     ("onnx", "cpu", "int8-dynamic"): Scheme(_PER_CHANNEL, _DYNAMIC),
-    ("onnx", "cpu", "int8-weights"): Scheme(_PER_CHANNEL),
-    ("onnx", "cpu", "int4-weights"): Scheme(WeightGrid(ir.DataType.UINT4, 64)),
+    # MatMulNBits multiplies integers: it quantizes activations by the blocks of the weights.
+    ("onnx", "cpu", "int8-weights"): Scheme(_PER_CHANNEL, runtime_group=128),
+    ("onnx", "cpu", "int4-weights"): Scheme(WeightGrid(ir.DataType.UINT4, 64), runtime_group=64),
     ("openvino", "cpu", "int8"): Scheme(_PER_CHANNEL, _UNSIGNED),
-    # OpenVINO quantizes activations at run time by itself, where the weights are integers.
-    ("openvino", "cpu", "int8-dynamic"): Scheme(_PER_CHANNEL, runtime_rounds=True),
-    ("openvino", "cpu", "int8-weights"): Scheme(_PER_CHANNEL),
-    ("openvino", "cpu", "int4-weights"): Scheme(WeightGrid(ir.DataType.UINT4, 64)),
+    # OpenVINO quantizes activations at run time by itself, where weights alone are integers: its
+    # session says in which groups. Without it, weights that are widened cost more than bf16.
+    ("openvino", "cpu", "int8-dynamic"): Scheme(_PER_CHANNEL, runtime_group=128),
+    ("openvino", "cpu", "int8-weights"): Scheme(_PER_CHANNEL, runtime_group=32),
+    ("openvino", "cpu", "int4-weights"): Scheme(
+        WeightGrid(ir.DataType.UINT4, 64), runtime_group=32
+    ),
     ("tensorrt", "cuda", "int8"): Scheme(_PER_CHANNEL, _SIGNED),
     ("tensorrt", "cuda", "int8-weights"): Scheme(_PER_CHANNEL),
     ("tensorrt", "cuda", "int4-weights"): Scheme(WeightGrid(ir.DataType.INT4, 64)),
