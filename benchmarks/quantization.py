@@ -67,7 +67,20 @@ def samples(kind: str, split: str, windows: int) -> Iterator[Feeds]:
 
 def calibration(kind: str) -> Callable[[], Iterator[Feeds]]:
     """DATA of a text model: samples to calibrate on."""
-    return lambda: samples(kind, "calibration", CALIBRATION)
+
+    def calibration_files() -> Iterator[Feeds]:
+        return samples(kind, "calibration", CALIBRATION)
+
+    return calibration_files
+
+
+def evaluation(kind: str) -> Callable[[], Iterator[Feeds]]:
+    """DATA of a text model: samples to choose on."""
+
+    def evaluation_files() -> Iterator[Feeds]:
+        return samples(kind, "evaluation", EVALUATION)
+
+    return evaluation_files
 
 
 # Text models --------------------------------------------------------------------------------------
@@ -266,7 +279,7 @@ def budget_part() -> dict[str, Any]:
             out = Path(scratch) / str(position)
             asked = Quantization(
                 calibration=calibration(kind),
-                evaluation=lambda: samples(kind, "evaluation", EVALUATION),
+                evaluation=evaluation(kind),
                 **options,
             )
             (report,) = omnigraph.export(

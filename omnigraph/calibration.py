@@ -75,7 +75,7 @@ def calibrate(
         )
     if method != MIN_MAX:
         for number, given in enumerate(feeds, 1):
-            told(f"calibrate {graph.graph.name}: histogram of sample {number} of {samples}")
+            told(f"calibrate {graph.graph.name}: of {samples} samples, histogram {number}")
             for observed, rows in probe.rows(given):
                 observed.count(rows)
     found = {

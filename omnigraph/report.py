@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+
+#: Between two plain lines of one kind.
+_SECONDS = 5.0
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -39,4 +43,17 @@ def progress_reporter(title: str) -> Iterator[Callable[[str, int, int], None]]:
                     task, description=step, completed=done, total=total
                 )
             return
-    yield lambda step, done, total: print(f"[{done}/{total}] {step}", file=sys.stderr, flush=True)
+    yield _plain_lines()
+
+
+def _plain_lines() -> Callable[[str, int, int], None]:
+    """A line for each step; of steps that differ in a number alone, one in some seconds."""
+    shown = ["", 0.0]
+
+    def show(step: str, done: int, total: int) -> None:
+        words, now = step.rstrip("0123456789"), time.monotonic()
+        if words != shown[0] or now - float(shown[1]) >= _SECONDS:
+            shown[:] = [words, now]
+            print(f"[{done}/{total}] {step}", file=sys.stderr, flush=True)
+
+    return show
