@@ -48,12 +48,13 @@ def progress_reporter(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 def _plain_lines() -> Callable[[str, int, int], None]:
     """A line for each step; of steps that differ in a number alone, one in some seconds."""
-    shown = ["", 0.0]
+    last, when = "", 0.0
 
     def show(step: str, done: int, total: int) -> None:
+        nonlocal last, when
         words, now = step.rstrip("0123456789"), time.monotonic()
-        if words != shown[0] or now - float(shown[1]) >= _SECONDS:
-            shown[:] = [words, now]
+        if words != last or now - when >= _SECONDS:
+            last, when = words, now
             print(f"[{done}/{total}] {step}", file=sys.stderr, flush=True)
 
     return show
