@@ -304,7 +304,7 @@ class Quantizer:
     def evaluation(self, item: TracedProgram) -> Iterator[tuple[Feeds, Feeds]]:
         """What a program takes, and all that the evaluation data hold, for each sample."""
         if self._evaluation is None:
-            yield from ((feeds, feeds) for feeds in self._random.get(item.name, ()))
+            yield from ((feeds, feeds) for feeds in self._drawn(item) or ())
         elif self._evaluation.suits(item.inputs):
             given = islice(self._evaluation.read(), self._evaluation.samples)
             yield from zip(self._evaluation.feeds(item.inputs), given, strict=True)
@@ -345,7 +345,14 @@ class Quantizer:
         """The samples of a program; None where there are none for it."""
         if self._data is not None and self._data.suits(item.inputs):
             return self._data.feeds(item.inputs, item.dims)
-        return self._random.get(item.name)
+        return self._drawn(item)
+
+    def _drawn(self, item: TracedProgram) -> list[Feeds] | None:
+        """Input sets that were drawn, their empty pasts in the types that the program now takes."""
+        if (drawn := self._random.get(item.name)) is None:
+            return None
+        types = {spec.name: np.dtype(spec.dtype) for spec in item.inputs}
+        return [{name: a.astype(types[name], copy=False) for name, a in f.items()} for f in drawn]
 
     def _observe(self, graph: Graph, item: TracedProgram, wanted: Sequence[Product]) -> None:
         """Calibrate on the Graph as it is, for products of which nothing is known yet."""

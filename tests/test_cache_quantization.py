@@ -90,6 +90,21 @@ def test_token_by_token_it_says_what_the_model_says_at_once(
     assert 0 < error < bound
 
 
+def test_what_only_the_program_with_a_past_multiplies_is_calibrated(tmp_path: Path):
+    """The weights of the other program have other names, so that both are observed."""
+    (report,) = omnigraph.export(
+        "omninet",
+        "onnx",
+        precision="int8",
+        programs=["decode"],
+        kv_cache="int8",
+        out=tmp_path / "a",
+        **TINY,
+    )
+    products = [row for row in report.layers["decode"] if row.op == "MatMul"]
+    assert {row.activations for row in products} == {"uint8"}
+
+
 def test_programs_without_a_past_and_types_that_caches_cannot_have(tmp_path: Path):
     with pytest.raises(UsageError, match="cannot be kept in 'int3': expected int8"):
         omnigraph.export("omninet", "onnx", kv_cache="int3", **TINY)

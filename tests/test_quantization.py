@@ -111,6 +111,22 @@ def test_programs_that_data_do_not_suit_use_what_others_observed(tmp_path: Path)
             }
 
 
+def test_a_model_of_hugging_face(tmp_path: Path):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 99, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(**sizes)).eval().save_pretrained(tmp_path / "gpt2")
+    reports = omnigraph.export(
+        tmp_path / "gpt2", CPU, precision="int8", kv_cache="int8", out=tmp_path / "out"
+    )
+    for report in reports:
+        for rows in report.layers.values():
+            products = {(r.weights, r.activations) for r in rows if r.op != "Gather"}
+            assert products == {("int8", "uint8")}
+
+
 def test_statistics_are_kept_used_again_and_named_in_the_manifest(tmp_path: Path):
     saved = tmp_path / "seen.npz"
     asked = Quantization(calibration=data, samples=10, method="percentile", save=saved)
