@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,11 @@ import numpy as np
 
 import omnigraph
 from omnigraph.errors import OmniGraphError, UsageError
+from omnigraph.quantization_cli import (
+    add_quantization_options,
+    quantization_of,
+    say_how_quantized,
+)
 from omnigraph.report import progress_reporter, size_text, table
 
 _EXPORT_HELP = """\
@@ -99,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", metavar="PATH", help="a .omni file or a directory")
     export.add_argument("--rtol", type=float, metavar="X", help="tolerance, relative rms")
-    _quantization_options(export)
+    add_quantization_options(export)
     export.add_argument(
         "--require-fused", action="store_true", help="refuse an attention that is not one node"
     )
@@ -149,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     bisect = _command(commands, "bisect", _bisect, "the first pass and node where numbers part")
     bisect.add_argument("model", metavar="MODEL")
     _model_options(bisect, target_required=True)
-    _quantization_options(bisect)
+    add_quantization_options(bisect)
 
     _command(commands, "passes", _passes, "list the passes and what each is for")
     _command(commands, "targets", _targets, "list the targets and whether each is usable here")
@@ -187,70 +192,6 @@ def _model_options(command: argparse.ArgumentParser, *, target_required: bool = 
     _passes_option(command)
 
 
-def _quantization_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group(
-        "quantization", "for int8, int8-dynamic, int8-weights, int4-weights and fp8"
-    )
-    group.add_argument(
-        "--calibration",
-        metavar="DATA",
-        help="samples.npz, a folder of .npy or .npz, a text file, file.py:function, or what "
-        "--save-calibration wrote; without it, random token ids",
-    )
-    group.add_argument("--tokenizer", metavar="FILE", help="of text: a tokenizer.json, or bytes")
-    group.add_argument("--samples", type=int, metavar="N", help="to calibrate on, at most (128)")
-    group.add_argument(
-        "--method", metavar="M", help="of ranges: mse (default), min-max, percentile, entropy"
-    )
-    group.add_argument(
-        "--group-size", type=int, metavar="N", help="terms that share a scale in four bits (64)"
-    )
-    group.add_argument(
-        "--symmetric", action=argparse.BooleanOptionalAction, help="four bits without zero points"
-    )
-    group.add_argument(
-        "--keep", metavar="LAYER[,…]", help="module paths to keep in float, with * for any text"
-    )
-    group.add_argument(
-        "--max-loss",
-        metavar="X%",
-        help="choose the precision of each layer so that the model is no more than this worse",
-    )
-    group.add_argument(
-        "--evaluation", metavar="DATA", help="what --max-loss measures on; default: --calibration"
-    )
-    group.add_argument(
-        "--speed-gate",
-        type=int,
-        nargs="?",
-        const=128,
-        metavar="TOKENS",
-        help="quantize only what is faster so on this machine, with so many tokens (128)",
-    )
-    group.add_argument("--save-calibration", metavar="FILE.npz", help="to use again as DATA")
-
-
-def _quantization(args: argparse.Namespace) -> Any:
-    """The options of quantization that were given."""
-    from omnigraph.budget import checked_loss
-    from omnigraph.quantization import Quantization
-
-    given = {
-        "max_loss": checked_loss(args.max_loss) if args.max_loss is not None else None,
-        "evaluation": args.evaluation,
-        "speed_gate": args.speed_gate,
-        "calibration": args.calibration,
-        "tokenizer": args.tokenizer,
-        "samples": args.samples,
-        "method": args.method,
-        "group_size": args.group_size,
-        "symmetric": args.symmetric,
-        "keep": tuple(_names(args.keep) or ()) or None,
-        "save": args.save_calibration,
-    }
-    return Quantization(**{name: value for name, value in given.items() if value is not None})
-
-
 def _passes_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--passes",
@@ -284,7 +225,7 @@ def _export(args: argparse.Namespace) -> int:
             verify_each=args.verify_each,
             variants=args.variants,
             importance=args.importance,
-            quantization=_quantization(args),
+            quantization=quantization_of(args),
             kv_cache=args.kv_cache,
             progress=progress,
         )
@@ -299,38 +240,12 @@ def _export(args: argparse.Namespace) -> int:
         print(table(("program", "worst output", "error (rms)", "tolerance", "input set"), rows))
         seconds = ", ".join(f"{step} {value:.1f} s" for step, value in report.seconds.items())
         print(seconds, file=sys.stderr)
-        _say_how_quantized(report.quantization)
+        say_how_quantized(report.quantization)
         print(
             f"{report.path}  {report.target} {report.precision}  {size_text(report.bytes)}  "
             f"within its contract"
         )
     return 0
-
-
-def _say_how_quantized(found: Mapping[str, Any]) -> None:
-    """What was chosen, and what ranges come from: loudly, where that is nothing real."""
-    from omnigraph.budget import plan_text
-    from omnigraph.calibration_data import RANDOM
-
-    if budget := found.get("budget"):
-        print(plan_text(budget))
-        if "loss" in budget:
-            print(
-                f"{budget['measure']} on {budget['evaluation']}: {budget['found']:.4f} for "
-                f"{budget['model']:.4f}, {budget['loss']:+.3%} (below {budget['loss_upper']:+.3%} "
-                f"at 95 of 100)",
-                file=sys.stderr,
-            )
-    if "source" not in found:
-        return
-    about = f"{found['samples']} samples of {found['source']}, ranges by {found['method']}"
-    print(f"calibrated on {about}", file=sys.stderr)
-    if found["source"] == RANDOM:
-        print(
-            "warning: RANDOM TOKEN IDS are not what the model is for: its accuracy is not known.\n"
-            "hint: --calibration DATA, with a hundred samples or so of real input",
-            file=sys.stderr,
-        )
 
 
 def _worst_by_program(checks: Sequence[Any]) -> list[Any]:
@@ -542,7 +457,7 @@ def _bisect(args: argparse.Namespace) -> int:
         programs=_names(args.programs),
         dynamic=_ranges(args.dynamic),
         passes=args.passes,
-        quantization=_quantization(args),
+        quantization=quantization_of(args),
         progress=lambda stage: print(stage, file=sys.stderr, flush=True),
     )
     if args.json:

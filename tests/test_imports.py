@@ -23,6 +23,7 @@ EMBEDDED = (
     "omnigraph.contract",
     "omnigraph.errors",
     "omnigraph.program",
+    "omnigraph.quantization_cli",
     "omnigraph.report",
     "omnigraph.single_file",
 )
