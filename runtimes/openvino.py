@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import mmap
 import sys
 import threading
@@ -31,6 +32,9 @@ _EXECUTION = {
 _HALF = {"cpu": "bf16", "gpu": "f16", "npu": "f16"}
 #: Terms of an activation that are quantized together at run time, where weights alone are integers.
 _GROUPS = {"int8-dynamic": 128, "int8-weights": 32, "int4-weights": 32}
+#: Whether OpenVINO computes products of quantized activations with integers on a CPU, or in float,
+#: from the same codes. It is a key of its own plugins, which its documentation does not list.
+_INTEGER_PRODUCTS = "LP_TRANSFORMS_MODE"
 #: Seconds between two sweeps of pages that compiling has read.
 _SWEEP = 0.02
 
@@ -82,8 +86,11 @@ class OpenVinoSession(Session):
             else np.empty(0, np.uint8)
         )
         model = self._core.read_model(xml, _tensor_over(weights))
+        config = self._config()
+        if self.device == "cpu" and _multiplies_integers(model) and sums_saturate():
+            config[_INTEGER_PRODUCTS] = False
         with _pages_released(weights):
-            compiled = self._core.compile_model(model, self.device.upper(), self._config())
+            compiled = self._core.compile_model(model, self.device.upper(), config)
         return compiled, weights
 
     def _config(self) -> dict[str, Any]:
@@ -100,6 +107,30 @@ class OpenVinoSession(Session):
 
     def _release(self) -> None:
         del self._core
+
+
+def _multiplies_integers(model: openvino.Model) -> bool:
+    return any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+
+
+@functools.cache
+def sums_saturate() -> bool:
+    """Whether this CPU's products of 8-bit integers are wrong where codes are large.
+
+    Without VNNI, x86 adds two products u8 * s8 in 16 bits, and what does not fit is cut off
+    (``vpmaddubsw``; oneDNN, "Nuances of int8 computations"). No property of OpenVINO tells, so
+    that the largest codes are multiplied, once a process.
+    """
+    ops = _openvino().opset15
+    x = ops.parameter([1, 16], np.float32)
+    low, high = np.float32(0), np.float32(255)
+    codes = ops.fake_quantize(x, low, high, low, high, 256)
+    weight = ops.convert(ops.constant(np.full((16, 16), 127, np.int8)), np.float32)
+    product = ops.matmul(codes, ops.multiply(weight, np.float32(1)), False, False)
+    model = _openvino().Model([product], [x])
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    found = _openvino().Core().compile_model(model, "CPU", config)(np.full((1, 16), high))[0]
+    return bool((found != 16 * 255 * 127).any())
 
 
 def _executable(

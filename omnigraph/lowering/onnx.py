@@ -16,6 +16,7 @@ from omnigraph.lowering.onnx_kernels import CONTRIB_OPS, LEAST_TOKENS_GROUPED, M
 from omnigraph.passes.base import OPSET, Graph, Pass
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.join_attention_heads import JoinAttentionHeads
+from omnigraph.passes.legalize_int8_weights import LegalizeInt8Weights
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.use_group_query_attention import CONTRIB_DOMAIN, UseGroupQueryAttention
 from omnigraph.verify import proto_without_weights
@@ -65,6 +66,7 @@ class OnnxTarget(Target):
             # Before heads are joined, which it does itself where it takes an Attention.
             UseGroupQueryAttention(LEAST_TOKENS_GROUPED),
             JoinAttentionHeads(MOST_QUERIES_JOINED),
+            LegalizeInt8Weights(),
         )
         narrow = (CompressWeights(),) if precision == "fp16" else ()
         return (*common(), *kernels, *narrow)

@@ -180,7 +180,8 @@ def test_bf16_is_what_runs(tmp_path: Path) -> None:
         for node in compiled(tmp_path, hint="bf16").get_runtime_model().get_ops()
         if node.get_rt_info()["layerType"].astype(str) == "FullyConnected"
     }
-    assert ran == {"bf16" if HAS_BF16 else "f32"}
+    # Elsewhere, in f32, with weights that are widened from f16 where the CPU can do that.
+    assert ran <= ({"bf16"} if HAS_BF16 else {"f32", "f16"}) and ran
 
 
 def test_weights_of_two_programs_are_stored_once(tmp_path: Path) -> None:
