@@ -1,15 +1,16 @@
 """Size, speed and loss of each precision, against the vendors' own: ``python -m
-benchmarks.quantization [text] [seed] [budget]``.
+benchmarks.quantization [--text] [--seed] [--budget]``.
 
 The text models (`benchmarks.text`) say what quantization costs in perplexity, on files that nothing
 was calibrated or chosen on. The seed encoder, whose weights are random, says what it gains in time,
 and how far its outputs move. Times are of two threads, all contestants taking turns in one run.
+Figures of CPUs without VNNI are kept apart: there, 8-bit products have other kernels.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ from benchmarks.quantization_peers import (
 from benchmarks.text.checkpoints import FOLDERS, load
 from benchmarks.text.data import held_out
 from benchmarks.text.loss import cross_entropies, run_module
-from benchmarks.timing import print_table, save, take_turns
+from benchmarks.timing import machine, print_table, save, take_turns
 from omnigraph.models import OmniNet, OmniNetConfig
 from omnigraph.quantization import Quantization
 
@@ -55,9 +56,13 @@ _SEED = {"kind": "encoder", "positions": "alibi"}
 def main() -> None:
     """Run the parts that are named, or all; print and save each."""
     parts = {"text": text_part, "seed": seed_part, "budget": budget_part}
-    for name in [a for a in sys.argv[1:] if a in parts] or parts:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in parts:
+        parser.add_argument(f"--{name}", action="append_const", dest="parts", const=name)
+    kind = "" if any("vnni" in name for name in machine()["extensions"]) else "_without_vnni"
+    for name in parser.parse_args().parts or parts:
         figures = parts[name]()
-        save(f"quantization_{name}", {"threads": THREADS, **figures})
+        save(f"quantization_{name}{kind}", {"threads": THREADS, **figures})
 
 
 def samples(kind: str, split: str, windows: int) -> Iterator[Feeds]:

@@ -89,16 +89,24 @@ def _resident_tree(root: int) -> int:
     return sum(sizes.get(p, 0) for p in family) * os.sysconf("SC_PAGE_SIZE")
 
 
+#: Extensions of x86 that decide which kernels the runtimes choose.
+_EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    name = platform.processor() or platform.machine()
+    name, flags = platform.processor() or platform.machine(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return {"processor": name, "cores": os.cpu_count(), "python": platform.python_version()}
+        lines = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
+        about = {key.strip(): value.strip() for key, _, value in lines}
+        name, flags = about.get("model name", name), about.get("flags", "")
+    return {
+        "processor": name,
+        "extensions": [flag for flag in _EXTENSIONS if flag in flags.split()],
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
 
 
 def save(name: str, figures: Mapping[str, Any]) -> None:

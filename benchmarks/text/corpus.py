@@ -9,6 +9,7 @@ lines (licences, idioms, code that was copied from one module to another) stand 
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -48,7 +49,11 @@ def split_of(path: str) -> str | None:
 def files(split: str) -> list[Path]:
     """The files of a part, by name."""
     root = Path(sysconfig.get_path("stdlib"))
-    found = sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix())
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = set(folders) - _LEFT_OUT
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    found.sort(key=lambda path: path.relative_to(root).as_posix())
     return [path for path in found if split_of(path.relative_to(root).as_posix()) == split]
 
 

@@ -16,6 +16,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 ATOL = 2e-5  # one or two layers in float32, summed in another order
 POSITIONS = ["absolute", "sinusoidal", "relative", "rotary", "alibi"]
+#: Of which the fast suite has whole models elsewhere.
+OTHERS = ["absolute", "sinusoidal", "alibi"]
 DYNAMIC = torch.export.Dim.DYNAMIC
 TOKENS = {0: DYNAMIC, 1: DYNAMIC}
 
@@ -109,13 +111,13 @@ def decode_case(model: OmniNet):
     return Decode(model).eval(), example, shapes[: len(example)], others, attentions
 
 
-def slow(kind: str) -> object:
-    """The kinds whose parts are traced in another test as well."""
-    return pytest.param(kind, marks=pytest.mark.slow)
+def slow(value: str) -> object:
+    """Kinds and positions whose parts are traced in another test as well."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("kind", [slow("encoder"), slow("decoder"), "encoder-decoder"])
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("positions", [slow(p) if p in OTHERS else p for p in POSITIONS])
 @torch.no_grad()
 def test_forward(kind, positions, make_model):
     model = make_model(kind=kind, positions=positions, num_layers=1)
