@@ -28,7 +28,6 @@ TARGETS = ("onnx", "openvino", "tensorrt")
 
 #: Each position scheme, and each kind of model.
 QUICK = {
-    ("encoder", "alibi"),
     ("encoder", "absolute"),
     ("decoder", "relative"),
     ("decoder", "alibi"),
