@@ -1,7 +1,7 @@
 """The ONNX project's node tests on every target: nothing is computed wrongly, most is taken.
 
-The fast suite runs every eighteenth case, and more of the ops that transformers are made of; the slow
-one runs all, and builds engines.
+The fast suite runs every eighteenth case, and more of the ops that transformers are made of; the
+slow one runs all, and builds engines.
 """
 
 from __future__ import annotations
