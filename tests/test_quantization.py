@@ -269,7 +269,7 @@ def test_every_pass_is_compared_where_that_is_asked(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("target", CPU)
+@pytest.mark.parametrize("target", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_bisect_finds_nothing_where_the_contract_is_kept(target: str):
     asked = Quantization(calibration=data)
     assert not bisect("omninet", target, precision="int8", quantization=asked, **TINY)

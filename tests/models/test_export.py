@@ -125,7 +125,7 @@ def test_forward(kind, positions, make_model):
 
 
 @pytest.mark.parametrize("kind", ["decoder", slow("encoder-decoder")])
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("positions", [slow(p) if p in OTHERS else p for p in POSITIONS])
 @torch.no_grad()
 def test_decode_with_a_past(kind, positions, make_model):
     model = make_model(kind=kind, positions=positions, num_layers=1)
