@@ -12,7 +12,7 @@ from omnigraph.passes.analysis.precision import is_weight
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.integer_weights import initializer
-from omnigraph.passes.matching import input_at, nodes_of, rank, standard
+from omnigraph.passes.matching import input_at, nodes_of, standard
 from omnigraph.passes.site_pass import Miss, SitePass
 
 
@@ -34,8 +34,7 @@ class LegalizeInt8Weights(SitePass):
     be cut off. It does so for each reader, and fails at the second one of an initializer; and where
     there are no zero points, it gives one for all channels, which DequantizeLinear refuses.
 
-    Needs: codes as an initializer. Leaves alone: weights with one scale, or scales of blocks; what
-    looks rows up. Exact.
+    Needs: codes and scales as initializers. Leaves alone: what looks rows up. Exact.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
@@ -44,8 +43,8 @@ class LegalizeInt8Weights(SitePass):
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
         """Give each reader of one widened weight a DequantizeLinear of its own."""
-        if rank(node.inputs[1]) != 1:
-            raise Miss("it has one scale, or one for each block")
+        if input_at(node, 2) is None and not is_weight(node.inputs[1]):
+            raise Miss("its scales are no constants")
         wide = node.outputs[0]
         readers = list(wide.uses())
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}

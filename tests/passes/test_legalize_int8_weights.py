@@ -93,6 +93,19 @@ def test_what_is_separate_stays() -> None:
     assert not list(PASS.sites(graph_with_weights(text, a=CODES, s=SCALES, z=ZEROS)))
 
 
-def test_one_scale_needs_one_zero_point() -> None:
-    text = "g (int8[4,4] a, float s) => (float[4,4] y) { y = DequantizeLinear(a, s) }"
-    assert_miss(PASS, graph_with_weights(text, a=CODES, s=np.float32(0.5)), "one scale")
+def test_one_scale_has_one_zero_point() -> None:
+    text = "g (int8[4,4] a, float s{0}) => (float[4,4] y) {{ y = DequantizeLinear(a, s{1}) }}"
+    given = {"a": CODES, "s": np.float32(0.5)}
+    assert_pass(
+        PASS,
+        graph_with_weights(text.format("", ""), **given),
+        graph_with_weights(text.format(", int8 z", ", z"), **given, z=np.int8(0)),
+        {},
+    )
+
+
+def test_scales_that_are_computed_are_left() -> None:
+    text = """g (int8[4,4] a, float[4] s) => (float[4,4] y) {
+        y = DequantizeLinear<axis = 1>(a, s)
+    }"""
+    assert_miss(PASS, graph_with_weights(text, a=CODES), "no constants")
