@@ -43,7 +43,8 @@ class LegalizeInt8Weights(SitePass):
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
         """Give each reader of one widened weight a DequantizeLinear of its own."""
-        if input_at(node, 2) is None and not is_weight(node.inputs[1]):
+        scales = node.inputs[1]
+        if input_at(node, 2) is None and (scales is None or not is_weight(scales)):
             raise Miss("its scales are no constants")
         wide = node.outputs[0]
         readers = list(wide.uses())
