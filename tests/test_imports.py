@@ -19,13 +19,14 @@ COMPILING = ("torch", "onnx", "onnx_ir", "onnxscript")
 EMBEDDED = (
     "omnigraph",
     "omnigraph.artifact",
+    "omnigraph.artifact.artifact",
     "omnigraph.cli",
     "omnigraph.contract",
     "omnigraph.errors",
     "omnigraph.program",
     "omnigraph.quantization_cli",
     "omnigraph.report",
-    "omnigraph.single_file",
+    "omnigraph.artifact.zip_file",
 )
 
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from omnigraph.artifact.zip_file import CHUNK, REBUILD, check_name, pack, zip_offsets
 from omnigraph.errors import ArtifactError
 from omnigraph.program import TensorSpec
-from omnigraph.single_file import CHUNK, REBUILD, check_name, pack, zip_offsets
 
 FORMAT = "omnigraph-artifact"
 FORMAT_VERSION = 1

@@ -19,8 +19,8 @@ from omnigraph.artifact import (
     seal,
     staging,
 )
+from omnigraph.artifact.zip_file import ALIGNMENT, check_name, pack
 from omnigraph.errors import ArtifactError
-from omnigraph.single_file import ALIGNMENT, check_name, pack
 
 
 def manifest() -> dict:
