@@ -21,7 +21,7 @@ import onnx.parser
 
 from benchmarks.kernel_questions import Question, questions
 from benchmarks.timing import print_table, save, take_turns
-from omnigraph.contract import deviation
+from omnigraph.contract.tolerance import deviation
 
 #: A form whose error is larger is wrong; all are of a few hundred roundings in fp32.
 _WRONG = 1e-4

@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 import onnx
 
-from omnigraph.contract import Deviation, Tolerance, deviation, deviations, output_scales
-from omnigraph.emitter import Emitter
-from omnigraph.errors import OmniGraphError
-from omnigraph.graph_names import output_specs
-from omnigraph.lowering import Lowered, Target, find_target
-from omnigraph.manifest import TracedProgram
-from omnigraph.numbers import Reference
-from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
-from omnigraph.passes.base import Graph, Pass, describe, run_passes
-from omnigraph.program import Dim, Program, TensorSpec, contract_cases
-from omnigraph.quantization import Quantization, Quantized, Quantizer, is_quantizing
-from omnigraph.verify import (
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.graph_check import (
     GraphRunner,
     check_graph,
     longest_contraction,
     rounded_activations,
     rounding_depth,
 )
+from omnigraph.contract.tolerance import Deviation, Tolerance, deviation, deviations, output_scales
+from omnigraph.emitter import Emitter
+from omnigraph.errors import OmniGraphError
+from omnigraph.graph_names import output_specs
+from omnigraph.lowering import Lowered, Target, find_target
+from omnigraph.manifest import TracedProgram
+from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
+from omnigraph.passes.base import Graph, Pass, describe, run_passes
+from omnigraph.program import Dim, Program, TensorSpec, contract_cases
+from omnigraph.quantization import Quantization, Quantized, Quantizer, is_quantizing
 
 Feeds = Mapping[str, np.ndarray]
 #: What runs a program: feeds to outputs, both by name.

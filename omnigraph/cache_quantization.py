@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.graph_check import GraphRunner, rounded_activations
 from omnigraph.errors import UsageError
 from omnigraph.manifest import TracedProgram
-from omnigraph.numbers import Reference
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.quantize_caches import QuantizeCaches
 from omnigraph.program import Case, Program, TensorSpec, fit_sizes
-from omnigraph.verify import GraphRunner, rounded_activations
 
 #: The types that caches may be kept in, other than the model's own.
 CACHE_TYPES = ("int8",)

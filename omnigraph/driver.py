@@ -13,7 +13,16 @@ from typing import Any
 from omnigraph.artifact import check_replaceable, publish, seal, staging
 from omnigraph.budget import AUTO, CARRIER, plan_fields
 from omnigraph.cache_quantization import check_cache_type, quantize_caches
-from omnigraph.contract import Deviation, Tolerance
+from omnigraph.contract.comparison import NumberCheck, check_artifact
+from omnigraph.contract.external_weights import release_memory
+from omnigraph.contract.graph_check import (
+    check_graph,
+    compare_graph,
+    longest_contraction,
+    rounded_activations,
+    rounding_depth,
+)
+from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import UsageError
 from omnigraph.graph_text import graph_text
 from omnigraph.ledger import AttentionSite, attention_sites, check_fused
@@ -26,7 +35,6 @@ from omnigraph.manifest import (
     write_golden,
 )
 from omnigraph.model_source import ModelSource, resolve
-from omnigraph.numbers import NumberCheck, check_artifact
 from omnigraph.output_choice import OutputChoice
 from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
 from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
@@ -39,14 +47,6 @@ from omnigraph.quantization import Quantization, Quantized, Quantizer
 from omnigraph.real_inputs import with_real_inputs
 from omnigraph.trace import check_trace, output_specs, reference_for, trace
 from omnigraph.variants import make_variants, parse_variants
-from omnigraph.verify import (
-    check_graph,
-    compare_graph,
-    longest_contraction,
-    rounded_activations,
-    rounding_depth,
-)
-from omnigraph.weights import release_memory
 
 #: Told of each step: what is being done, and which of how many steps it is.
 Progress = Callable[[str, int, int], None]

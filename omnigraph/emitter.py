@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omnigraph.contract import Tolerance
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.tolerance import Tolerance
 from omnigraph.lowering import Lowered, Target
 from omnigraph.manifest import (
     TargetProduct,
@@ -17,7 +18,6 @@ from omnigraph.manifest import (
     golden_name,
     write_golden,
 )
-from omnigraph.numbers import Reference
 
 if TYPE_CHECKING:
     from omnigraph.runtimes.base import Session

@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 import omnigraph
 from omnigraph.artifact import ProgramEntry
-from omnigraph.contract import Tolerance
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.tolerance import Tolerance
 from omnigraph.ledger import AttentionSite
 from omnigraph.lowering import Emission, Target
-from omnigraph.numbers import Reference
 from omnigraph.passes.base import Graph, PassRecord
 from omnigraph.precision_ledger import LayerPrecision
 from omnigraph.program import Dim, TensorSpec

@@ -10,13 +10,13 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import version_converter
 
+from omnigraph.contract.graph_check import proto_without_weights
 from omnigraph.errors import UsageError
 from omnigraph.onnx_names import keep_provenance, rename_dimensions
 from omnigraph.passes.base import OPSET, Graph, run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask
 from omnigraph.program import TensorSpec
-from omnigraph.verify import proto_without_weights
 
 #: The oldest opset that onnxscript's converter reads; onnx's own takes what is older.
 _LEAST_NATIVE = 18

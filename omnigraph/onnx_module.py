@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from omnigraph.contract.graph_check import FileRunner
 from omnigraph.onnx_file import graph_of_file
 from omnigraph.passes.base import Graph
 from omnigraph.program import Program
-from omnigraph.verify import FileRunner
 
 
 class OnnxModule(nn.Module):

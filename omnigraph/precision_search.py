@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 
 from omnigraph.budget import CANDIDATES, BudgetSearch, Plan, Unit, units_of
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
 from omnigraph.evaluation import Run, sample_of
 from omnigraph.lowering import Target
@@ -15,7 +16,6 @@ from omnigraph.passes.base import Graph, Pass, run_passes
 from omnigraph.passes.insert_qdq import FLOAT
 from omnigraph.quantization import Quantization, Quantizer, is_quantizing
 from omnigraph.region_timing import RegionTimes, regions, time_regions
-from omnigraph.verify import GraphRunner
 
 
 def search(

@@ -25,7 +25,7 @@ from omnigraph.calibration_data import (
     open_data,
     random_data,
 )
-from omnigraph.contract import Deviation, Tolerance
+from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import UsageError
 from omnigraph.lowering import Target
 from omnigraph.manifest import TracedProgram

@@ -24,16 +24,16 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.contract import CODE_NOISE, Deviation, Tolerance, deviations, output_scales
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.graph_check import GraphRunner, rounded_activations
+from omnigraph.contract.tolerance import CODE_NOISE, Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
-from omnigraph.numbers import Reference
 from omnigraph.passes.analysis.activation_statistics import Statistics
 from omnigraph.passes.analysis.products import Product, products
 from omnigraph.passes.analysis.quantization_scheme import ActivationGrid, Scheme
 from omnigraph.passes.analysis.weight_rounding import WeightGrid
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insert_qdq import InsertQdq
-from omnigraph.verify import GraphRunner, rounded_activations
 
 _UNIFORM = 1 / math.sqrt(12)
 #: Of float8 with three bits of mantissa: half a unit in the last place, uniform.

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.emitter import Emitter
 from omnigraph.graph_names import output_specs
 from omnigraph.lowering import Lowered, Target
-from omnigraph.numbers import Reference
 from omnigraph.passes.analysis.activation_statistics import Statistics
 from omnigraph.passes.analysis.products import Product, bias_of, by_activation, products
 from omnigraph.passes.analysis.quantization_scheme import FourBits
@@ -30,7 +31,6 @@ from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
 from omnigraph.passes.insert_qdq import FLOAT, InsertQdq
 from omnigraph.passes.pipelines import common
 from omnigraph.program import Case, Dim, TensorSpec
-from omnigraph.verify import GraphRunner
 
 _INPUT = "activation"
 _SHAPE = ("batch", "sequence")

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.contract import Tolerance, deviation, deviations
-from omnigraph.errors import GraphError, TraceError
-from omnigraph.graph_names import own_path, symbol
-from omnigraph.numbers import Reference
-from omnigraph.passes.base import MODULE_KEY, Graph
-from omnigraph.program import Case, Dim, Program, dim_terms
-from omnigraph.verify import (
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.graph_check import (
     GraphRunner,
     longest_contraction,
     rounded_activations,
     rounding_depth,
 )
+from omnigraph.contract.tolerance import Tolerance, deviation, deviations
+from omnigraph.errors import GraphError, TraceError
+from omnigraph.graph_names import own_path, symbol
+from omnigraph.passes.base import MODULE_KEY, Graph
+from omnigraph.program import Case, Dim, Program, dim_terms
 
 #: The error beyond which a module's output is another one, and not the same rounded differently.
 _PARTED = 1e-3

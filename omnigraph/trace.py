@@ -18,7 +18,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from omnigraph.contract import output_scales
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import output_scales
 from omnigraph.errors import TraceError
 from omnigraph.graph_names import (
     keep_provenance,
@@ -27,7 +29,6 @@ from omnigraph.graph_names import (
     output_specs,
     own_path,
 )
-from omnigraph.numbers import Reference
 from omnigraph.onnx_module import OnnxModule
 from omnigraph.passes.base import OPSET, Graph, declare_ranges, describe, run_passes
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
@@ -42,7 +43,6 @@ from omnigraph.specialization import (
     narrowed_error,
     parted_error,
 )
-from omnigraph.verify import GraphRunner
 
 __all__ = ["check_trace", "output_specs", "reference_for", "returned", "trace"]
 

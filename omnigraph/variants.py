@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
 from omnigraph.graph_names import output_specs
 from omnigraph.head_gates import add_missed, gates_alone
@@ -34,7 +36,6 @@ from omnigraph.head_sites import (
     silenced,
 )
 from omnigraph.manifest import TracedProgram
-from omnigraph.numbers import Reference
 from omnigraph.passes.analysis.axis_cut import KEPT
 from omnigraph.passes.analysis.axis_map import Cut
 from omnigraph.passes.analysis.head_importance import least_important, read_importance
@@ -46,7 +47,6 @@ from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.passes.site_pass import Miss
 from omnigraph.program import Program, TensorSpec
 from omnigraph.trace import reference_for
-from omnigraph.verify import GraphRunner
 
 #: The program of the gates that depend on no attention.
 GATES = "gates"

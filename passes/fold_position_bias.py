@@ -8,7 +8,8 @@ from math import sqrt
 
 import onnx_ir as ir
 
-from omnigraph.contract import UNIT_ROUNDOFF, Tolerance
+from omnigraph.contract.graph_check import longest_contraction, rounding_depth
+from omnigraph.contract.tolerance import UNIT_ROUNDOFF, Tolerance
 from omnigraph.passes.analysis.attention_mask import KEY, QUERY, NotClosed, meaning
 from omnigraph.passes.analysis.bias_forms import (
     Folding,
@@ -30,7 +31,6 @@ from omnigraph.passes.analysis.toeplitz import is_spanned
 from omnigraph.passes.base import Graph
 from omnigraph.passes.matching import input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
-from omnigraph.verify import longest_contraction, rounding_depth
 
 _MASK = 3
 _PRECISIONS = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}

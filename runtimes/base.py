@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from omnigraph.artifact import Artifact, ProgramEntry
-from omnigraph.contract import Deviation, Tolerance, deviations
+from omnigraph.contract.tolerance import Deviation, Tolerance, deviations
 from omnigraph.errors import DeviceError, InputError, OmniGraphError, RunError, UsageError
 from omnigraph.program import TensorSpec
 from omnigraph.runtimes.input_binder import InputBinder, first_line

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import omnigraph
+from omnigraph.contract.comparison import Reference
 from omnigraph.models import OmniNet
-from omnigraph.numbers import Reference
 from omnigraph.passes.base import Graph
 from omnigraph.program import Program
 

@@ -8,10 +8,10 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner, check_graph
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, Pass, run_passes
 from omnigraph.passes.site_pass import SitePass
-from omnigraph.verify import GraphRunner, check_graph
 
 #: A pass that does not round may only reorder sums: a few fp32 roundings of each output.
 EXACT = Tolerance(rms=8 * 2.0**-24, peak=64 * 2.0**-24)

@@ -19,17 +19,22 @@ import onnx
 import onnx_ir as ir
 
 from omnigraph.artifact import ProgramEntry, seal
-from omnigraph.contract import Tolerance, deviation
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.graph_check import (
+    GraphRunner,
+    check_graph,
+    longest_contraction,
+    rounding_depth,
+)
+from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import OmniGraphError
 from omnigraph.lowering import Emission, Lowered, Target, find_target
 from omnigraph.lowering.onnx_files import write_onnx
-from omnigraph.numbers import Reference
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.program import Case, TensorSpec
 from omnigraph.runtimes import load
-from omnigraph.verify import GraphRunner, check_graph, longest_contraction, rounding_depth
 
 #: Each target that is asked, and the precision.
 TARGETS = {"onnx": "fp32", "openvino": "fp32", "tensorrt": "fp16"}

@@ -12,13 +12,13 @@ from graph_checks import graph_from_text
 
 from omnigraph.bisection import InputSet, bisect_passes, bisect_runtime
 from omnigraph.cli import main
-from omnigraph.contract import Tolerance
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import Tolerance
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.passes.base import Graph, Pass
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.eliminate_identities import EliminateIdentities
 from omnigraph.program import TensorSpec
-from omnigraph.verify import GraphRunner
 
 CHAIN = """g (float[N,3] x) => (float[N,3] y)
     { a = Relu(x)  i = Identity(a)  b = Neg(i)  c = Exp(b)  y = Tanh(c) }"""

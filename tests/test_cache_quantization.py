@@ -10,13 +10,13 @@ import pytest
 from graph_checks import graph_from_text
 
 import omnigraph
+from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import UsageError
 from omnigraph.model_source import resolve
 from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.quantize_caches import QuantizeCaches
 from omnigraph.program import Case
 from omnigraph.trace import reference_for
-from omnigraph.verify import GraphRunner, check_graph
 
 TINY = {"config": "tiny", "settings": {"kind": "decoder", "positions": "alibi"}}
 RNG = np.random.default_rng(0)

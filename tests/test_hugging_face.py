@@ -9,12 +9,17 @@ from __future__ import annotations
 import pytest
 from hugging_face_models import MODELS, attention_calls, program
 
-from omnigraph.contract import Tolerance
+from omnigraph.contract.graph_check import (
+    check_graph,
+    compare_graph,
+    longest_contraction,
+    rounding_depth,
+)
+from omnigraph.contract.tolerance import Tolerance
 from omnigraph.passes.base import Graph, PassRecord, count_ops, run_passes
 from omnigraph.passes.pipelines import common
 from omnigraph.program import Program, contract_cases
 from omnigraph.trace import check_trace, reference_for, trace
-from omnigraph.verify import check_graph, compare_graph, longest_contraction, rounding_depth
 
 #: Forms of a model that is here in its other form, and takes long.
 LONG = {("t5", "sdpa"), ("bart", "eager")}

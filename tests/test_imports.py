@@ -22,6 +22,7 @@ EMBEDDED = (
     "omnigraph.artifact.artifact",
     "omnigraph.cli",
     "omnigraph.contract",
+    "omnigraph.contract.tolerance",
     "omnigraph.errors",
     "omnigraph.program",
     "omnigraph.quantization_cli",
@@ -93,7 +94,7 @@ def test_runtimes_import_no_torch_no_onnx_and_no_pass(name: str):
         "omnigraph.runtimes",
         "omnigraph.artifact",
         "omnigraph.errors",
-        "omnigraph.contract",
+        "omnigraph.contract.tolerance",
         "omnigraph.program",
     )
     assert not uses(found, COMPILING)
@@ -117,8 +118,8 @@ def test_passes_import_no_torch_and_no_vendor(name: str):
         "omnigraph.passes",
         "omnigraph.errors",
         "omnigraph.ops",
-        "omnigraph.verify",
-        "omnigraph.contract",
+        "omnigraph.contract.graph_check",
+        "omnigraph.contract.tolerance",
     )
     own = uses(found, ("omnigraph",)) - {"omnigraph"}
     assert own == uses(own, allowed)
@@ -159,7 +160,7 @@ def test_lowering_does_not_know_the_driver(name: str):
 
 
 VENDOR_FILES = {
-    "omnigraph.verify": {"onnxruntime"},  # numbers of a Graph, between passes
+    "omnigraph.contract.graph_check": {"onnxruntime"},  # numbers of a Graph, between passes
     "omnigraph.lowering.onnx": {"onnxruntime"},
     "omnigraph.lowering.openvino": {"openvino"},
     "omnigraph.lowering.openvino_attention": {"openvino"},

@@ -16,6 +16,7 @@ from torch import nn
 
 import omnigraph
 from omnigraph.cli import main
+from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import OmniGraphError, TraceError, UsageError
 from omnigraph.inspection import inspect
 from omnigraph.model_source import resolve
@@ -24,7 +25,6 @@ from omnigraph.onnx_program import program_from_onnx
 from omnigraph.passes.base import MODULE_KEY, OPSET
 from omnigraph.program import Case, Dim, contract_cases
 from omnigraph.trace import output_specs, reference_for, trace
-from omnigraph.verify import GraphRunner, check_graph
 
 WIDTH, HEADS, ROWS = 16, 2, 40
 

@@ -10,15 +10,15 @@ import onnxruntime
 import openvino
 import pytest
 
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
 from omnigraph.lowering import Lowered, find_target
-from omnigraph.numbers import Reference
 from omnigraph.output_choice import OutputChoice
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.hoist_selections import HoistSelections
 from omnigraph.passes.pipelines import canonical
 from omnigraph.trace import output_specs
-from omnigraph.verify import GraphRunner
 
 
 @pytest.mark.parametrize("program", ["forward", "decode"])

@@ -16,7 +16,7 @@ from omnigraph.budget import BudgetSearch, Unit, checked_loss, units_of
 from omnigraph.calibration import calibrate
 from omnigraph.calibration_data import open_data
 from omnigraph.cli import main
-from omnigraph.contract import Deviation, Tolerance
+from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import ContractError, UnsupportedError, UsageError
 from omnigraph.evaluation import Loss, cross_entropy, loss_of, sample_of, targets_of
 from omnigraph.inspection import describe_text, inspect
@@ -322,7 +322,7 @@ def test_the_noise_that_is_foreseen_is_that_of_a_product(trace_of_one_product):
 def trace_of_one_product():
     from graph_checks import graph_with_weights
 
-    from omnigraph.numbers import Reference
+    from omnigraph.contract.comparison import Reference
     from omnigraph.program import Case
 
     weight = RNG.standard_normal((128, 64)).astype(np.float32)

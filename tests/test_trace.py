@@ -10,12 +10,17 @@ import onnx_ir as ir
 import pytest
 
 import omnigraph.models
-from omnigraph.contract import Tolerance, deviations, output_scales
+from omnigraph.contract.graph_check import (
+    GraphRunner,
+    check_graph,
+    longest_contraction,
+    rounding_depth,
+)
+from omnigraph.contract.tolerance import Tolerance, deviations, output_scales
 from omnigraph.models import AttentionPattern
 from omnigraph.passes.base import MODULE_KEY, OPSET, RANGE_KEY, SOURCE_KEY, count_ops
 from omnigraph.program import Case
 from omnigraph.trace import check_trace, output_specs, reference_for, trace
-from omnigraph.verify import GraphRunner, check_graph, longest_contraction, rounding_depth
 
 SOURCES = Path(omnigraph.models.__file__).parent
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from omnigraph.contract.graph_check import proto_without_weights
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.misread import misread
 from omnigraph.lowering.onnx_files import write_onnx
@@ -19,7 +20,6 @@ from omnigraph.passes.join_attention_heads import JoinAttentionHeads
 from omnigraph.passes.legalize_int8_weights import LegalizeInt8Weights
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.use_group_query_attention import CONTRIB_DOMAIN, UseGroupQueryAttention
-from omnigraph.verify import proto_without_weights
 
 #: The first onnxruntime that takes each opset.
 _SINCE = {23: "1.23", OPSET: "1.24"}

@@ -9,8 +9,8 @@ from typing import IO
 
 import onnx_ir as ir
 
+from omnigraph.contract.external_weights import tensor_bytes, weights_elsewhere
 from omnigraph.lowering.base import Lowered
-from omnigraph.weights import tensor_bytes, weights_elsewhere
 
 #: Smaller initializers stay in the graph's own file, where shape inference can read them.
 _EXTERNAL_BYTES = 1024

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from omnigraph.contract.external_weights import release_memory
 from omnigraph.errors import UsageError
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx_files import write_onnx
@@ -29,7 +30,6 @@ from omnigraph.passes.pad_odd_channels import PadOddChannels
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.share_constants import ShareConstants
 from omnigraph.runtimes.cuda_driver import CudaError, Gpu, driver
-from omnigraph.weights import release_memory
 
 #: Kernels are those of the oldest GPU asked for, and these five share theirs: one engine for all
 #: of them is as large as for one. sm75 is not among them, for it has no bf16 and older kernels.

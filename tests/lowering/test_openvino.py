@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import ShapeInferencePass
 from openvino_programs import CORE, compiled, emit, program, read, run
 
-from omnigraph.contract import Tolerance, deviation
+from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import CompileError, UnsupportedError, UsageError
 from omnigraph.lowering import find_target
 from omnigraph.lowering.base import Lowered

@@ -13,7 +13,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from openvino_programs import compiled, emit, program, read, run
 
-from omnigraph.contract import Tolerance, deviation
+from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.lowering.base import Lowered
 
 # Attention ----------------------------------------------------------------------------------------

@@ -12,15 +12,15 @@ import pytest
 from graph_checks import graph_with_weights
 
 import omnigraph
+from omnigraph.contract.comparison import Reference
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.emitter import Emitter
 from omnigraph.lowering import Lowered, find_target
-from omnigraph.numbers import Reference
 from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.program import Case, Dim, TensorSpec
 from omnigraph.runtimes.openvino import sums_saturate
-from omnigraph.verify import GraphRunner
 
 RNG = np.random.default_rng(0)
 TERMS, CHANNELS = 256, 128

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
-from omnigraph.contract import Tolerance, deviation
+from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import CompileError, UnsupportedError, UsageError
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.lowering.tensorrt_build import UNBOUNDED_LENGTH, TensorRtError, profile_of

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import pytest
 from graph_checks import graph_from_text, graph_with_weights
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.errors import UnsupportedError, UsageError
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.lowering.tensorrt_build import build_engine, rtx_flavour
@@ -20,7 +21,6 @@ from omnigraph.lowering.tensorrt_support import refusal
 from omnigraph.passes.base import Graph, count_ops, run_passes
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.program import Dim, TensorSpec
-from omnigraph.verify import GraphRunner
 
 TARGET: Any = find_target("tensorrt")
 RNG = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from graph_checks import assert_pass, graph_from_text, graph_text
 
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import GraphError
 from omnigraph.passes.base import MODULE_KEY, Graph, Pass, run_passes
 from omnigraph.passes.compress_weights import CompressWeights
@@ -19,7 +20,6 @@ from omnigraph.passes.fold_reshape_shapes import FoldReshapeShapes
 from omnigraph.passes.fold_weight_transposes import FoldWeightTransposes
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.share_constants import ShareConstants
-from omnigraph.verify import GraphRunner
 
 RNG = np.random.default_rng(0)
 X23 = {"x": RNG.standard_normal((2, 3)).astype(np.float32)}

@@ -10,12 +10,12 @@ import pytest
 from graph_checks import graph_from_text, graph_with_weights
 from onnx_ir.passes.common import ShapeInferencePass
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.errors import UsageError
 from omnigraph.passes.base import MODULE_KEY, count_ops, run_passes
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.convert_precision import ConvertPrecision
-from omnigraph.verify import GraphRunner
 
 LEAST = float(np.finfo(np.float32).min)
 _TYPES = {"float32": "float", "int64": "int64"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from graph_checks import assert_miss, graph_with_weights
 
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
 from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
-from omnigraph.verify import GraphRunner
 
 RNG = np.random.default_rng(0)
 K, N = 64, 16

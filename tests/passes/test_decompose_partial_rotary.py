@@ -8,11 +8,11 @@ from graph_checks import EXACT, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import deviations
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import deviations
 from omnigraph.passes.base import Graph, count_ops, run_passes
 from omnigraph.passes.decompose_partial_rotary import DecomposePartialRotary
 from omnigraph.passes.fuse_rotary import FuseRotary
-from omnigraph.verify import GraphRunner
 
 PARTIAL = """y = RotaryEmbedding<interleaved={interleaved}, rotary_embedding_dim={size}>
     (x, c, s)"""

@@ -8,13 +8,13 @@ from graph_checks import assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import deviation
+from omnigraph.contract.graph_check import GraphRunner, check_graph
+from omnigraph.contract.tolerance import deviation
 from omnigraph.errors import UsageError
 from omnigraph.passes.base import count_ops, run_passes
 from omnigraph.passes.eliminate_dead_outputs import EliminateDeadOutputs
 from omnigraph.passes.hoist_selections import HoistSelections
 from omnigraph.passes.pipelines import canonical
-from omnigraph.verify import GraphRunner, check_graph
 
 RNG = np.random.default_rng(0)
 TWO = (

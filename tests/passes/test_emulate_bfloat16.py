@@ -9,12 +9,12 @@ import onnx_ir as ir
 import pytest
 from graph_checks import graph_with_weights
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.errors import GraphError
 from omnigraph.passes.base import MODULE_KEY, count_ops
 from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
-from omnigraph.verify import GraphRunner
 
 
 def graph_of(body: str, **weights: np.ndarray) -> ir.Model:

@@ -11,13 +11,13 @@ from graph_checks import EXACT, assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import deviations
+from omnigraph.contract.graph_check import GraphRunner, check_graph
+from omnigraph.contract.tolerance import deviations
 from omnigraph.passes.analysis.attention_mask import meaning
 from omnigraph.passes.analysis.toeplitz import Toeplitz
 from omnigraph.passes.base import Graph, declare_ranges, run_passes
 from omnigraph.passes.fold_position_bias import FoldPositionBias
 from omnigraph.passes.pipelines import canonical
-from omnigraph.verify import GraphRunner, check_graph
 
 SLOPES = -np.array([0.25, 0.0625], np.float32).reshape(2, 1, 1)
 LEAST = "least = Constant<value_float=-3.4028234663852886e38>() none = Constant<value_float=0.0>()"
@@ -466,8 +466,8 @@ def test_numbers_are_the_same_for_any_bias_mask_and_size(
     ],
 )
 def test_omninet_in_torchs_numbers(traced, program: str, options: dict[str, str], expected: str):
-    from omnigraph.contract import Tolerance, output_scales
-    from omnigraph.verify import longest_contraction, rounding_depth
+    from omnigraph.contract.graph_check import longest_contraction, rounding_depth
+    from omnigraph.contract.tolerance import Tolerance, output_scales
 
     found = traced(program, **options)
     graph = found.graph.clone()

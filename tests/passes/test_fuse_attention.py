@@ -8,13 +8,13 @@ from graph_checks import EXACT, assert_miss, assert_pass, graph_from_text, graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner, check_graph
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.passes.base import Graph, count_ops, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_attention import FuseAttention
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
-from omnigraph.verify import GraphRunner, check_graph
 
 PASS = FuseAttention()
 QKV = "float[B,4,T,8] q, float[B,4,S,8] k, float[B,4,S,8] v"

@@ -10,12 +10,12 @@ from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.passes.base import Graph, count_ops, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_gelu import FuseGelu
 from omnigraph.passes.lift_constants import LiftConstants
-from omnigraph.verify import GraphRunner
 
 #: 1 + erf(x) cancels where x is negative, and the runtimes' erf and tanh are polynomials of their
 #: own: the difference is a few roundings of 1, and outputs there are far smaller than 1.

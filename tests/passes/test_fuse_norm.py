@@ -10,12 +10,12 @@ from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.passes.base import Graph, count_ops, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_norm import FuseNorm
 from omnigraph.passes.lift_constants import LiftConstants
-from omnigraph.verify import GraphRunner
 
 #: Written out in half, each of some ten steps rounds; the op rounds at its end.
 HALF = Tolerance(rms=8 * 2.0**-11, peak=64 * 2.0**-11)

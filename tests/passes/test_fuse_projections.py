@@ -8,11 +8,11 @@ from graph_checks import assert_miss, assert_pass, graph_with_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import Tolerance, deviation
+from omnigraph.contract.graph_check import GraphRunner, longest_contraction, rounding_depth
+from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.passes.base import count_ops, run_passes
 from omnigraph.passes.fuse_projections import FuseProjections
 from omnigraph.passes.pipelines import canonical
-from omnigraph.verify import GraphRunner, longest_contraction, rounding_depth
 
 RNG = np.random.default_rng(0)
 

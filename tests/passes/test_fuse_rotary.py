@@ -11,13 +11,13 @@ from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.passes.base import Graph, count_ops, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_rotary import FuseRotary
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.pipelines import canonical
-from omnigraph.verify import GraphRunner
 
 TABLE = np.repeat(np.arange(10, dtype=np.float32)[:, None], 4, axis=1) * (0.1, 0.5, 0.7, 1.1)
 CONSTANTS = """i0 = Constant<value_ints=[0]>()  i1 = Constant<value_ints=[1]>()

@@ -10,12 +10,12 @@ from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import deviations
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import deviations
 from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_swiglu import FuseSwiglu
 from omnigraph.passes.lift_constants import LiftConstants
-from omnigraph.verify import GraphRunner
 
 CONSTANTS = """zero = Constant<value_ints=[0]>()  four = Constant<value_ints=[4]>()
     six = Constant<value_ints=[6]>()  end = Constant<value_ints=[9223372036854775807]>()

@@ -8,9 +8,9 @@ from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.hoist_selections import HoistSelections
-from omnigraph.verify import GraphRunner
 
 RNG = np.random.default_rng(0)
 

@@ -11,6 +11,7 @@ from graph_checks import graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.passes.analysis.index_bounds import bounds, settled
 from omnigraph.passes.analysis.index_evaluation import Emitter, compute
 from omnigraph.passes.analysis.index_expression import (
@@ -26,7 +27,6 @@ from omnigraph.passes.analysis.index_reading import NotClosed, read
 from omnigraph.passes.analysis.index_shapes import dimension
 from omnigraph.passes.analysis.index_simplification import apply, deny, every, substitute
 from omnigraph.passes.insertion import Inserter
-from omnigraph.verify import GraphRunner
 
 NAMES = ("b", "h", "i", "j")
 POSITIONS = """zero = Constant<value_int=0>() one = Constant<value_int=1>()

@@ -10,12 +10,12 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.passes.base import MODULE_KEY, Pass, count_ops
 from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.decompose_attention import DecomposeAttention
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
-from omnigraph.verify import GraphRunner
 
 FLOAT, BOOL = ir.DataType.FLOAT, ir.DataType.BOOL
 TENSORS = ("q", "k", "v", "mask", "past_key", "past_value")

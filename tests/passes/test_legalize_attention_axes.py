@@ -8,9 +8,9 @@ from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.passes.base import Graph, count_ops, run_passes
 from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
-from omnigraph.verify import GraphRunner
 
 PASS = LegalizeAttentionAxes()
 RNG = np.random.default_rng(0)

@@ -8,9 +8,9 @@ from graph_checks import assert_miss, assert_pass, graph_with_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.legalize_ragged_blocks import LegalizeRaggedBlocks, ragged
-from omnigraph.verify import GraphRunner
 
 PASS = LegalizeRaggedBlocks()
 RNG = np.random.default_rng(0)

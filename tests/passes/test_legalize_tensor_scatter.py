@@ -10,9 +10,9 @@ from graph_checks import assert_pass, graph_from_text
 from onnx.reference import ReferenceEvaluator
 from onnx_cases import node_tests
 
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.passes.base import OPSET, count_ops
 from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
-from omnigraph.verify import GraphRunner
 
 PASS = LegalizeTensorScatter()
 RNG = np.random.default_rng(0)

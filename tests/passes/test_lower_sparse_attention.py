@@ -9,13 +9,13 @@ from graph_checks import EXACT, assert_miss, assert_pass, graph_from_text
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.models import AttentionPattern
 from omnigraph.passes.base import Graph, count_ops, declare_ranges, run_passes
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
 from omnigraph.passes.pipelines import canonical
 from omnigraph.program import Case
-from omnigraph.verify import GraphRunner
 
 #: Each row of the softmax is summed over other keys that count zero, so sums are reordered only;
 #: over two layers and their products such differences add up to a few tens of roundings.

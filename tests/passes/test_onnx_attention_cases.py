@@ -18,11 +18,11 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx_cases import node_tests
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner, check_graph
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, count_ops, run_passes
 from omnigraph.passes.fuse_attention import FuseAttention
 from omnigraph.passes.pipelines import canonical
-from omnigraph.verify import GraphRunner, check_graph
 
 #: The cases that must become one Attention. The others are of LinearAttention: no softmax.
 LEAST_FUSED = 93

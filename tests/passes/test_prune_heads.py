@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import deviations
+from omnigraph.contract.graph_check import GraphRunner, check_graph
+from omnigraph.contract.tolerance import deviations
 from omnigraph.errors import GraphError, UsageError
 from omnigraph.models.programs import programs
 from omnigraph.passes.analysis.head_importance import least_important
@@ -23,7 +24,6 @@ from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
 from omnigraph.passes.pipelines import canonical
 from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.trace import reference_for
-from omnigraph.verify import GraphRunner, check_graph
 from tests.graph_checks import EXACT, assert_miss, assert_pass, graph_text
 
 H, D, C = 4, 2, 8

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from graph_checks import assert_miss, graph_with_weights
 
-from omnigraph.contract import Tolerance, deviations
+from omnigraph.contract.graph_check import GraphRunner, check_graph
+from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
 from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.smooth_activations import SmoothActivations
-from omnigraph.verify import GraphRunner, check_graph
 
 RNG = np.random.default_rng(0)
 K, N = 64, 24

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 from graph_checks import assert_miss, graph_text, graph_with_weights
 
+from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.passes.base import Graph, count_ops, run_passes
 from omnigraph.passes.store_quantized_weights import StoreQuantizedWeights
-from omnigraph.verify import GraphRunner, check_graph
 
 RNG = np.random.default_rng(0)
 V, C = 40, 32

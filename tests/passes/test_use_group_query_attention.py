@@ -12,12 +12,12 @@ from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import deviation
+from omnigraph.contract.graph_check import GraphRunner, check_graph
+from omnigraph.contract.tolerance import deviation
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.lowering.onnx_kernels import CONTRIB_OPS
 from omnigraph.passes.base import Graph, declare_ranges, run_passes
 from omnigraph.passes.use_group_query_attention import UseGroupQueryAttention
-from omnigraph.verify import GraphRunner, check_graph
 
 RNG = np.random.default_rng(0)
 MASKS = {

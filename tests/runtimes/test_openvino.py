@@ -16,7 +16,7 @@ from graph_checks import graph_from_text
 from onnx.reference import ReferenceEvaluator
 
 from omnigraph.artifact import Artifact, ProgramEntry, pack, seal
-from omnigraph.contract import Tolerance, deviation
+from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import DeviceError, InputError
 from omnigraph.lowering.base import Lowered
 from omnigraph.lowering.openvino import TARGET

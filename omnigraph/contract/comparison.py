@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.artifact import Artifact
-from omnigraph.contract import Deviation, Tolerance, deviations, output_scales
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
 from omnigraph.passes.base import OPSET, Graph
 from omnigraph.program import Case
-from omnigraph.verify import GraphRunner
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 

@@ -12,15 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract import (
-    Deviation,
-    Tolerance,
-    deviation,
-    deviations,
-    output_scales,
-)
+from omnigraph.contract.graph_check import GraphRunner, longest_contraction, rounding_depth
+from omnigraph.contract.tolerance import Deviation, Tolerance, deviation, deviations, output_scales
 from omnigraph.passes.base import MODULE_KEY, Graph
-from omnigraph.verify import GraphRunner, longest_contraction, rounding_depth
 
 EQUAL = Deviation(0.0, 0.0)
 APART = Deviation(math.inf, math.inf)

@@ -10,10 +10,8 @@ import onnx_ir as ir
 import pytest
 from graph_checks import EXACT, graph_from_text
 
-from omnigraph.contract import Tolerance
-from omnigraph.errors import ContractError, GraphError
-from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Graph
-from omnigraph.verify import (
+from omnigraph.contract.external_weights import tensor_bytes, weights_elsewhere
+from omnigraph.contract.graph_check import (
     GraphRunner,
     check_graph,
     compare_graph,
@@ -21,7 +19,9 @@ from omnigraph.verify import (
     proto_without_weights,
     rounding_depth,
 )
-from omnigraph.weights import tensor_bytes, weights_elsewhere
+from omnigraph.contract.tolerance import Tolerance
+from omnigraph.errors import ContractError, GraphError
+from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Graph
 
 LAYER = """g (float[N,4] x, float[4,8] w, float[8] b) => (float[N,8] y) {
     product = MatMul(x, w)
