@@ -68,7 +68,7 @@ def t5() -> Program:
     import torch
     from transformers import T5Config, T5EncoderModel
 
-    from omnigraph.module_program import program_from_module
+    from omnigraph.frontends.module import program_from_module
 
     class Encoder(torch.nn.Module):
         def __init__(self) -> None:

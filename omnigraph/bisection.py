@@ -124,7 +124,7 @@ def bisect(
         OmniGraphError: the model cannot be traced, or the target cannot do what is asked.
     """
     from omnigraph.driver import choose_programs
-    from omnigraph.model_source import resolve
+    from omnigraph.frontends.resolve import resolve
     from omnigraph.trace import reference_for, trace
 
     chosen = find_target(target)

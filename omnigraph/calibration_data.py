@@ -201,7 +201,7 @@ def open_data(data: object, *, tokenizer: str | None = None, samples: int = 128)
     if path.is_file():
         return CalibrationData(path.name, _text(path, tokenizer), samples)
     if ":" in text:
-        from omnigraph.model_source import find_callable
+        from omnigraph.frontends.resolve import find_callable
 
         function = find_callable(text)
         return CalibrationData(text, lambda: iter(function()), samples)

@@ -24,6 +24,7 @@ from omnigraph.contract.graph_check import (
 )
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import UsageError
+from omnigraph.frontends.resolve import ModelSource, resolve
 from omnigraph.graph_text import graph_text
 from omnigraph.ledger import AttentionSite, attention_sites, check_fused
 from omnigraph.lowering import Lowered, Target, find_target
@@ -34,7 +35,6 @@ from omnigraph.manifest import (
     golden_name,
     write_golden,
 )
-from omnigraph.model_source import ModelSource, resolve
 from omnigraph.output_choice import OutputChoice
 from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
 from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes

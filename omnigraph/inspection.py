@@ -45,7 +45,7 @@ def inspect(
     """
     if isinstance(subject, str | os.PathLike) and Path(subject).exists():
         from omnigraph.artifact import Artifact
-        from omnigraph.model_source import is_model_path
+        from omnigraph.frontends.resolve import is_model_path
 
         path = Path(subject)
         if path.suffix != ".py" and not is_model_path(path):

@@ -15,7 +15,7 @@ from omnigraph.passes.registry import edited, make_pass
 from omnigraph.program import Dim
 
 if TYPE_CHECKING:
-    from omnigraph.model_source import ModelSource
+    from omnigraph.frontends.resolve import ModelSource
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Subject:
             UsageError: there is no such model, program or dimension.
         """
         from omnigraph.driver import choose_programs
-        from omnigraph.model_source import resolve
+        from omnigraph.frontends.resolve import resolve
 
         source = resolve(self.model, config=self.config, settings=self.settings)
         return replace(source, programs=choose_programs(source, self.programs, self.dynamic or {}))

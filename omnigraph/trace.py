@@ -22,6 +22,7 @@ from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import output_scales
 from omnigraph.errors import TraceError
+from omnigraph.frontends.onnx_module import OnnxModule
 from omnigraph.graph_names import (
     keep_provenance,
     name_dimensions,
@@ -29,7 +30,6 @@ from omnigraph.graph_names import (
     output_specs,
     own_path,
 )
-from omnigraph.onnx_module import OnnxModule
 from omnigraph.passes.base import OPSET, Graph, declare_ranges, describe, run_passes
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask

@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from omnigraph.module_program import program_from_module
+from omnigraph.frontends.module import program_from_module
 from omnigraph.program import Dim, Program, contract_cases
 
 #: What transformers calls the two ways to compute attention.

@@ -12,7 +12,7 @@ from graph_checks import graph_from_text
 import omnigraph
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import UsageError
-from omnigraph.model_source import resolve
+from omnigraph.frontends.resolve import resolve
 from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.quantize_caches import QuantizeCaches
 from omnigraph.program import Case

@@ -10,7 +10,7 @@ import pytest
 
 from omnigraph.calibration_data import Feeds, open_data, random_data
 from omnigraph.errors import UsageError
-from omnigraph.model_source import resolve
+from omnigraph.frontends.resolve import resolve
 from omnigraph.program import Dim, TensorSpec
 from omnigraph.real_inputs import with_real_inputs
 

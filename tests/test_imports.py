@@ -137,10 +137,10 @@ SPINE = [n for n in ALL if not n.startswith(tuple(f"omnigraph.{f}" for f in FOLD
 #: trace, and what makes a module of a file or folder.
 TORCH = {
     "omnigraph.trace",
-    "omnigraph.onnx_module",
-    "omnigraph.onnx_program",
-    "omnigraph.exported_module",
-    "omnigraph.hugging_face",
+    "omnigraph.frontends.onnx_module",
+    "omnigraph.frontends.onnx_program",
+    "omnigraph.frontends.pt2_file",
+    "omnigraph.frontends.hugging_face",
 }
 
 

@@ -19,9 +19,9 @@ from omnigraph.cli import main
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import ContractError, UnsupportedError, UsageError
 from omnigraph.evaluation import Loss, cross_entropy, loss_of, sample_of, targets_of
+from omnigraph.frontends.resolve import resolve
 from omnigraph.inspection import describe_text, inspect
 from omnigraph.lowering import find_target
-from omnigraph.model_source import resolve
 from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
 from omnigraph.passes.analysis.products import products
 from omnigraph.passes.analysis.quantization_scheme import FourBits

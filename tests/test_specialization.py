@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from omnigraph.errors import TraceError
-from omnigraph.module_program import program_from_module
+from omnigraph.frontends.module import program_from_module
 from omnigraph.program import Case, Dim, Program, contract_cases
 from omnigraph.specialization import longest_declared
 from omnigraph.trace import check_trace, reference_for, trace

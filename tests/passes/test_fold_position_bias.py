@@ -278,7 +278,7 @@ def test_buckets_of_t5_are_torchs(both: bool):
     """Every bucket of the table is the one that transformers computes, far beyond the last one."""
     torch = pytest.importorskip("torch")
     t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
-    from omnigraph.module_program import program_from_module
+    from omnigraph.frontends.module import program_from_module
     from omnigraph.trace import trace
 
     class Bias(torch.nn.Module):

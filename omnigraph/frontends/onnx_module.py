@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from omnigraph.contract.graph_check import FileRunner
-from omnigraph.onnx_file import graph_of_file
+from omnigraph.frontends.onnx_file import graph_of_file
 from omnigraph.passes.base import Graph
 from omnigraph.program import Program
 

@@ -14,7 +14,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgu
 from torch.utils import _pytree as pytree
 
 from omnigraph.errors import UsageError
-from omnigraph.module_program import program_from_module
+from omnigraph.frontends.module import program_from_module
 from omnigraph.program import Dim, Program, dim_terms
 
 #: Where the program's own modules stand in the wrapper.

@@ -13,10 +13,10 @@ import onnx_ir as ir
 import torch
 
 from omnigraph.errors import OmniGraphError, TraceError, UsageError
-from omnigraph.module_program import program_from_module
-from omnigraph.onnx_file import read_onnx
-from omnigraph.onnx_module import OnnxModule
-from omnigraph.onnx_names import name_axes
+from omnigraph.frontends.module import program_from_module
+from omnigraph.frontends.onnx_file import read_onnx
+from omnigraph.frontends.onnx_module import OnnxModule
+from omnigraph.frontends.onnx_names import name_axes
 from omnigraph.passes.base import Graph
 from omnigraph.program import Dim, Program, dim_terms, evaluate_dim
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from omnigraph.errors import UsageError
-from omnigraph.module_program import program_from_module
+from omnigraph.frontends.module import program_from_module
 from omnigraph.program import Dim, Program
 
 #: Settings of a folder: how attention is written in the graph.

@@ -103,11 +103,11 @@ def _from_path(
             hint="--set is for targets (see `omnigraph targets`), omninet, factories and folders",
         )
     if path.suffix == ".onnx":
-        from omnigraph.onnx_program import program_from_onnx
+        from omnigraph.frontends.onnx_program import program_from_onnx
 
         program = program_from_onnx(path, inputs=inputs)
     elif path.suffix == ".pt2":
-        from omnigraph.exported_module import program_from_pt2
+        from omnigraph.frontends.pt2_file import program_from_pt2
 
         program = program_from_pt2(path, inputs=inputs)
     else:
@@ -132,7 +132,7 @@ def _from_folder(
         )
     if _is_omninet(folder):
         return _from_checkpoint(folder, settings)
-    from omnigraph.hugging_face import programs_from_folder
+    from omnigraph.frontends.hugging_face import programs_from_folder
 
     programs = programs_from_folder(folder, settings=settings)
     config = programs[0].module.model.config
@@ -247,7 +247,7 @@ def _as_programs(made: object, where: str) -> tuple[Program, ...]:
     if isinstance(made, Sequence) and made and all(isinstance(p, Program) for p in made):
         return tuple(made)
     if isinstance(made, Sequence) and len(made) in (2, 3) and isinstance(made[1], Mapping):
-        from omnigraph.module_program import program_from_module
+        from omnigraph.frontends.module import program_from_module
 
         return (program_from_module(made[0], made[1], dynamic=made[2] if made[2:] else None),)
     raise UsageError(

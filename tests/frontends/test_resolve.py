@@ -18,10 +18,10 @@ import omnigraph
 from omnigraph.cli import main
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import OmniGraphError, TraceError, UsageError
+from omnigraph.frontends.onnx_names import name_axes
+from omnigraph.frontends.onnx_program import program_from_onnx
+from omnigraph.frontends.resolve import resolve
 from omnigraph.inspection import inspect
-from omnigraph.model_source import resolve
-from omnigraph.onnx_names import name_axes
-from omnigraph.onnx_program import program_from_onnx
 from omnigraph.passes.base import MODULE_KEY, OPSET
 from omnigraph.program import Case, Dim, contract_cases
 from omnigraph.trace import output_specs, reference_for, trace
@@ -185,7 +185,7 @@ def test_the_reference_is_the_file_as_it_is_and_weights_stay_on_disk(files, exam
 
 
 def test_a_graph_that_is_not_the_file_is_refused(tmp_path: Path, files, monkeypatch):
-    from omnigraph import onnx_module
+    from omnigraph.frontends import onnx_module
 
     right = onnx_module.graph_of_file
 

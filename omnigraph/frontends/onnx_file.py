@@ -12,7 +12,7 @@ from onnxscript import version_converter
 
 from omnigraph.contract.graph_check import proto_without_weights
 from omnigraph.errors import UsageError
-from omnigraph.onnx_names import keep_provenance, rename_dimensions
+from omnigraph.frontends.onnx_names import keep_provenance, rename_dimensions
 from omnigraph.passes.base import OPSET, Graph, run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask

@@ -1,0 +1,1 @@
+"""Where models come from: modules, files and folders, each read as Programs."""
