@@ -201,7 +201,7 @@ def session(graph: Graph) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.n
 
 def compare(subject: Subject, lengths: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
     """The costs of one subject before and after, at each length that its ranges allow."""
-    from omnigraph.trace import trace
+    from omnigraph.tracing.trace import trace
 
     before = trace(subject.program())
     run_passes(before, canonical())

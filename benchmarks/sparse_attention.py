@@ -23,7 +23,7 @@ from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
 from omnigraph.passes.pipelines import canonical
-from omnigraph.trace import trace
+from omnigraph.tracing.trace import trace
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 #: The dense form is not run at more: its scores alone are 4 GB at 8192.

@@ -22,13 +22,13 @@ from omnigraph.contract.graph_check import (
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviation, deviations, output_scales
 from omnigraph.emitter import Emitter
 from omnigraph.errors import OmniGraphError
-from omnigraph.graph_names import output_specs
 from omnigraph.lowering import Lowered, Target, find_target
 from omnigraph.manifest import TracedProgram
 from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
 from omnigraph.passes.base import Graph, Pass, describe, run_passes
 from omnigraph.program import Dim, Program, TensorSpec, contract_cases
 from omnigraph.quantization import Quantization, Quantized, Quantizer, is_quantizing
+from omnigraph.tracing.names import output_specs
 
 Feeds = Mapping[str, np.ndarray]
 #: What runs a program: feeds to outputs, both by name.
@@ -125,7 +125,7 @@ def bisect(
     """
     from omnigraph.driver import choose_programs
     from omnigraph.frontends.resolve import resolve
-    from omnigraph.trace import reference_for, trace
+    from omnigraph.tracing.trace import reference_for, trace
 
     chosen = find_target(target)
     precision = precision or chosen.precisions[0]

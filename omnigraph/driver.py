@@ -45,7 +45,7 @@ from omnigraph.precision_search import search
 from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
 from omnigraph.quantization import Quantization, Quantized, Quantizer
 from omnigraph.real_inputs import with_real_inputs
-from omnigraph.trace import check_trace, output_specs, reference_for, trace
+from omnigraph.tracing.trace import check_trace, output_specs, reference_for, trace
 from omnigraph.variants import make_variants, parse_variants
 
 #: Told of each step: what is being done, and which of how many steps it is.

@@ -59,10 +59,10 @@ def inspect(
 
 
 def _inspect_model(subject: Subject) -> dict[str, Any]:
-    from omnigraph.graph_names import output_specs
     from omnigraph.ledger import attention_sites
     from omnigraph.passes.base import count_ops, run_passes
-    from omnigraph.trace import trace
+    from omnigraph.tracing.names import output_specs
+    from omnigraph.tracing.trace import trace
 
     pipeline, source = subject.pipeline(), subject.source()
     programs = {}

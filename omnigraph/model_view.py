@@ -104,7 +104,7 @@ def stages(subject: Subject, after: str) -> list[Stage]:
     Raises:
         UsageError: there is no such pass.
     """
-    from omnigraph.trace import trace
+    from omnigraph.tracing.trace import trace
 
     pipeline = subject.pipeline()
     if after != "trace":

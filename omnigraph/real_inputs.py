@@ -11,7 +11,7 @@ import numpy as np
 
 from omnigraph.calibration_data import CalibrationData, Feeds
 from omnigraph.program import Case, Program, fit_sizes
-from omnigraph.trace import reference_for
+from omnigraph.tracing.trace import reference_for
 
 #: Samples that token ids are taken from.
 _ENOUGH_SAMPLES = 32

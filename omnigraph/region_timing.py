@@ -21,7 +21,6 @@ import onnx_ir as ir
 from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.emitter import Emitter
-from omnigraph.graph_names import output_specs
 from omnigraph.lowering import Lowered, Target
 from omnigraph.passes.analysis.activation_statistics import Statistics
 from omnigraph.passes.analysis.products import Product, bias_of, by_activation, products
@@ -31,6 +30,7 @@ from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
 from omnigraph.passes.insert_qdq import FLOAT, InsertQdq
 from omnigraph.passes.pipelines import common
 from omnigraph.program import Case, Dim, TensorSpec
+from omnigraph.tracing.names import output_specs
 
 _INPUT = "activation"
 _SHAPE = ("batch", "sequence")

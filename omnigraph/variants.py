@@ -26,7 +26,6 @@ import onnx_ir as ir
 from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
-from omnigraph.graph_names import output_specs
 from omnigraph.head_gates import add_missed, gates_alone
 from omnigraph.head_sites import (
     HeadSite,
@@ -46,7 +45,8 @@ from omnigraph.passes.pipelines import canonical, fused
 from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.passes.site_pass import Miss
 from omnigraph.program import Program, TensorSpec
-from omnigraph.trace import reference_for
+from omnigraph.tracing.names import output_specs
+from omnigraph.tracing.trace import reference_for
 
 #: The program of the gates that depend on no attention.
 GATES = "gates"

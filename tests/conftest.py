@@ -53,7 +53,7 @@ def _traced(name: str, **settings: object) -> Traced:
     from omnigraph.models import OmniNetConfig
     from omnigraph.models.programs import programs
     from omnigraph.program import contract_cases
-    from omnigraph.trace import reference_for, trace
+    from omnigraph.tracing.trace import reference_for, trace
 
     model = OmniNet(OmniNetConfig.named("tiny", **settings), initialize=False).eval()
     generator = torch.Generator().manual_seed(1)

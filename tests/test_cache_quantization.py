@@ -16,7 +16,7 @@ from omnigraph.frontends.resolve import resolve
 from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.quantize_caches import QuantizeCaches
 from omnigraph.program import Case
-from omnigraph.trace import reference_for
+from omnigraph.tracing.trace import reference_for
 
 TINY = {"config": "tiny", "settings": {"kind": "decoder", "positions": "alibi"}}
 RNG = np.random.default_rng(0)

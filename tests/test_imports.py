@@ -136,7 +136,7 @@ SPINE = [n for n in ALL if not n.startswith(tuple(f"omnigraph.{f}" for f in FOLD
 
 #: trace, and what makes a module of a file or folder.
 TORCH = {
-    "omnigraph.trace",
+    "omnigraph.tracing.trace",
     "omnigraph.frontends.onnx_module",
     "omnigraph.frontends.onnx_program",
     "omnigraph.frontends.pt2_file",
@@ -153,7 +153,9 @@ def test_only_trace_and_the_sources_of_modules_import_torch_in_the_spine(name: s
 @pytest.mark.parametrize("name", select("omnigraph.lowering"))
 def test_lowering_does_not_know_the_driver(name: str):
     found = imports(name, ALL[name])
-    assert not uses(found, ("omnigraph.driver", "omnigraph.cli", "omnigraph.trace", "torch"))
+    assert not uses(
+        found, ("omnigraph.driver", "omnigraph.cli", "omnigraph.tracing.trace", "torch")
+    )
     # Of the runtimes, only which GPUs are here: TensorRT builds on the one it will run on.
     seen = uses(found, ("omnigraph.runtimes",)) - {"omnigraph.runtimes"}
     assert seen == uses(seen, ("omnigraph.runtimes.cuda_driver",))

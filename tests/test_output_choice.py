@@ -18,7 +18,7 @@ from omnigraph.output_choice import OutputChoice
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.hoist_selections import HoistSelections
 from omnigraph.passes.pipelines import canonical
-from omnigraph.trace import output_specs
+from omnigraph.tracing.trace import output_specs
 
 
 @pytest.mark.parametrize("program", ["forward", "decode"])

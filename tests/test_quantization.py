@@ -31,7 +31,7 @@ from omnigraph.passes.pipelines import common
 from omnigraph.quantization import Quantization
 from omnigraph.quantization_noise import check_quantized, noise_of, quantized_tolerance
 from omnigraph.region_timing import RegionTimes, regions, time_regions
-from omnigraph.trace import trace
+from omnigraph.tracing.trace import trace
 
 TINY = {
     "config": "tiny",

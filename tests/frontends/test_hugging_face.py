@@ -19,7 +19,7 @@ from omnigraph.contract.tolerance import Tolerance
 from omnigraph.passes.base import Graph, PassRecord, count_ops, run_passes
 from omnigraph.passes.pipelines import common
 from omnigraph.program import Program, contract_cases
-from omnigraph.trace import check_trace, reference_for, trace
+from omnigraph.tracing.trace import check_trace, reference_for, trace
 
 #: Forms of a model that is here in its other form, and takes long.
 LONG = {("t5", "sdpa"), ("bart", "eager")}

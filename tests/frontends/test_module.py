@@ -15,7 +15,7 @@ from omnigraph.errors import TraceError, UsageError
 from omnigraph.frontends.module import program_from_module
 from omnigraph.passes.base import MODULE_KEY, Graph, count_ops
 from omnigraph.program import Case, Dim, Program, TensorSpec, contract_cases
-from omnigraph.trace import check_trace, output_specs, reference_for, trace
+from omnigraph.tracing.trace import check_trace, output_specs, reference_for, trace
 
 TEXT = {"input_ids": {0: "batch", 1: "sequence"}, "attention_mask": {0: "batch", 1: "sequence"}}
 

@@ -24,7 +24,7 @@ from omnigraph.frontends.resolve import resolve
 from omnigraph.inspection import inspect
 from omnigraph.passes.base import MODULE_KEY, OPSET
 from omnigraph.program import Case, Dim, contract_cases
-from omnigraph.trace import output_specs, reference_for, trace
+from omnigraph.tracing.trace import output_specs, reference_for, trace
 
 WIDTH, HEADS, ROWS = 16, 2, 40
 

@@ -17,7 +17,7 @@ from omnigraph.models.programs import programs
 from omnigraph.passes.base import count_ops, run_passes
 from omnigraph.passes.pipelines import common
 from omnigraph.program import contract_cases
-from omnigraph.trace import check_trace, reference_for, trace
+from omnigraph.tracing.trace import check_trace, reference_for, trace
 
 KINDS = ("encoder", "decoder", "encoder-decoder")
 

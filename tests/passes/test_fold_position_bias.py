@@ -279,7 +279,7 @@ def test_buckets_of_t5_are_torchs(both: bool):
     torch = pytest.importorskip("torch")
     t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
     from omnigraph.frontends.module import program_from_module
-    from omnigraph.trace import trace
+    from omnigraph.tracing.trace import trace
 
     class Bias(torch.nn.Module):
         def __init__(self) -> None:

@@ -12,7 +12,7 @@ from omnigraph.passes.fuse_rotary import FuseRotary
 from omnigraph.passes.fuse_swiglu import FuseSwiglu
 from omnigraph.passes.pipelines import canonical
 from omnigraph.program import contract_cases
-from omnigraph.trace import check_trace, reference_for, trace
+from omnigraph.tracing.trace import check_trace, reference_for, trace
 
 FUSIONS = (FuseNorm(), FuseGelu(), FuseSwiglu(), FuseRotary())
 FUSED = ("LayerNormalization", "RMSNormalization", "Gelu", "Swish", "RotaryEmbedding")

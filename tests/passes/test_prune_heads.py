@@ -23,7 +23,7 @@ from omnigraph.passes.analysis.head_importance import least_important
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
 from omnigraph.passes.pipelines import canonical
 from omnigraph.passes.prune_heads import PruneHeads
-from omnigraph.trace import reference_for
+from omnigraph.tracing.trace import reference_for
 from tests.graph_checks import EXACT, assert_miss, assert_pass, graph_text
 
 H, D, C = 4, 2, 8

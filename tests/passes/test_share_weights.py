@@ -15,7 +15,7 @@ from omnigraph.lowering.onnx_files import write_onnx
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.fold_weight_transposes import FoldWeightTransposes
 from omnigraph.passes.share_weights import ShareWeights
-from omnigraph.trace import output_specs
+from omnigraph.tracing.trace import output_specs
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.standard_normal((32, 16)).astype(np.float32)

@@ -19,9 +19,9 @@ from omnigraph.contract.graph_check import (
 )
 from omnigraph.contract.tolerance import Tolerance, deviation, deviations
 from omnigraph.errors import GraphError, TraceError
-from omnigraph.graph_names import own_path, symbol
 from omnigraph.passes.base import MODULE_KEY, Graph
 from omnigraph.program import Case, Dim, Program, dim_terms
+from omnigraph.tracing.names import own_path, symbol
 
 #: The error beyond which a module's output is another one, and not the same rounded differently.
 _PARTED = 1e-3

@@ -23,19 +23,19 @@ from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import output_scales
 from omnigraph.errors import TraceError
 from omnigraph.frontends.onnx_module import OnnxModule
-from omnigraph.graph_names import (
+from omnigraph.passes.base import OPSET, Graph, declare_ranges, describe, run_passes
+from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
+from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
+from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask
+from omnigraph.program import Case, Program, fit_sizes
+from omnigraph.tracing.names import (
     keep_provenance,
     name_dimensions,
     name_tensors,
     output_specs,
     own_path,
 )
-from omnigraph.passes.base import OPSET, Graph, declare_ranges, describe, run_passes
-from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
-from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
-from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask
-from omnigraph.program import Case, Program, fit_sizes
-from omnigraph.specialization import (
+from omnigraph.tracing.specialization import (
     SpecializationWatch,
     check_open,
     fault_of,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from omnigraph.errors import TraceError
 from omnigraph.frontends.module import program_from_module
 from omnigraph.program import Case, Dim, Program, contract_cases
-from omnigraph.specialization import longest_declared
-from omnigraph.trace import check_trace, reference_for, trace
+from omnigraph.tracing.specialization import longest_declared
+from omnigraph.tracing.trace import check_trace, reference_for, trace
 
 
 class Step(nn.Module):

@@ -20,7 +20,7 @@ from omnigraph.contract.tolerance import Tolerance, deviations, output_scales
 from omnigraph.models import AttentionPattern
 from omnigraph.passes.base import MODULE_KEY, OPSET, RANGE_KEY, SOURCE_KEY, count_ops
 from omnigraph.program import Case
-from omnigraph.trace import check_trace, output_specs, reference_for, trace
+from omnigraph.tracing.trace import check_trace, output_specs, reference_for, trace
 
 SOURCES = Path(omnigraph.models.__file__).parent
 
