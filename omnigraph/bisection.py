@@ -27,7 +27,7 @@ from omnigraph.manifest import TracedProgram
 from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
 from omnigraph.passes.base import Graph, Pass, describe, run_passes
 from omnigraph.program import Dim, Program, TensorSpec, contract_cases
-from omnigraph.quantization import Quantization, Quantized, Quantizer, is_quantizing
+from omnigraph.quantization.quantizer import Quantization, Quantized, Quantizer, is_quantizing
 from omnigraph.tracing.names import output_specs
 
 Feeds = Mapping[str, np.ndarray]

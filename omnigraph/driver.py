@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from omnigraph.artifact import check_replaceable, publish, seal, staging
-from omnigraph.budget import AUTO, CARRIER, plan_fields
-from omnigraph.cache_quantization import check_cache_type, quantize_caches
 from omnigraph.contract.comparison import NumberCheck, check_artifact
 from omnigraph.contract.external_weights import release_memory
 from omnigraph.contract.graph_check import (
@@ -41,10 +39,12 @@ from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, 
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.precision_ledger import LayerPrecision, layer_precisions
-from omnigraph.precision_search import search
 from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
-from omnigraph.quantization import Quantization, Quantized, Quantizer
-from omnigraph.real_inputs import with_real_inputs
+from omnigraph.quantization.budget import AUTO, CARRIER, plan_fields
+from omnigraph.quantization.kv_cache import check_cache_type, quantize_caches
+from omnigraph.quantization.quantizer import Quantization, Quantized, Quantizer
+from omnigraph.quantization.real_inputs import with_real_inputs
+from omnigraph.quantization.search import search
 from omnigraph.tracing.trace import check_trace, output_specs, reference_for, trace
 from omnigraph.variants import make_variants, parse_variants
 
@@ -144,7 +144,7 @@ def export(
         variants: "heads=12,8" adds, for each program, one with 12 heads an attention and one with
             8, which a Session may choose for a request (`omnigraph.variants`).
         importance: a JSON or ``.npz`` file with the importance of each head, for ``variants``.
-        calibration: DATA to quantize by, as `omnigraph.calibration_data` reads it.
+        calibration: DATA to quantize by, as `omnigraph.quantization.data` reads it.
         quantization: everything else about how to quantize; ``calibration`` is a part of it.
         kv_cache: "int8" keeps keys and values in eight bits from call to call, with a scale for
             each head; None keeps them as the model has them.

@@ -54,8 +54,8 @@ def add_quantization_options(command: argparse.ArgumentParser) -> None:
 
 def quantization_of(args: argparse.Namespace) -> Any:
     """The options of quantization that were given."""
-    from omnigraph.budget import checked_loss
-    from omnigraph.quantization import Quantization
+    from omnigraph.quantization.budget import checked_loss
+    from omnigraph.quantization.quantizer import Quantization
 
     given = {
         "max_loss": checked_loss(args.max_loss) if args.max_loss is not None else None,
@@ -75,8 +75,8 @@ def quantization_of(args: argparse.Namespace) -> Any:
 
 def say_how_quantized(found: Mapping[str, Any]) -> None:
     """What was chosen, and what ranges come from: loudly, where that is nothing real."""
-    from omnigraph.budget import plan_text
-    from omnigraph.calibration_data import RANDOM
+    from omnigraph.quantization.budget import plan_text
+    from omnigraph.quantization.data import RANDOM
 
     if budget := found.get("budget"):
         print(plan_text(budget))

@@ -20,7 +20,7 @@ so only the rounding of what is stored counts.
 Where values are rounded to codes of eight bits, two correct computations differ by whole steps:
 sums in another order move a value across the border of two codes. That makes at most the noise of
 the rounding itself again, which is a step over √12 for each value (`CODE_NOISE`), and as close to
-independent as other roundings (see `omnigraph.quantization_noise`).
+independent as other roundings (see `omnigraph.quantization.noise`).
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from omnigraph.calibration_data import CalibrationData, Feeds
 from omnigraph.program import Case, Program, fit_sizes
+from omnigraph.quantization.data import CalibrationData, Feeds
 from omnigraph.tracing.trace import reference_for
 
 #: Samples that token ids are taken from.

@@ -191,7 +191,7 @@ def open_data(data: object, *, tokenizer: str | None = None, samples: int = 128)
             "The calibration data are in no form that is known",
             expected=_FORMS,
             found=type(data).__name__,
-            hint="see `omnigraph.calibration_data`",
+            hint="see `omnigraph.quantization.data`",
         )
     text, path = os.fspath(data), Path(data)
     if path.is_dir():

@@ -12,13 +12,9 @@ import pytest
 
 import omnigraph
 from omnigraph.bisection import bisect
-from omnigraph.budget import BudgetSearch, Unit, checked_loss, units_of
-from omnigraph.calibration import calibrate
-from omnigraph.calibration_data import open_data
 from omnigraph.cli import main
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import ContractError, UnsupportedError, UsageError
-from omnigraph.evaluation import Loss, cross_entropy, loss_of, sample_of, targets_of
 from omnigraph.frontends.resolve import resolve
 from omnigraph.inspection import describe_text, inspect
 from omnigraph.lowering import find_target
@@ -28,9 +24,13 @@ from omnigraph.passes.analysis.quantization_scheme import FourBits
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.pipelines import common
-from omnigraph.quantization import Quantization
-from omnigraph.quantization_noise import check_quantized, noise_of, quantized_tolerance
-from omnigraph.region_timing import RegionTimes, regions, time_regions
+from omnigraph.quantization.budget import BudgetSearch, Unit, checked_loss, units_of
+from omnigraph.quantization.calibration import calibrate
+from omnigraph.quantization.data import open_data
+from omnigraph.quantization.evaluation import Loss, cross_entropy, loss_of, sample_of, targets_of
+from omnigraph.quantization.noise import check_quantized, noise_of, quantized_tolerance
+from omnigraph.quantization.quantizer import Quantization
+from omnigraph.quantization.region_timing import RegionTimes, regions, time_regions
 from omnigraph.tracing.trace import trace
 
 TINY = {

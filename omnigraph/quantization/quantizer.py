@@ -16,15 +16,6 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from omnigraph.budget import AUTO, AUTO_LOSS, AUTO_TOKENS
-from omnigraph.calibration import METHODS, calibrate, second_moments
-from omnigraph.calibration_data import (
-    RANDOM,
-    CalibrationData,
-    Feedings,
-    open_data,
-    random_data,
-)
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import UsageError
 from omnigraph.lowering import Target
@@ -39,8 +30,11 @@ from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.smooth_activations import SmoothActivations
 from omnigraph.precision_ledger import LayerPrecision, layer_precisions
 from omnigraph.program import Program
-from omnigraph.quantization_noise import check_quantized, noise_of, quantized_tolerance
-from omnigraph.real_inputs import with_real_inputs
+from omnigraph.quantization.budget import AUTO, AUTO_LOSS, AUTO_TOKENS
+from omnigraph.quantization.calibration import METHODS, calibrate, second_moments
+from omnigraph.quantization.data import RANDOM, CalibrationData, Feedings, open_data, random_data
+from omnigraph.quantization.noise import check_quantized, noise_of, quantized_tolerance
+from omnigraph.quantization.real_inputs import with_real_inputs
 
 Feeds = Mapping[str, np.ndarray]
 _Quantizing = SmoothActivations | CorrectBiases | InsertQdq
@@ -58,7 +52,7 @@ class Quantization:
     """How an export quantizes; what is left open, target and precision decide.
 
     Args:
-        calibration: DATA (see `omnigraph.calibration_data`), or a file of statistics that ``save``
+        calibration: DATA (see `omnigraph.quantization.data`), or a file of statistics that ``save``
             wrote; None is random token ids.
         tokenizer: of DATA that is text: a file of the ``tokenizers`` library, or "bytes".
         samples: how many samples are looked at, at most.
@@ -72,7 +66,7 @@ class Quantization:
         symmetric: of weights of four bits, without zero points; None is what the scheme has.
         save: a file to write the statistics to.
         max_loss: how much worse the model may get, as a part of one; which layers are quantized is
-            found by it (`omnigraph.budget`). "auto" has a bound of its own.
+            found by it (`omnigraph.quantization.budget`). "auto" has a bound of its own.
         evaluation: DATA that the loss is measured on; None is ``calibration``.
         speed_gate: how many tokens to time each region with; what is not faster than float on the
             target, on this machine, stays in float. None is no such test.

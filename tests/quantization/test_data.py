@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnigraph.calibration_data import Feeds, open_data, random_data
 from omnigraph.errors import UsageError
 from omnigraph.frontends.resolve import resolve
 from omnigraph.program import Dim, TensorSpec
-from omnigraph.real_inputs import with_real_inputs
+from omnigraph.quantization.data import Feeds, open_data, random_data
+from omnigraph.quantization.real_inputs import with_real_inputs
 
 INPUTS = (
     TensorSpec("input_ids", "int64", ("batch", "sequence")),

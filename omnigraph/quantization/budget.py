@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnigraph.errors import UsageError
-from omnigraph.evaluation import Loss, Run, Sample, loss_of
 from omnigraph.passes.analysis.products import products, tables
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insert_qdq import FLOAT
-from omnigraph.region_timing import RegionTimes
+from omnigraph.quantization.evaluation import Loss, Run, Sample, loss_of
+from omnigraph.quantization.region_timing import RegionTimes
 from omnigraph.report import table
 
 #: The precision that chooses for itself, and the one whose passes and runtime it uses.

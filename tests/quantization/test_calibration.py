@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from graph_checks import graph_with_weights
 
-from omnigraph.calibration import METHODS, calibrate, second_moments
-from omnigraph.calibration_ranges import entropy, mse, percentile
 from omnigraph.errors import UsageError
 from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
 from omnigraph.passes.analysis.products import products
 from omnigraph.passes.base import Graph
+from omnigraph.quantization.calibration import METHODS, calibrate, second_moments
+from omnigraph.quantization.ranges import entropy, mse, percentile
 
 RNG = np.random.default_rng(0)
 K = 24

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.calibration_ranges import RANGES
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
 from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
 from omnigraph.passes.analysis.products import Product
 from omnigraph.passes.base import Graph, describe
 from omnigraph.passes.matching import same_dim
+from omnigraph.quantization.ranges import RANGES
 
 Feeds = Mapping[str, np.ndarray]
 #: Told what is being done: which sample.

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 
-from omnigraph.budget import CANDIDATES, BudgetSearch, Plan, Unit, units_of
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
-from omnigraph.evaluation import Run, sample_of
 from omnigraph.lowering import Target
 from omnigraph.manifest import TracedProgram
 from omnigraph.passes.analysis.products import is_chosen
 from omnigraph.passes.base import Graph, Pass, run_passes
 from omnigraph.passes.insert_qdq import FLOAT
-from omnigraph.quantization import Quantization, Quantizer, is_quantizing
-from omnigraph.region_timing import RegionTimes, regions, time_regions
+from omnigraph.quantization.budget import CANDIDATES, BudgetSearch, Plan, Unit, units_of
+from omnigraph.quantization.evaluation import Run, sample_of
+from omnigraph.quantization.quantizer import Quantization, Quantizer, is_quantizing
+from omnigraph.quantization.region_timing import RegionTimes, regions, time_regions
 
 
 def search(
