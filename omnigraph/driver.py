@@ -24,6 +24,7 @@ from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import UsageError
 from omnigraph.frontends.resolve import ModelSource, resolve
 from omnigraph.graph_text import graph_text
+from omnigraph.head_variants.variants import make_variants, parse_variants
 from omnigraph.ledger import AttentionSite, attention_sites, check_fused
 from omnigraph.lowering import Lowered, Target, find_target
 from omnigraph.manifest import (
@@ -46,7 +47,6 @@ from omnigraph.quantization.quantizer import Quantization, Quantized, Quantizer
 from omnigraph.quantization.real_inputs import with_real_inputs
 from omnigraph.quantization.search import search
 from omnigraph.tracing.trace import check_trace, output_specs, reference_for, trace
-from omnigraph.variants import make_variants, parse_variants
 
 #: Told of each step: what is being done, and which of how many steps it is.
 Progress = Callable[[str, int, int], None]
@@ -142,7 +142,7 @@ def export(
         require_fused: refuse a program with an attention that is not one node.
         verify_each: compare the numbers after every single pass, too.
         variants: "heads=12,8" adds, for each program, one with 12 heads an attention and one with
-            8, which a Session may choose for a request (`omnigraph.variants`).
+            8, which a Session may choose for a request (`omnigraph.head_variants.variants`).
         importance: a JSON or ``.npz`` file with the importance of each head, for ``variants``.
         calibration: DATA to quantize by, as `omnigraph.quantization.data` reads it.
         quantization: everything else about how to quantize; ``calibration`` is a part of it.

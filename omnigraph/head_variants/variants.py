@@ -26,8 +26,8 @@ import onnx_ir as ir
 from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
-from omnigraph.head_gates import add_missed, gates_alone
-from omnigraph.head_sites import (
+from omnigraph.head_variants.gates import add_missed, gates_alone
+from omnigraph.head_variants.sites import (
     HeadSite,
     head_sites,
     measured_importance,

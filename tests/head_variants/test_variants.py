@@ -15,13 +15,13 @@ import omnigraph
 from omnigraph.artifact import Artifact
 from omnigraph.cli import main
 from omnigraph.errors import ContractError, InputError, UsageError
-from omnigraph.head_sites import HeadSite
+from omnigraph.head_variants.sites import HeadSite
+from omnigraph.head_variants.variants import parse_variants
 from omnigraph.models import OmniNet, OmniNetConfig
 from omnigraph.models.head_gate import HeadGate
 from omnigraph.models.programs import programs
 from omnigraph.program import Program
 from omnigraph.runtimes.variants import Variant
-from omnigraph.variants import parse_variants
 
 #: fp32 sums in another order, over two layers: some dozen roundings of numbers around 1.
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}

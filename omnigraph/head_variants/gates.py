@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.head_sites import head_sites
+from omnigraph.head_variants.sites import head_sites
 from omnigraph.passes.base import Graph, inherit_provenance, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.insertion import infer_outputs
