@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omnigraph.driver import export
     from omnigraph.errors import OmniGraphError
-    from omnigraph.inspection import inspect
+    from omnigraph.inspection.inspect import inspect
     from omnigraph.program import Dim, Program, TensorSpec
     from omnigraph.runtimes import load
 
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 _HOME = {
     "export": "omnigraph.driver",
     "load": "omnigraph.runtimes",
-    "inspect": "omnigraph.inspection",
+    "inspect": "omnigraph.inspection.inspect",
     "Program": "omnigraph.program",
     "TensorSpec": "omnigraph.program",
     "Dim": "omnigraph.program",

@@ -363,7 +363,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from omnigraph.inspection import describe_text, inspect
+    from omnigraph.inspection.inspect import describe_text, inspect
 
     if (args.diff or args.picture) and not args.after:
         raise UsageError(
@@ -382,7 +382,7 @@ def _inspect(args: argparse.Namespace) -> int:
         dynamic=_ranges(args.dynamic),
     )
     if args.kernels:
-        from omnigraph.inspection import add_kernels
+        from omnigraph.inspection.inspect import add_kernels
 
         add_kernels(fields)
     if args.json:
@@ -393,7 +393,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _inspect_after(args: argparse.Namespace) -> int:
-    from omnigraph.model_view import stages
+    from omnigraph.inspection.stages import stages
 
     found = stages(_subject(args, args.subject), args.after)
     shown = {
@@ -412,7 +412,7 @@ def _inspect_after(args: argparse.Namespace) -> int:
 
 
 def _subject(args: argparse.Namespace, model: str) -> Any:
-    from omnigraph.model_view import Subject
+    from omnigraph.inspection.stages import Subject
 
     return Subject(
         model,
@@ -427,7 +427,7 @@ def _subject(args: argparse.Namespace, model: str) -> Any:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from omnigraph.model_view import explain, explanation_fields
+    from omnigraph.inspection.stages import explain, explanation_fields
 
     found = explain(_subject(args, args.model), args.pass_name)
     if args.json:
@@ -446,7 +446,7 @@ def _explain(args: argparse.Namespace) -> int:
 
 
 def _bisect(args: argparse.Namespace) -> int:
-    from omnigraph.bisection import bisect
+    from omnigraph.inspection.bisect import bisect
 
     found = bisect(
         args.model,
@@ -471,7 +471,7 @@ def _bisect(args: argparse.Namespace) -> int:
 
 
 def _passes(args: argparse.Namespace) -> int:
-    from omnigraph.inspection import list_passes
+    from omnigraph.inspection.inspect import list_passes
 
     passes = list_passes()
     if args.json:
@@ -483,7 +483,7 @@ def _passes(args: argparse.Namespace) -> int:
 
 
 def _targets(args: argparse.Namespace) -> int:
-    from omnigraph.inspection import list_targets
+    from omnigraph.inspection.inspect import list_targets
 
     targets = list_targets()
     if args.json:

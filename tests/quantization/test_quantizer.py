@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import omnigraph
-from omnigraph.bisection import bisect
 from omnigraph.cli import main
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import ContractError, UnsupportedError, UsageError
 from omnigraph.frontends.resolve import resolve
-from omnigraph.inspection import describe_text, inspect
+from omnigraph.inspection.bisect import bisect
+from omnigraph.inspection.inspect import describe_text, inspect
 from omnigraph.lowering import find_target
 from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
 from omnigraph.passes.analysis.products import products

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omnigraph.report import size_text, table
 
 if TYPE_CHECKING:
-    from omnigraph.model_view import Subject
+    from omnigraph.inspection.stages import Subject
     from omnigraph.program import Dim
 
 
@@ -51,7 +51,7 @@ def inspect(
         if path.suffix != ".py" and not is_model_path(path):
             artifact = Artifact(path)
             return {"artifact": str(path), "bytes": artifact.size, **artifact.manifest}
-    from omnigraph.model_view import Subject
+    from omnigraph.inspection.stages import Subject
 
     return _inspect_model(
         Subject(subject, config, settings, target, precision, passes, programs, dynamic)
@@ -84,7 +84,7 @@ def _inspect_model(subject: Subject) -> dict[str, Any]:
 
 def describe_text(found: Mapping[str, Any]) -> str:
     """What ``inspect`` found, for a person."""
-    from omnigraph.precision_text import precision_text
+    from omnigraph.inspection.precision_table import precision_text
 
     lines = []
     if "artifact" in found:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from graph_checks import graph_from_text
 
-from omnigraph.bisection import InputSet, bisect_passes, bisect_runtime
 from omnigraph.cli import main
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance
+from omnigraph.inspection.bisect import InputSet, bisect_passes, bisect_runtime
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.passes.base import Graph, Pass
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode

@@ -1,0 +1,1 @@
+"""Views of models, graphs and artifacts, for a person."""
