@@ -23,9 +23,10 @@ from omnigraph.contract.graph_check import (
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import UsageError
 from omnigraph.frontends.resolve import ModelSource, resolve
-from omnigraph.graph_text import graph_text
 from omnigraph.head_variants.variants import make_variants, parse_variants
-from omnigraph.ledger import AttentionSite, attention_sites, check_fused
+from omnigraph.ledger.attention import AttentionSite, attention_sites, check_fused
+from omnigraph.ledger.graph_text import graph_text
+from omnigraph.ledger.precision import LayerPrecision, layer_precisions
 from omnigraph.lowering import Lowered, Target, find_target
 from omnigraph.manifest import (
     TargetProduct,
@@ -39,7 +40,6 @@ from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
 from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
-from omnigraph.precision_ledger import LayerPrecision, layer_precisions
 from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
 from omnigraph.quantization.budget import AUTO, CARRIER, plan_fields
 from omnigraph.quantization.kv_cache import check_cache_type, quantize_caches

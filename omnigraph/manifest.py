@@ -14,10 +14,10 @@ import omnigraph
 from omnigraph.artifact import ProgramEntry
 from omnigraph.contract.comparison import Reference
 from omnigraph.contract.tolerance import Tolerance
-from omnigraph.ledger import AttentionSite
+from omnigraph.ledger.attention import AttentionSite
+from omnigraph.ledger.precision import LayerPrecision
 from omnigraph.lowering import Emission, Target
 from omnigraph.passes.base import Graph, PassRecord
-from omnigraph.precision_ledger import LayerPrecision
 from omnigraph.program import Dim, TensorSpec
 
 

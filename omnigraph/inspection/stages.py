@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from omnigraph.errors import UsageError
-from omnigraph.graph_text import graph_diff, graph_text
 from omnigraph.inspection.graph_picture import picture
+from omnigraph.ledger.graph_text import graph_diff, graph_text
 from omnigraph.passes.base import Finding, Pass, run_passes
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.registry import edited, make_pass

@@ -18,6 +18,7 @@ import numpy as np
 
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import UsageError
+from omnigraph.ledger.precision import LayerPrecision, layer_precisions
 from omnigraph.lowering import Target
 from omnigraph.manifest import TracedProgram
 from omnigraph.passes.analysis.activation_statistics import Statistics
@@ -28,7 +29,6 @@ from omnigraph.passes.base import Graph, Pass, run_passes
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.smooth_activations import SmoothActivations
-from omnigraph.precision_ledger import LayerPrecision, layer_precisions
 from omnigraph.program import Program
 from omnigraph.quantization.budget import AUTO, AUTO_LOSS, AUTO_TOKENS
 from omnigraph.quantization.calibration import METHODS, calibrate, second_moments

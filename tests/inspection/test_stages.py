@@ -13,8 +13,8 @@ from graph_checks import graph_from_text
 
 from omnigraph.cli import main
 from omnigraph.errors import UsageError
-from omnigraph.graph_text import graph_diff, graph_text
 from omnigraph.inspection.stages import Subject, explain, stages
+from omnigraph.ledger.graph_text import graph_diff, graph_text
 
 MODEL = """g (float[batch,sequence,64] x, bool[batch,1,sequence,sequence] mask)
     => (float[batch,sequence,64] y)

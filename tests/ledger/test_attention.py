@@ -14,7 +14,7 @@ import omnigraph
 from omnigraph.artifact import Artifact
 from omnigraph.cli import main
 from omnigraph.errors import FusionError
-from omnigraph.ledger import attention_sites, check_fused
+from omnigraph.ledger.attention import attention_sites, check_fused
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.decompose_attention import DecomposeAttention
 from omnigraph.runtimes.kernels import Kernel, kernels_of
