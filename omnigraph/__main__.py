@@ -1,5 +1,5 @@
 """``python -m omnigraph`` is ``omnigraph``."""
 
-from omnigraph.cli import main
+from omnigraph.cli.main import main
 
 raise SystemExit(main())

@@ -21,11 +21,12 @@ EMBEDDED = (
     "omnigraph.artifact",
     "omnigraph.artifact.artifact",
     "omnigraph.cli",
+    "omnigraph.cli.main",
     "omnigraph.contract",
     "omnigraph.contract.tolerance",
     "omnigraph.errors",
     "omnigraph.program",
-    "omnigraph.quantization_cli",
+    "omnigraph.cli.quantization_options",
     "omnigraph.report",
     "omnigraph.artifact.zip_file",
 )
@@ -154,7 +155,7 @@ def test_only_trace_and_the_sources_of_modules_import_torch_in_the_spine(name: s
 def test_lowering_does_not_know_the_driver(name: str):
     found = imports(name, ALL[name])
     assert not uses(
-        found, ("omnigraph.driver", "omnigraph.cli", "omnigraph.tracing.trace", "torch")
+        found, ("omnigraph.driver", "omnigraph.cli.main", "omnigraph.tracing.trace", "torch")
     )
     # Of the runtimes, only which GPUs are here: TensorRT builds on the one it will run on.
     seen = uses(found, ("omnigraph.runtimes",)) - {"omnigraph.runtimes"}

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import omnigraph
-from omnigraph.cli import main
+from omnigraph.cli.main import main
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import OmniGraphError, TraceError, UsageError
 from omnigraph.frontends.onnx_names import name_axes

@@ -13,7 +13,7 @@ import torch
 
 import omnigraph
 from omnigraph.artifact import Artifact
-from omnigraph.cli import main
+from omnigraph.cli.main import main
 from omnigraph.errors import ContractError, InputError, UsageError
 from omnigraph.head_variants.sites import HeadSite
 from omnigraph.head_variants.variants import parse_variants

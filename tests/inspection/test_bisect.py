@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from graph_checks import graph_from_text
 
-from omnigraph.cli import main
+from omnigraph.cli.main import main
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.inspection.bisect import InputSet, bisect_passes, bisect_runtime

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from graph_checks import graph_from_text
 
-from omnigraph.cli import main
+from omnigraph.cli.main import main
 from omnigraph.errors import UsageError
 from omnigraph.inspection.stages import Subject, explain, stages
 from omnigraph.ledger.graph_text import graph_diff, graph_text

@@ -12,7 +12,7 @@ from graph_checks import graph_from_text
 
 import omnigraph
 from omnigraph.artifact import Artifact
-from omnigraph.cli import main
+from omnigraph.cli.main import main
 from omnigraph.errors import FusionError
 from omnigraph.ledger.attention import attention_sites, check_fused
 from omnigraph.passes.base import run_passes

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import omnigraph
-from omnigraph.cli import main
+from omnigraph.cli.main import main
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import ContractError, UnsupportedError, UsageError
 from omnigraph.frontends.resolve import resolve

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnigraph.cli import main
+from omnigraph.cli.main import main
 
 IDS = "input_ids=5,6,7"
 

@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 import omnigraph
-from omnigraph.errors import OmniGraphError, UsageError
-from omnigraph.quantization_cli import (
+from omnigraph.cli.quantization_options import (
     add_quantization_options,
     quantization_of,
     say_how_quantized,
 )
+from omnigraph.errors import OmniGraphError, UsageError
 from omnigraph.report import progress_reporter, size_text, table
 
 _EXPORT_HELP = """\
