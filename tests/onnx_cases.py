@@ -29,7 +29,7 @@ from omnigraph.contract.graph_check import (
 from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import OmniGraphError
 from omnigraph.lowering import Emission, Lowered, Target, find_target
-from omnigraph.lowering.onnx_files import write_onnx
+from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask

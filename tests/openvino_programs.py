@@ -11,7 +11,7 @@ import openvino as ov
 from onnx_ir.passes.common import ShapeInferencePass
 
 from omnigraph.lowering.base import Emission, Lowered
-from omnigraph.lowering.openvino import TARGET
+from omnigraph.lowering.openvino.target import TARGET
 from omnigraph.passes.base import MODULE_KEY, run_passes
 from omnigraph.program import Dim, TensorSpec
 

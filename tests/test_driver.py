@@ -19,7 +19,7 @@ import omnigraph
 from omnigraph import driver
 from omnigraph.artifact import Artifact
 from omnigraph.errors import ArtifactError, ContractError, OmniGraphError, UsageError
-from omnigraph.lowering.onnx import OnnxTarget
+from omnigraph.lowering.onnx.target import OnnxTarget
 from omnigraph.passes.base import Graph, Pass
 from omnigraph.program import Dim
 

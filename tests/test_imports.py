@@ -164,12 +164,12 @@ def test_lowering_does_not_know_the_driver(name: str):
 
 VENDOR_FILES = {
     "omnigraph.contract.graph_check": {"onnxruntime"},  # numbers of a Graph, between passes
-    "omnigraph.lowering.onnx": {"onnxruntime"},
-    "omnigraph.lowering.openvino": {"openvino"},
-    "omnigraph.lowering.openvino_attention": {"openvino"},
-    "omnigraph.lowering.openvino_ir": {"openvino"},
-    "omnigraph.lowering.tensorrt": {"tensorrt", "tensorrt_rtx"},
-    "omnigraph.lowering.tensorrt_build": {"tensorrt", "tensorrt_rtx"},
+    "omnigraph.lowering.onnx.target": {"onnxruntime"},
+    "omnigraph.lowering.openvino.target": {"openvino"},
+    "omnigraph.lowering.openvino.attention": {"openvino"},
+    "omnigraph.lowering.openvino.ir": {"openvino"},
+    "omnigraph.lowering.tensorrt.target": {"tensorrt", "tensorrt_rtx"},
+    "omnigraph.lowering.tensorrt.build": {"tensorrt", "tensorrt_rtx"},
     "omnigraph.runtimes.onnx": {"onnxruntime"},
     "omnigraph.runtimes.openvino": {"openvino"},
     "omnigraph.runtimes.tensorrt": {"tensorrt", "tensorrt_rtx"},

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.lowering import Lowered, find_target
-from omnigraph.lowering.onnx_files import write_onnx
+from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.fold_weight_transposes import FoldWeightTransposes
 from omnigraph.passes.share_weights import ShareWeights

@@ -19,7 +19,7 @@ from omnigraph.artifact import Artifact, ProgramEntry, pack, seal
 from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import DeviceError, InputError
 from omnigraph.lowering.base import Lowered
-from omnigraph.lowering.openvino import TARGET
+from omnigraph.lowering.openvino.target import TARGET
 from omnigraph.passes.base import Graph, run_passes
 from omnigraph.program import Dim, TensorSpec
 from omnigraph.runtimes import load

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from omnigraph.lowering.misread import misread
+from omnigraph.lowering.nonconforming import misread
 
 _MASK, _SCORES = 3, 3
 #: Types whose numbers a cast to them must clamp, and is not clamped to.

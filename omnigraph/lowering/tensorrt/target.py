@@ -12,10 +12,10 @@ import onnx_ir as ir
 from omnigraph.contract.external_weights import release_memory
 from omnigraph.errors import UsageError
 from omnigraph.lowering.base import Emission, Lowered, Target
-from omnigraph.lowering.onnx_files import write_onnx
-from omnigraph.lowering.tensorrt_build import Flavour, build_engine, rtx_flavour
-from omnigraph.lowering.tensorrt_quantization import FIRST_CAPABILITY
-from omnigraph.lowering.tensorrt_support import ATTENTION, NO_BFLOAT16, refusal
+from omnigraph.lowering.onnx.files import write_onnx
+from omnigraph.lowering.tensorrt.build import Flavour, build_engine, rtx_flavour
+from omnigraph.lowering.tensorrt.quantization import FIRST_CAPABILITY
+from omnigraph.lowering.tensorrt.support import ATTENTION, NO_BFLOAT16, refusal
 from omnigraph.passes.base import Pass
 from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions

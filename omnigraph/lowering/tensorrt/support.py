@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from omnigraph.lowering.misread import misread
-from omnigraph.lowering.tensorrt_quantization import (
+from omnigraph.lowering.nonconforming import misread
+from omnigraph.lowering.tensorrt.quantization import (
     narrow_refusal,
     product_refusal,
     quantizer_refusal,

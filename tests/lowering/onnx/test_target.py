@@ -15,8 +15,8 @@ import omnigraph
 from omnigraph.artifact import MANIFEST, Artifact, seal
 from omnigraph.errors import DeviceError, UnsupportedError
 from omnigraph.lowering.base import Lowered
-from omnigraph.lowering.onnx import TARGET
-from omnigraph.lowering.onnx_files import write_onnx
+from omnigraph.lowering.onnx.files import write_onnx
+from omnigraph.lowering.onnx.target import TARGET
 from omnigraph.passes.base import Graph
 from omnigraph.program import TensorSpec
 

@@ -22,7 +22,7 @@ from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import CompileError, UnsupportedError, UsageError
 from omnigraph.lowering import find_target
 from omnigraph.lowering.base import Lowered
-from omnigraph.lowering.openvino import TARGET
+from omnigraph.lowering.openvino.target import TARGET
 from omnigraph.passes.base import MODULE_KEY
 from omnigraph.program import Dim, TensorSpec
 

@@ -7,7 +7,7 @@ measures it again.
 
 from __future__ import annotations
 
-from omnigraph.lowering.onnx_kernels import Form
+from omnigraph.lowering.onnx.kernels import Form
 
 _NODE = "Attention of 4 axes, which becomes ScaledDotProductAttention"
 

@@ -18,9 +18,9 @@ from typing import Any
 import onnx_ir as ir
 
 from omnigraph.errors import CompileError, OmniGraphError, UnsupportedError
-from omnigraph.lowering import tensorrt_worker
 from omnigraph.lowering.base import Lowered
-from omnigraph.lowering.tensorrt_engine import product_types
+from omnigraph.lowering.tensorrt import worker as tensorrt_worker
+from omnigraph.lowering.tensorrt.engine import product_types
 from omnigraph.passes.base import describe
 from omnigraph.program import Dim, TensorSpec, dim_terms, evaluate_dim
 
