@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.polynomial import Polynomial, operands, polynomial, same_polynomial
-from omnigraph.passes.analysis.written_activation import match_activation
+from omnigraph.passes.analysis.arithmetic.activation import match_activation
+from omnigraph.passes.analysis.arithmetic.polynomial import (
+    Polynomial,
+    operands,
+    polynomial,
+    same_polynomial,
+)
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.polynomial import (
+from omnigraph.passes.analysis.arithmetic.polynomial import (
     Polynomial,
     arithmetic,
     operands,
