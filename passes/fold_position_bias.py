@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from omnigraph.contract.graph_check import longest_contraction, rounding_depth
 from omnigraph.contract.tolerance import UNIT_ROUNDOFF, Tolerance
-from omnigraph.passes.analysis.attention_mask import KEY, QUERY, NotClosed, meaning
+from omnigraph.passes.analysis.attention.mask import KEY, QUERY, NotClosed, meaning
 from omnigraph.passes.analysis.bias_forms import (
     Folding,
     constant_form,

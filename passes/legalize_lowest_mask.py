@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.joined_mask import above_lowest
+from omnigraph.passes.analysis.attention.joined_mask import above_lowest
 from omnigraph.passes.base import Graph, Pass
 from omnigraph.passes.insertion import Inserter
 

@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention_mask import AXES, HEAD, KEY, QUERY, separate
+from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, separate
 from omnigraph.passes.analysis.index_bounds import bounds
 from omnigraph.passes.analysis.index_evaluation import Emitter, compute
 from omnigraph.passes.analysis.index_expression import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention_mask import BATCH, HEAD, KEY, QUERY, MaskMeaning, meaning
+from omnigraph.passes.analysis.attention.mask import BATCH, HEAD, KEY, QUERY, MaskMeaning, meaning
 from omnigraph.passes.analysis.block_layout import BlockPattern, Blocks, Layout, Window
 from omnigraph.passes.analysis.block_mask import block_mask
 from omnigraph.passes.analysis.index_bounds import bounds

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention_mask import KEY, QUERY
+from omnigraph.passes.analysis.attention.mask import KEY, QUERY
 from omnigraph.passes.analysis.block_mask import Places
 from omnigraph.passes.analysis.index_evaluation import Emitter
 from omnigraph.passes.analysis.index_expression import Coordinate, Linear, coordinate

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention_mask import BATCH, HEAD
+from omnigraph.passes.analysis.attention.mask import BATCH, HEAD
 from omnigraph.passes.analysis.index_bounds import bounds
 from omnigraph.passes.analysis.index_evaluation import Emitter
 from omnigraph.passes.analysis.index_expression import (

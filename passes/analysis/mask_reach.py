@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from omnigraph.passes.analysis.attention_mask import KEY, QUERY
+from omnigraph.passes.analysis.attention.mask import KEY, QUERY
 from omnigraph.passes.analysis.index_expression import (
     FALSE,
     All,

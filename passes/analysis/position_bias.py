@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention_mask import AXES, HEAD, KEY, QUERY, NotClosed, hiding
+from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, NotClosed, hiding
 from omnigraph.passes.analysis.index_bounds import Bounds, bounds
 from omnigraph.passes.analysis.index_expression import (
     Apply,

@@ -8,7 +8,7 @@ from math import inf
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention_mask import HEAD, difference
+from omnigraph.passes.analysis.attention.mask import HEAD, difference
 from omnigraph.passes.analysis.index_bounds import settled
 from omnigraph.passes.analysis.index_evaluation import Emitter, compute
 from omnigraph.passes.analysis.index_expression import (

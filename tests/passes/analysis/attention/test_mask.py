@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from graph_checks import graph_from_text
 
-from omnigraph.passes.analysis.attention_mask import (
+from omnigraph.passes.analysis.attention.mask import (
     MaskMeaning,
     NotClosed,
     difference,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention_heads import (
+from omnigraph.passes.analysis.attention.heads import (
     Dim,
     Heads,
     four_axes,
@@ -13,9 +13,9 @@ from omnigraph.passes.analysis.attention_heads import (
     scaled_queries,
     turned_keys,
 )
-from omnigraph.passes.analysis.attention_scores import Scores, read_scores
-from omnigraph.passes.analysis.attention_shares import Shares, read_shares
-from omnigraph.passes.analysis.joined_mask import check_terms
+from omnigraph.passes.analysis.attention.joined_mask import check_terms
+from omnigraph.passes.analysis.attention.scores import Scores, read_scores
+from omnigraph.passes.analysis.attention.weights import Shares, read_shares
 from omnigraph.passes.matching import axis_size, same_dim
 from omnigraph.passes.site_pass import Miss
 

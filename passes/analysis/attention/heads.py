@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention_scores import number
+from omnigraph.passes.analysis.attention.scores import number
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, constant, made_by, rank, same_dim
 from omnigraph.passes.site_pass import Miss

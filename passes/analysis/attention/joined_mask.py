@@ -7,8 +7,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention_heads import Dim, split_axis
-from omnigraph.passes.analysis.attention_scores import Term
+from omnigraph.passes.analysis.attention.heads import Dim, split_axis
+from omnigraph.passes.analysis.attention.scores import Term
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, constant, made_by, rank, same_dim
 from omnigraph.passes.site_pass import Miss

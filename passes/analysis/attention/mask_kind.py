@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.absorbed_past import AbsorbedPast
-from omnigraph.passes.analysis.attention_mask import MaskMeaning, NotClosed, meaning
+from omnigraph.passes.analysis.attention.mask import MaskMeaning, NotClosed, meaning
+from omnigraph.passes.analysis.attention.past import AbsorbedPast
 from omnigraph.passes.analysis.index_expression import Linear
 from omnigraph.passes.analysis.index_reading import IndexReader
 from omnigraph.passes.matching import same_dim

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention_scores import Scores, number, split_heads
+from omnigraph.passes.analysis.attention.scores import Scores, number, split_heads
 from omnigraph.passes.matching import axis_size, constant, made_by, rank, standard
 from omnigraph.passes.site_pass import Miss
 

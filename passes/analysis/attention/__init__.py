@@ -1,0 +1,1 @@
+"""Attention in any spelling: where it stands, its scores, mask, past and heads."""
