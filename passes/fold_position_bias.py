@@ -18,7 +18,7 @@ from omnigraph.passes.analysis.bias_forms import (
     row_form,
     toeplitz_form,
 )
-from omnigraph.passes.analysis.block_attention import BLOCKS_KEY
+from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY
 from omnigraph.passes.analysis.index_expression import Expression, coordinates
 from omnigraph.passes.analysis.position_bias import (
     HIDES_ALL,

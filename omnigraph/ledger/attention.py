@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from omnigraph.errors import FusionError
 from omnigraph.passes.analysis.attention.sites import written_out_attention
-from omnigraph.passes.analysis.block_attention import BLOCKS_KEY
+from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY
 from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Finding, Graph, PassRecord
 from omnigraph.passes.matching import axis_size, input_at
 

@@ -8,11 +8,18 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import KEY, QUERY
-from omnigraph.passes.analysis.block_mask import Places
+from omnigraph.passes.analysis.block_sparse.mask import Places
+from omnigraph.passes.analysis.block_sparse.reach import (
+    Band,
+    Columns,
+    Drawn,
+    Reach,
+    Rows,
+    in_blocks,
+)
 from omnigraph.passes.analysis.index_evaluation import Emitter
 from omnigraph.passes.analysis.index_expression import Coordinate, Linear, coordinate
 from omnigraph.passes.analysis.index_simplification import substitute
-from omnigraph.passes.analysis.mask_reach import Band, Columns, Drawn, Reach, Rows, in_blocks
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.site_pass import Miss
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import BATCH, HEAD, KEY, QUERY, MaskMeaning, meaning
-from omnigraph.passes.analysis.block_layout import BlockPattern, Blocks, Layout, Window
-from omnigraph.passes.analysis.block_mask import block_mask
+from omnigraph.passes.analysis.block_sparse.layout import BlockPattern, Blocks, Layout, Window
+from omnigraph.passes.analysis.block_sparse.mask import block_mask
 from omnigraph.passes.analysis.index_bounds import bounds
 from omnigraph.passes.analysis.index_expression import TRUE, Linear, coordinate, coordinates
 from omnigraph.passes.analysis.index_reading import NotClosed

@@ -1,0 +1,1 @@
+"""Masks that leave out blocks, and attention by the blocks that are left."""
