@@ -19,7 +19,7 @@ from omnigraph.passes.analysis.bias_forms import (
     toeplitz_form,
 )
 from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY
-from omnigraph.passes.analysis.index_expression import Expression, coordinates
+from omnigraph.passes.analysis.index.expression import Expression, coordinates
 from omnigraph.passes.analysis.position_bias import (
     HIDES_ALL,
     PositionBias,

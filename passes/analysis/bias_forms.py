@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, separate
-from omnigraph.passes.analysis.index_bounds import bounds
-from omnigraph.passes.analysis.index_evaluation import Emitter, compute
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.bounds import bounds
+from omnigraph.passes.analysis.index.evaluation import Emitter, compute
+from omnigraph.passes.analysis.index.expression import (
     Apply,
     Coordinate,
     Expression,
@@ -23,7 +23,7 @@ from omnigraph.passes.analysis.index_expression import (
     coordinates,
     inside,
 )
-from omnigraph.passes.analysis.index_reading import IndexReader
+from omnigraph.passes.analysis.index.reading import IndexReader
 from omnigraph.passes.analysis.position_bias import (
     HIDES_ALL,
     PositionBias,

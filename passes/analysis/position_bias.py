@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, NotClosed, hiding
-from omnigraph.passes.analysis.index_bounds import Bounds, bounds
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.bounds import Bounds, bounds
+from omnigraph.passes.analysis.index.expression import (
     Apply,
     Expression,
     Linear,
@@ -17,8 +17,8 @@ from omnigraph.passes.analysis.index_expression import (
     coordinates,
     data,
 )
-from omnigraph.passes.analysis.index_reading import IndexReader
-from omnigraph.passes.analysis.index_simplification import constant
+from omnigraph.passes.analysis.index.reading import IndexReader
+from omnigraph.passes.analysis.index.simplification import constant
 from omnigraph.passes.matching import made_by
 
 #: Numbers at or below this hide a key whatever is added to them.

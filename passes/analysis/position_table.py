@@ -8,8 +8,8 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index_evaluation import Emitter, compute
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.evaluation import Emitter, compute
+from omnigraph.passes.analysis.index.expression import (
     Coordinate,
     Expression,
     Length,
@@ -19,8 +19,8 @@ from omnigraph.passes.analysis.index_expression import (
     data,
     inside,
 )
-from omnigraph.passes.analysis.index_reading import IndexReader, NotClosed
-from omnigraph.passes.analysis.index_simplification import substitute
+from omnigraph.passes.analysis.index.reading import IndexReader, NotClosed
+from omnigraph.passes.analysis.index.simplification import substitute
 from omnigraph.passes.base import Graph, range_of
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import nodes_of, remove_unused, replace_output, through

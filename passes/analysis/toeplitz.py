@@ -9,16 +9,16 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import HEAD, difference
-from omnigraph.passes.analysis.index_bounds import settled
-from omnigraph.passes.analysis.index_evaluation import Emitter, compute
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.bounds import settled
+from omnigraph.passes.analysis.index.evaluation import Emitter, compute
+from omnigraph.passes.analysis.index.expression import (
     Coordinate,
     Expression,
     Length,
     Linear,
     inside,
 )
-from omnigraph.passes.analysis.index_simplification import substitute
+from omnigraph.passes.analysis.index.simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import made_by, rank
 

@@ -12,8 +12,8 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index_bounds import bounds
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.bounds import bounds
+from omnigraph.passes.analysis.index.expression import (
     BOOL,
     TRUE,
     All,
@@ -29,8 +29,8 @@ from omnigraph.passes.analysis.index_expression import (
     data,
     total,
 )
-from omnigraph.passes.analysis.index_reading import NotClosed, read
-from omnigraph.passes.analysis.index_simplification import apply, deny, every, substitute
+from omnigraph.passes.analysis.index.reading import NotClosed, read
+from omnigraph.passes.analysis.index.simplification import apply, deny, every, substitute
 
 __all__ = ["AXES", "MaskMeaning", "NotClosed", "difference", "meaning", "separate"]
 

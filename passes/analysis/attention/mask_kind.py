@@ -6,8 +6,8 @@ import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import MaskMeaning, NotClosed, meaning
 from omnigraph.passes.analysis.attention.past import AbsorbedPast
-from omnigraph.passes.analysis.index_expression import Linear
-from omnigraph.passes.analysis.index_reading import IndexReader
+from omnigraph.passes.analysis.index.expression import Linear
+from omnigraph.passes.analysis.index.reading import IndexReader
 from omnigraph.passes.matching import same_dim
 
 

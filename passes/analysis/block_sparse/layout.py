@@ -17,9 +17,9 @@ from omnigraph.passes.analysis.block_sparse.reach import (
     Rows,
     in_blocks,
 )
-from omnigraph.passes.analysis.index_evaluation import Emitter
-from omnigraph.passes.analysis.index_expression import Coordinate, Linear, coordinate
-from omnigraph.passes.analysis.index_simplification import substitute
+from omnigraph.passes.analysis.index.evaluation import Emitter
+from omnigraph.passes.analysis.index.expression import Coordinate, Linear, coordinate
+from omnigraph.passes.analysis.index.simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.site_pass import Miss
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import BATCH, HEAD
-from omnigraph.passes.analysis.index_bounds import bounds
-from omnigraph.passes.analysis.index_evaluation import Emitter
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.bounds import bounds
+from omnigraph.passes.analysis.index.evaluation import Emitter
+from omnigraph.passes.analysis.index.expression import (
     BOOL,
     Choice,
     Coordinate,
@@ -23,7 +23,7 @@ from omnigraph.passes.analysis.index_expression import (
     coordinates,
     inside,
 )
-from omnigraph.passes.analysis.index_simplification import substitute
+from omnigraph.passes.analysis.index.simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.site_pass import Miss
 

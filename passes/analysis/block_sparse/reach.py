@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from omnigraph.passes.analysis.attention.mask import KEY, QUERY
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.expression import (
     FALSE,
     All,
     Any,
@@ -23,7 +23,7 @@ from omnigraph.passes.analysis.index_expression import (
     coordinate,
     coordinates,
 )
-from omnigraph.passes.analysis.index_simplification import substitute
+from omnigraph.passes.analysis.index.simplification import substitute
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from omnigraph.passes.analysis.attention.mask import (
     meaning,
     separate,
 )
-from omnigraph.passes.analysis.index_expression import Length, Linear
+from omnigraph.passes.analysis.index.expression import Length, Linear
 
 PAST = Linear(0, ((Length("past"), 1),))
 #: Queries qi [T, 1] after a past, keys kj [1, S], for past P, T queries and S = P + T keys.

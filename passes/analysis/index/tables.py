@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index_expression import BOOL, Expression, Linear, atom, table
-from omnigraph.passes.analysis.index_simplification import (
+from omnigraph.passes.analysis.index.expression import BOOL, Expression, Linear, atom, table
+from omnigraph.passes.analysis.index.simplification import (
     choice,
     constant,
     element,

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.passes.analysis.index_bounds import bounds, settled
-from omnigraph.passes.analysis.index_evaluation import Emitter, compute
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.bounds import bounds, settled
+from omnigraph.passes.analysis.index.evaluation import Emitter, compute
+from omnigraph.passes.analysis.index.expression import (
     Coordinate,
     Expression,
     Length,
@@ -23,9 +23,9 @@ from omnigraph.passes.analysis.index_expression import (
     coordinates,
     data,
 )
-from omnigraph.passes.analysis.index_reading import NotClosed, read
-from omnigraph.passes.analysis.index_shapes import dimension
-from omnigraph.passes.analysis.index_simplification import apply, deny, every, substitute
+from omnigraph.passes.analysis.index.reading import NotClosed, read
+from omnigraph.passes.analysis.index.shapes import dimension
+from omnigraph.passes.analysis.index.simplification import apply, deny, every, substitute
 from omnigraph.passes.insertion import Inserter
 
 NAMES = ("b", "h", "i", "j")

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index_expression import Length, Linear, atom, total
-from omnigraph.passes.analysis.index_simplification import apply
+from omnigraph.passes.analysis.index.expression import Length, Linear, atom, total
+from omnigraph.passes.analysis.index.simplification import apply
 
 Index: TypeAlias = tuple[Linear, ...]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.expression import (
     BOOL,
     All,
     Any,

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index_evaluation import compute_op
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.evaluation import compute_op
+from omnigraph.passes.analysis.index.expression import (
     All,
     Any,
     Apply,

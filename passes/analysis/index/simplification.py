@@ -7,9 +7,9 @@ from math import floor
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index_bounds import bounds
-from omnigraph.passes.analysis.index_evaluation import compute
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.bounds import bounds
+from omnigraph.passes.analysis.index.evaluation import compute
+from omnigraph.passes.analysis.index.expression import (
     BOOL,
     FALSE,
     INT64,

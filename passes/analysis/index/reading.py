@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index_bounds import bounds
-from omnigraph.passes.analysis.index_dimensions import FARTHEST, DimensionReader, NotClosed
-from omnigraph.passes.analysis.index_evaluation import ELEMENTWISE
-from omnigraph.passes.analysis.index_expression import (
+from omnigraph.passes.analysis.index.bounds import bounds
+from omnigraph.passes.analysis.index.dimensions import FARTHEST, DimensionReader, NotClosed
+from omnigraph.passes.analysis.index.evaluation import ELEMENTWISE
+from omnigraph.passes.analysis.index.expression import (
     FALSE,
     Expression,
     Linear,
@@ -23,15 +23,15 @@ from omnigraph.passes.analysis.index_expression import (
     coordinate,
     coordinates,
 )
-from omnigraph.passes.analysis.index_shapes import Index, product, regrouped
-from omnigraph.passes.analysis.index_simplification import (
+from omnigraph.passes.analysis.index.shapes import Index, product, regrouped
+from omnigraph.passes.analysis.index.simplification import (
     apply,
     choice,
     constant,
     element,
     non_negative,
 )
-from omnigraph.passes.analysis.index_tables import closed_form
+from omnigraph.passes.analysis.index.tables import closed_form
 from omnigraph.passes.matching import input_at
 
 #: Nodes looked through before a value is given up as too large an expression.

@@ -6,10 +6,10 @@ import abc
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index_bounds import bounds
-from omnigraph.passes.analysis.index_evaluation import ELEMENTWISE
-from omnigraph.passes.analysis.index_expression import Expression, Linear, atom, total
-from omnigraph.passes.analysis.index_shapes import Index, broadcast, dimension, product
+from omnigraph.passes.analysis.index.bounds import bounds
+from omnigraph.passes.analysis.index.evaluation import ELEMENTWISE
+from omnigraph.passes.analysis.index.expression import Expression, Linear, atom, total
+from omnigraph.passes.analysis.index.shapes import Index, broadcast, dimension, product
 from omnigraph.passes.matching import input_at
 
 #: The end of a Slice from which on it means the end of the axis.
