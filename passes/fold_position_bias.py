@@ -11,23 +11,23 @@ import onnx_ir as ir
 from omnigraph.contract.graph_check import longest_contraction, rounding_depth
 from omnigraph.contract.tolerance import UNIT_ROUNDOFF, Tolerance
 from omnigraph.passes.analysis.attention.mask import KEY, QUERY, NotClosed, meaning
-from omnigraph.passes.analysis.bias_forms import (
+from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY
+from omnigraph.passes.analysis.index.expression import Expression, coordinates
+from omnigraph.passes.analysis.position.bias import (
+    HIDES_ALL,
+    PositionBias,
+    position_biases,
+    slope_times_distance,
+)
+from omnigraph.passes.analysis.position.bias_forms import (
     Folding,
     constant_form,
     product_form,
     row_form,
     toeplitz_form,
 )
-from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY
-from omnigraph.passes.analysis.index.expression import Expression, coordinates
-from omnigraph.passes.analysis.position_bias import (
-    HIDES_ALL,
-    PositionBias,
-    position_biases,
-    slope_times_distance,
-)
-from omnigraph.passes.analysis.position_table import fold_table, largest, table_sites
-from omnigraph.passes.analysis.toeplitz import is_spanned
+from omnigraph.passes.analysis.position.table import fold_table, largest, table_sites
+from omnigraph.passes.analysis.position.toeplitz import is_spanned
 from omnigraph.passes.base import Graph
 from omnigraph.passes.matching import input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.axis_parts import Part, last_axis_part, without_whole_slices
+from omnigraph.passes.analysis.position.axis_parts import Part, last_axis_part, without_whole_slices
 from omnigraph.passes.matching import (
     axis_size,
     made_by,

@@ -24,13 +24,13 @@ from omnigraph.passes.analysis.index.expression import (
     inside,
 )
 from omnigraph.passes.analysis.index.reading import IndexReader
-from omnigraph.passes.analysis.position_bias import (
+from omnigraph.passes.analysis.position.bias import (
     HIDES_ALL,
     PositionBias,
     only_masks,
     slope_times_distance,
 )
-from omnigraph.passes.analysis.toeplitz import Sizes, Toeplitz, spanned
+from omnigraph.passes.analysis.position.toeplitz import Sizes, Toeplitz, spanned
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import remove_unused, replace_output
