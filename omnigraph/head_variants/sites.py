@@ -12,8 +12,11 @@ import onnx_ir as ir
 
 from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.passes.analysis.head_layout import HeadLayout
-from omnigraph.passes.analysis.output_projection import OutputProjection, find_output_projection
+from omnigraph.passes.analysis.pruning.head_layout import HeadLayout
+from omnigraph.passes.analysis.pruning.output_projection import (
+    OutputProjection,
+    find_output_projection,
+)
 from omnigraph.passes.base import MODULE_KEY, Graph
 from omnigraph.passes.matching import axis_size, nodes_of, rank
 from omnigraph.passes.site_pass import Miss

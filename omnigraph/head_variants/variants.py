@@ -35,10 +35,10 @@ from omnigraph.head_variants.sites import (
     silenced,
 )
 from omnigraph.manifest import TracedProgram
-from omnigraph.passes.analysis.axis_cut import KEPT
-from omnigraph.passes.analysis.axis_map import Cut
-from omnigraph.passes.analysis.head_importance import least_important, read_importance
-from omnigraph.passes.analysis.head_removal import cut_output
+from omnigraph.passes.analysis.pruning.axis_map import Cut
+from omnigraph.passes.analysis.pruning.axis_slice import KEPT
+from omnigraph.passes.analysis.pruning.head_removal import cut_output
+from omnigraph.passes.analysis.pruning.importance import least_important, read_importance
 from omnigraph.passes.base import Graph, run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.pipelines import canonical, fused

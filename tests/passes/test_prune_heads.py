@@ -19,7 +19,7 @@ from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import deviations
 from omnigraph.errors import GraphError, UsageError
 from omnigraph.models.programs import programs
-from omnigraph.passes.analysis.head_importance import least_important
+from omnigraph.passes.analysis.pruning.importance import least_important
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
 from omnigraph.passes.pipelines import canonical
 from omnigraph.passes.prune_heads import PruneHeads

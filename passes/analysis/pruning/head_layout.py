@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.axis_cut import Cutter
-from omnigraph.passes.analysis.axis_map import Cut
+from omnigraph.passes.analysis.pruning.axis_map import Cut
+from omnigraph.passes.analysis.pruning.axis_slice import Cutter
 from omnigraph.passes.matching import axis_size, input_at, rank
 from omnigraph.passes.site_pass import Miss
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.axis_map import Cut, axis_through_reshape, rank_of, size_of
+from omnigraph.passes.analysis.pruning.axis_map import Cut, axis_through_reshape, rank_of, size_of
 from omnigraph.passes.matching import constant, input_at
 from omnigraph.passes.site_pass import Miss
 
 if TYPE_CHECKING:
-    from omnigraph.passes.analysis.axis_cut import Cutter
+    from omnigraph.passes.analysis.pruning.axis_slice import Cutter
 
 #: The node over cut inputs; or, where it goes, the value in its place.
 Rule = Callable[["Cutter", ir.Node, ir.Value, Cut], ir.Node | ir.Value]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.axis_map import axis_through_reshape
+from omnigraph.passes.analysis.pruning.axis_map import axis_through_reshape
 from omnigraph.passes.matching import axis_size, constant, only_use, rank, standard
 from omnigraph.passes.site_pass import Miss
 

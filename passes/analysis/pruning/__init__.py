@@ -1,0 +1,1 @@
+"""Which heads and rows are not needed, and what must be sliced with them."""
