@@ -36,7 +36,7 @@ from omnigraph.manifest import (
     write_golden,
 )
 from omnigraph.output_choice import OutputChoice
-from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
+from omnigraph.passes.analysis.quantization.scheme import QUANTIZED
 from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq

@@ -10,7 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.errors import UsageError
-from omnigraph.passes.analysis.precision import PrecisionPlan, indifferent, is_weight
+from omnigraph.passes.analysis.quantization.float_precision import (
+    PrecisionPlan,
+    indifferent,
+    is_weight,
+)
 from omnigraph.passes.base import Graph, Pass
 
 _HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.precision import moves
+from omnigraph.passes.analysis.quantization.float_precision import moves
 from omnigraph.passes.base import Graph, Pass
 
 _WIDE, _NARROW = ir.DataType.FLOAT, ir.DataType.BFLOAT16

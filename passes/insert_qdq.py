@@ -9,8 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
-from omnigraph.passes.analysis.products import (
+from omnigraph.passes.analysis.quantization.linear_layers import (
     Product,
     is_chosen,
     layer_of,
@@ -19,21 +18,14 @@ from omnigraph.passes.analysis.products import (
     table_of,
     tables,
 )
-from omnigraph.passes.analysis.quantization_scheme import (
+from omnigraph.passes.analysis.quantization.scheme import (
     ActivationGrid,
     FourBits,
     Scheme,
     scheme_of,
 )
-from omnigraph.passes.analysis.weight_rounding import (
-    RoundedWeight,
-    WeightGrid,
-    fit_grid,
-    on_grid,
-)
-from omnigraph.passes.base import Graph
-from omnigraph.passes.insertion import Inserter
-from omnigraph.passes.integer_weights import (
+from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
+from omnigraph.passes.analysis.quantization.stored_weights import (
     StoredWeight,
     initializer,
     look_up,
@@ -41,6 +33,14 @@ from omnigraph.passes.integer_weights import (
     stored_before,
     widened,
 )
+from omnigraph.passes.analysis.quantization.weight_rounding import (
+    RoundedWeight,
+    WeightGrid,
+    fit_grid,
+    on_grid,
+)
+from omnigraph.passes.base import Graph
+from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import standard
 from omnigraph.passes.site_pass import Miss, SitePass
 

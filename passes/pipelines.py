@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omnigraph.passes.analysis.quantization_scheme import QUANTIZED, scheme_of
+from omnigraph.passes.analysis.quantization.scheme import QUANTIZED, scheme_of
 from omnigraph.passes.base import Pass
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions

@@ -10,9 +10,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.activation_statistics import Statistics
-from omnigraph.passes.analysis.precision import is_weight
-from omnigraph.passes.analysis.products import (
+from omnigraph.passes.analysis.quantization.float_precision import is_weight
+from omnigraph.passes.analysis.quantization.linear_layers import (
     Product,
     bias_of,
     by_activation,
@@ -20,6 +19,7 @@ from omnigraph.passes.analysis.products import (
     product_of,
     products,
 )
+from omnigraph.passes.analysis.quantization.statistics import Statistics
 from omnigraph.passes.base import Graph
 from omnigraph.passes.matching import input_at, made_by, rank
 from omnigraph.passes.site_pass import Miss, SitePass

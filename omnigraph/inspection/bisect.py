@@ -24,7 +24,7 @@ from omnigraph.emitter import Emitter
 from omnigraph.errors import OmniGraphError
 from omnigraph.lowering import Lowered, Target, find_target
 from omnigraph.manifest import TracedProgram
-from omnigraph.passes.analysis.quantization_scheme import QUANTIZED
+from omnigraph.passes.analysis.quantization.scheme import QUANTIZED
 from omnigraph.passes.base import Graph, Pass, describe, run_passes
 from omnigraph.program import Dim, Program, TensorSpec, contract_cases
 from omnigraph.quantization.quantizer import Quantization, Quantized, Quantizer, is_quantizing

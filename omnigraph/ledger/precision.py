@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.precision import is_weight
-from omnigraph.passes.analysis.products import layer_of
+from omnigraph.passes.analysis.quantization.float_precision import is_weight
+from omnigraph.passes.analysis.quantization.linear_layers import layer_of
 from omnigraph.passes.base import Graph
 from omnigraph.passes.matching import made_by, nodes_of, through
 

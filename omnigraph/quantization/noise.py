@@ -28,10 +28,10 @@ from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner, rounded_activations
 from omnigraph.contract.tolerance import CODE_NOISE, Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
-from omnigraph.passes.analysis.activation_statistics import Statistics
-from omnigraph.passes.analysis.products import Product, products
-from omnigraph.passes.analysis.quantization_scheme import ActivationGrid, Scheme
-from omnigraph.passes.analysis.weight_rounding import WeightGrid
+from omnigraph.passes.analysis.quantization.linear_layers import Product, products
+from omnigraph.passes.analysis.quantization.scheme import ActivationGrid, Scheme
+from omnigraph.passes.analysis.quantization.statistics import Statistics
+from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 from omnigraph.passes.base import Graph
 from omnigraph.passes.insert_qdq import InsertQdq
 

@@ -21,10 +21,10 @@ from omnigraph.errors import UsageError
 from omnigraph.ledger.precision import LayerPrecision, layer_precisions
 from omnigraph.lowering import Target
 from omnigraph.manifest import TracedProgram
-from omnigraph.passes.analysis.activation_statistics import Statistics
-from omnigraph.passes.analysis.products import Product, is_chosen, products
-from omnigraph.passes.analysis.quantization_scheme import QUANTIZED, FourBits
-from omnigraph.passes.analysis.weight_rounding import RoundedWeight, compensate
+from omnigraph.passes.analysis.quantization.linear_layers import Product, is_chosen, products
+from omnigraph.passes.analysis.quantization.scheme import QUANTIZED, FourBits
+from omnigraph.passes.analysis.quantization.statistics import Statistics
+from omnigraph.passes.analysis.quantization.weight_rounding import RoundedWeight, compensate
 from omnigraph.passes.base import Graph, Pass, run_passes
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq

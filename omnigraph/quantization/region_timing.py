@@ -22,10 +22,15 @@ from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.emitter import Emitter
 from omnigraph.lowering import Lowered, Target
-from omnigraph.passes.analysis.activation_statistics import Statistics
-from omnigraph.passes.analysis.products import Product, bias_of, by_activation, products
-from omnigraph.passes.analysis.quantization_scheme import FourBits
-from omnigraph.passes.analysis.weight_rounding import RoundedWeight
+from omnigraph.passes.analysis.quantization.linear_layers import (
+    Product,
+    bias_of,
+    by_activation,
+    products,
+)
+from omnigraph.passes.analysis.quantization.scheme import FourBits
+from omnigraph.passes.analysis.quantization.statistics import Statistics
+from omnigraph.passes.analysis.quantization.weight_rounding import RoundedWeight
 from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
 from omnigraph.passes.insert_qdq import FLOAT, InsertQdq
 from omnigraph.passes.pipelines import common

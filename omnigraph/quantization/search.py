@@ -9,7 +9,7 @@ from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
 from omnigraph.lowering import Target
 from omnigraph.manifest import TracedProgram
-from omnigraph.passes.analysis.products import is_chosen
+from omnigraph.passes.analysis.quantization.linear_layers import is_chosen
 from omnigraph.passes.base import Graph, Pass, run_passes
 from omnigraph.passes.insert_qdq import FLOAT
 from omnigraph.quantization.budget import CANDIDATES, BudgetSearch, Plan, Unit, units_of

@@ -16,7 +16,7 @@ from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.emitter import Emitter
 from omnigraph.lowering import Lowered, find_target
-from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
+from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.program import Case, Dim, TensorSpec

@@ -18,9 +18,9 @@ from omnigraph.frontends.resolve import resolve
 from omnigraph.inspection.bisect import bisect
 from omnigraph.inspection.inspect import describe_text, inspect
 from omnigraph.lowering import find_target
-from omnigraph.passes.analysis.activation_statistics import Observation, Statistics
-from omnigraph.passes.analysis.products import products
-from omnigraph.passes.analysis.quantization_scheme import FourBits
+from omnigraph.passes.analysis.quantization.linear_layers import products
+from omnigraph.passes.analysis.quantization.scheme import FourBits
+from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.pipelines import common

@@ -14,7 +14,7 @@ import math
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.precision import is_weight
+from omnigraph.passes.analysis.quantization.float_precision import is_weight
 from omnigraph.passes.legalize_ragged_blocks import blocks_of, ragged
 from omnigraph.passes.matching import input_at, made_by, standard, through
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from omnigraph.errors import UnsupportedError
-from omnigraph.passes.analysis.weight_rounding import WeightGrid
+from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 
 #: Precisions that are integers or float8: those that `InsertQdq` makes.
 QUANTIZED = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from omnigraph.passes.analysis.weight_rounding import (
+from omnigraph.passes.analysis.quantization.weight_rounding import (
     RoundedWeight,
     WeightGrid,
     compensate,

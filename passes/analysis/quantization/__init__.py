@@ -1,0 +1,1 @@
+"""What is quantized, how, and what is known of its values."""
