@@ -32,7 +32,7 @@ class FuseProjections(SitePass):
 
     Needs: weights [C, N] as initializers that nothing else reads; shapes. Leaves alone: a product
     by itself; weights of one input in different types. It is in no target's pipeline, for it was
-    measured to pay on none (``omnigraph/lowering/onnx_kernels.py``): it is there to be asked for
+    measured to pay on none (``omnigraph/lowering/onnx/kernels.py``): it is there to be asked for
     with ``--passes fuse-projections``.
 
     Args:

@@ -45,7 +45,7 @@ class JoinAttentionHeads(SitePass):
 
     Needs: shapes. Leaves alone: keys and values that come with their heads apart, such as from a
     past that is concatenated outside; an Attention whose number of queries is fixed and above
-    ``longest``, where that kernel is the slower one (``omnigraph/lowering/onnx_kernels.py``).
+    ``longest``, where that kernel is the slower one (``omnigraph/lowering/onnx/kernels.py``).
 
     Args:
         longest: the most queries for which it pays; a length that is not fixed counts as fewer.

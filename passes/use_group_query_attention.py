@@ -36,7 +36,7 @@ class UseGroupQueryAttention(SitePass):
                    attention_bias=Where(mask, 0, -inf))
 
     A row that the mask hides wholly is zero in both. Its time and memory were measured to be less
-    from 1,024 tokens on, and more below (``omnigraph/lowering/onnx_kernels.py``).
+    from 1,024 tokens on, and more below (``omnigraph/lowering/onnx/kernels.py``).
 
     Needs: float32, sizes of the heads, heads that are split and joined just around the node or not
     at all. Leaves alone: fewer tokens than ``shortest``, or a number of them that may be less; an

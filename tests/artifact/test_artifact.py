@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnigraph.artifact import (
+from omnigraph.artifact.artifact import (
     MANIFEST,
     Artifact,
     _integrity,

@@ -15,7 +15,8 @@ import torch
 from graph_checks import graph_from_text
 from onnx.reference import ReferenceEvaluator
 
-from omnigraph.artifact import Artifact, ProgramEntry, pack, seal
+from omnigraph.artifact import Artifact, ProgramEntry, seal
+from omnigraph.artifact.zip_file import pack
 from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import DeviceError, InputError
 from omnigraph.lowering.base import Lowered

@@ -245,7 +245,7 @@ def test_same_bytes_in_another_process(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", code, __file__, str(tmp_path / "there")],
         check=True,
-        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert digests(tmp_path / "here") == digests(tmp_path / "there")
 
