@@ -191,14 +191,29 @@ def hashes_of(name: str) -> dict[str, str]:
 
 
 def _digests(artifact: Path) -> Iterator[tuple[str, str]]:
+    """The hash of each file, and of each field of the manifest, so that one is seen that changed."""
     with zipfile.ZipFile(artifact) as opened:
         for file in sorted(opened.namelist()):
             data = opened.read(file)
-            if file == "manifest.json":
-                fields = json.loads(data)
-                fields.pop("tools", None)
-                data = json.dumps(fields, sort_keys=True).encode()
-            yield file, hashlib.sha256(data).hexdigest()
+            if file != "manifest.json":
+                yield file, _digest(data)
+                continue
+            for name, value in _fields(json.loads(data)):
+                yield f"{file}#{name}", _digest(json.dumps(value, sort_keys=True).encode())
+
+
+def _fields(manifest: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """The fields of a manifest, without versions, and without the hash of all of them."""
+    for name, program in manifest.pop("programs").items():
+        for key, value in program.items():
+            yield f"programs.{name}.{key}", value
+    for name, value in manifest.items():
+        if name not in ("tools", "integrity"):
+            yield name, value
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def main() -> int:

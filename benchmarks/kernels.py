@@ -2,7 +2,7 @@
 
 Each question is one part of a transformer at the seed's width, in several forms that give the same
 numbers. The forms take turns; a form that a runtime refuses, or computes wrongly, is listed so.
-The answers are the tables ``omnigraph/lowering/onnx/kernels.py`` and ``omnigraph/lowering/openvino/kernels.py``.
+The answers are the tables ``kernels.py`` of ``omnigraph/lowering/onnx`` and ``/openvino``.
 
 ``--cpu-time`` counts the processor time of one thread, which other work on the machine disturbs
 less than it disturbs the wall clock; ``--only WORD`` asks the questions whose name has the word.
