@@ -191,7 +191,7 @@ def hashes_of(name: str) -> dict[str, str]:
 
 
 def _digests(artifact: Path) -> Iterator[tuple[str, str]]:
-    """The hash of each file, and of each field of the manifest, so that one is seen that changed."""
+    """The hash of each file, and of each field of the manifest."""
     with zipfile.ZipFile(artifact) as opened:
         for file in sorted(opened.namelist()):
             data = opened.read(file)

@@ -19,7 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks.timing import print_table, save, take_turns
-from omnigraph.passes.base import Graph, declare_ranges, run_passes
+from omnigraph.graph import Graph, declare_ranges
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fold_position_bias import FoldPositionBias
 from omnigraph.passes.pipelines import canonical

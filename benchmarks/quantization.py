@@ -37,7 +37,7 @@ from benchmarks.text.data import held_out
 from benchmarks.text.loss import cross_entropies, run_module
 from benchmarks.timing import machine, print_table, save, take_turns
 from omnigraph.models import OmniNet, OmniNetConfig
-from omnigraph.quantization.quantizer import Quantization
+from omnigraph.quantization.options import Quantization
 
 THREADS = 2
 KINDS = ("decoder", "encoder-decoder")

@@ -17,9 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks.timing import in_new_process, print_table, save, take_turns
+from omnigraph.graph import Graph
 from omnigraph.models import AttentionPattern, OmniNet, OmniNetConfig
 from omnigraph.models.programs import programs
-from omnigraph.passes.base import Graph, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
 from omnigraph.passes.pipelines import canonical

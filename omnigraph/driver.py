@@ -22,28 +22,25 @@ from omnigraph.contract.graph_check import (
 )
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import UsageError
+from omnigraph.export_job import TargetProduct, TracedProgram
 from omnigraph.frontends.resolve import ModelSource, resolve
+from omnigraph.graph import Graph, count_ops
 from omnigraph.head_variants.variants import make_variants, parse_variants
 from omnigraph.ledger.attention import AttentionSite, attention_sites, check_fused
 from omnigraph.ledger.graph_text import graph_text
 from omnigraph.ledger.precision import LayerPrecision, layer_precisions
 from omnigraph.lowering import Lowered, Target, find_target
-from omnigraph.manifest import (
-    TargetProduct,
-    TracedProgram,
-    build_manifest,
-    golden_name,
-    write_golden,
-)
+from omnigraph.manifest import build_manifest, golden_name, write_golden
 from omnigraph.output_choice import OutputChoice
 from omnigraph.passes.analysis.quantization.scheme import QUANTIZED
-from omnigraph.passes.base import Graph, Observer, Pass, PassRecord, count_ops, run_passes
+from omnigraph.passes.base import Observer, Pass, PassRecord, run_passes
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.program import Case, Dim, Program, contract_cases, fit_sizes
 from omnigraph.quantization.budget import AUTO, CARRIER, plan_fields
 from omnigraph.quantization.kv_cache import check_cache_type, quantize_caches
-from omnigraph.quantization.quantizer import Quantization, Quantized, Quantizer
+from omnigraph.quantization.options import Quantization
+from omnigraph.quantization.quantizer import Quantized, Quantizer
 from omnigraph.quantization.real_inputs import with_real_inputs
 from omnigraph.quantization.search import search
 from omnigraph.tracing.trace import check_trace, output_specs, reference_for, trace

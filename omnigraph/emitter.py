@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omnigraph.contract.comparison import Reference
+from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance
+from omnigraph.export_job import TargetProduct, TracedProgram
 from omnigraph.lowering import Lowered, Target
-from omnigraph.manifest import (
-    TargetProduct,
-    TracedProgram,
-    build_manifest,
-    golden_name,
-    write_golden,
-)
+from omnigraph.manifest import build_manifest, golden_name, write_golden
 
 if TYPE_CHECKING:
     from omnigraph.runtimes.base import Session

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from omnigraph.contract.comparison import Reference
+from omnigraph.contract.reference import Reference
 from omnigraph.errors import UsageError
-from omnigraph.passes.base import Graph, run_passes
+from omnigraph.graph import Graph
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_outputs import EliminateDeadOutputs, mask_of_positions
 from omnigraph.program import TensorSpec
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.graph import Graph
+from omnigraph.passes.base import Pass
 
 _LEAST_ELEMENTS = 1024
 

@@ -10,12 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.errors import UsageError
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import (
     PrecisionPlan,
     indifferent,
     is_weight,
 )
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.base import Pass
 
 _HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import bias_of, product_of, products
 from omnigraph.passes.analysis.quantization.scheme import FourBits
 from omnigraph.passes.analysis.quantization.statistics import Statistics
 from omnigraph.passes.analysis.quantization.weight_rounding import RoundedWeight, round_weight
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.site_pass import Miss, SitePass
 

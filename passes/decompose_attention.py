@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph
+from omnigraph.graph import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir.passes.common as library
 
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.graph import Graph
+from omnigraph.passes.base import Pass
 
 
 @dataclass(frozen=True)

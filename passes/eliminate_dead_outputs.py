@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.errors import UsageError
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.graph import Graph
+from omnigraph.passes.base import Pass
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, rank, same_dim

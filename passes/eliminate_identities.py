@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.graph import Graph
+from omnigraph.passes.base import Pass
 
 #: Ops of any number of values that pass on a single one.
 _OF_ONE = ("Concat", "Sum", "Mean", "Max", "Min")

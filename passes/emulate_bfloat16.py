@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import moves
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.base import Pass
 
 _WIDE, _NARROW = ir.DataType.FLOAT, ir.DataType.BFLOAT16
 

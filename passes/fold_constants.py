@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import optimizer
 
-from omnigraph.passes.base import MODULE_KEY, Graph, Pass, count_ops
+from omnigraph.graph import MODULE_KEY, Graph, count_ops
+from omnigraph.passes.base import Pass
 
 
 @dataclass(frozen=True)

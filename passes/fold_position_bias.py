@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from omnigraph.contract.graph_check import longest_contraction, rounding_depth
 from omnigraph.contract.tolerance import UNIT_ROUNDOFF, Tolerance
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.attention.mask import KEY, QUERY, NotClosed, meaning
 from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY
 from omnigraph.passes.analysis.index.expression import Expression, coordinates
@@ -28,7 +29,6 @@ from omnigraph.passes.analysis.position.bias_forms import (
 )
 from omnigraph.passes.analysis.position.table import fold_table, largest, table_sites
 from omnigraph.passes.analysis.position.toeplitz import is_spanned
-from omnigraph.passes.base import Graph
 from omnigraph.passes.matching import input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.graph import Graph
+from omnigraph.passes.base import Pass
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.attention.joined_mask import fitted_mask, joined_mask
 from omnigraph.passes.analysis.attention.mask_kind import is_flag, kind_of, meaning_of
 from omnigraph.passes.analysis.attention.past import AbsorbedPast, absorbed_past
 from omnigraph.passes.analysis.attention.spelling import WrittenAttention
 from omnigraph.passes.analysis.attention.weights import reaches_product
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
     axis_size,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.arithmetic.activation import match_activation
 from omnigraph.passes.analysis.arithmetic.polynomial import (
     Polynomial,
@@ -17,7 +18,6 @@ from omnigraph.passes.analysis.arithmetic.polynomial import (
     polynomial,
     same_polynomial,
 )
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
     made_by,

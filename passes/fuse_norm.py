@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.arithmetic.norm import WrittenNorm, divides_by_root_mean, match_norm
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
     axis_size,

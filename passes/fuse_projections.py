@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph
+from omnigraph.graph import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, nodes_of, only_use, rank, replace_output, standard
 from omnigraph.passes.site_pass import Miss, SitePass

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.position.rotary_caches import Half, half_of, repeat_for_batch
 from omnigraph.passes.analysis.position.rotation import Rotation, match_rotation, may_end_rotation
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
     axis_size,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.arithmetic.activation import match_activation
 from omnigraph.passes.analysis.arithmetic.polynomial import Polynomial
 from omnigraph.passes.analysis.position.axis_parts import Part, last_axis_part
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
     axis_size,

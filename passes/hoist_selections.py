@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.pruning.row_selection import Selection, rows_of_inputs, selection_of
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, input_at, nodes_of, rank, replace_output
 from omnigraph.passes.site_pass import Miss, SitePass

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import (
     Product,
     is_chosen,
@@ -39,7 +40,6 @@ from omnigraph.passes.analysis.quantization.weight_rounding import (
     fit_grid,
     on_grid,
 )
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import standard
 from omnigraph.passes.site_pass import Miss, SitePass

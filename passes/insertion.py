@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from omnigraph.passes.base import OPSET
+from omnigraph.graph import OPSET
 
 #: Constants up to this many bytes are shown to shape inference: shapes, axes, bounds.
 _SMALL_BYTES = 1024

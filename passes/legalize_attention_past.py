@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.graph import Graph
+from omnigraph.passes.base import Pass
 
 _PAST_KEY, _PAST_VALUE = 4, 5
 _PRESENTS = {_PAST_KEY: 1, _PAST_VALUE: 2}

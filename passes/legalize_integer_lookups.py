@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
     constant,

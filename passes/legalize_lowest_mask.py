@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.attention.joined_mask import above_lowest
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.base import Pass
 from omnigraph.passes.insertion import Inserter
 
 _MASK = 3

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
-from omnigraph.passes.base import Graph
 from omnigraph.passes.matching import axis_size, input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.position.rotary_caches import repeat_for_batch
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.base import Pass
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, input_at, nodes_of
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter, infer_outputs
 from omnigraph.passes.matching import (
     axis_size,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from omnigraph.graph import MODULE_KEY, Graph
 from omnigraph.passes.analysis.pruning.axis_slice import Cutter
 from omnigraph.passes.analysis.pruning.head_layout import HeadLayout, kept_numbers
 from omnigraph.passes.analysis.pruning.head_removal import HeadRemoval
 from omnigraph.passes.analysis.pruning.importance import least_important, read_importance
 from omnigraph.passes.analysis.pruning.output_projection import find_output_projection
-from omnigraph.passes.base import MODULE_KEY, Graph
 from omnigraph.passes.matching import nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
 

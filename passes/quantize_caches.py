@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.stored_weights import initializer
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.base import Pass
 from omnigraph.passes.insertion import Inserter
 
 #: The axis of the heads in keys and values [B, H, S, D], which have a scale each.

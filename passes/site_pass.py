@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Finding, Graph, Pass, describe
+from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph, describe
+from omnigraph.passes.base import Finding, Pass
 
 
 class Miss(Exception):

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
 from omnigraph.passes.analysis.quantization.linear_layers import (
     Product,
@@ -20,7 +21,6 @@ from omnigraph.passes.analysis.quantization.linear_layers import (
     products,
 )
 from omnigraph.passes.analysis.quantization.statistics import Statistics
-from omnigraph.passes.base import Graph
 from omnigraph.passes.matching import input_at, made_by, rank
 from omnigraph.passes.site_pass import Miss, SitePass
 

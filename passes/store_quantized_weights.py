@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
 from omnigraph.passes.analysis.quantization.stored_weights import (
     StoredWeight,
@@ -17,7 +18,6 @@ from omnigraph.passes.analysis.quantization.stored_weights import (
     stored_before,
     widened,
 )
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import input_at, nodes_of, standard
 from omnigraph.passes.site_pass import Miss, SitePass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph, range_of
+from omnigraph.graph import Graph, range_of
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.join_attention_heads import join_heads
 from omnigraph.passes.matching import axis_size, input_at, nodes_of, rank, replace_output, same_dim

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import omnigraph
-from omnigraph.contract.comparison import Reference
+from omnigraph.contract.reference import Reference
+from omnigraph.graph import Graph
 from omnigraph.models import OmniNet
-from omnigraph.passes.base import Graph
 from omnigraph.program import Program
 
 

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import Tolerance, deviations
-from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, Pass, run_passes
+from omnigraph.graph import MODULE_KEY, OPSET, Graph
+from omnigraph.passes.base import Pass, run_passes
 from omnigraph.passes.site_pass import SitePass
 
 #: A pass that does not round may only reorder sums: a few fp32 roundings of each output.

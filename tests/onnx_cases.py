@@ -19,18 +19,19 @@ import onnx
 import onnx_ir as ir
 
 from omnigraph.artifact import ProgramEntry, seal
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import (
     GraphRunner,
     check_graph,
     longest_contraction,
     rounding_depth,
 )
+from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import OmniGraphError
+from omnigraph.graph import MODULE_KEY, OPSET, Graph
 from omnigraph.lowering import Emission, Lowered, Target, find_target
 from omnigraph.lowering.onnx.files import write_onnx
-from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.program import Case, TensorSpec

@@ -10,9 +10,10 @@ import onnx_ir as ir
 import openvino as ov
 from onnx_ir.passes.common import ShapeInferencePass
 
+from omnigraph.graph import MODULE_KEY
 from omnigraph.lowering.base import Emission, Lowered
 from omnigraph.lowering.openvino.target import TARGET
-from omnigraph.passes.base import MODULE_KEY, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.program import Dim, TensorSpec
 
 CORE = ov.Core()

@@ -19,8 +19,9 @@ import omnigraph
 from omnigraph import driver
 from omnigraph.artifact import Artifact
 from omnigraph.errors import ArtifactError, ContractError, OmniGraphError, UsageError
+from omnigraph.graph import Graph
 from omnigraph.lowering.onnx.target import OnnxTarget
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.base import Pass
 from omnigraph.program import Dim
 
 TARGETS = ("onnx", "openvino", "tensorrt")

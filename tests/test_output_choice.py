@@ -10,8 +10,8 @@ import onnxruntime
 import openvino
 import pytest
 
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.reference import Reference
 from omnigraph.errors import UsageError
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.output_choice import OutputChoice

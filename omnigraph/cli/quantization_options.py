@@ -55,7 +55,7 @@ def add_quantization_options(command: argparse.ArgumentParser) -> None:
 def quantization_of(args: argparse.Namespace) -> Any:
     """The options of quantization that were given."""
     from omnigraph.quantization.budget import checked_loss
-    from omnigraph.quantization.quantizer import Quantization
+    from omnigraph.quantization.options import Quantization
 
     given = {
         "max_loss": checked_loss(args.max_loss) if args.max_loss is not None else None,

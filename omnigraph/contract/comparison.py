@@ -13,21 +13,12 @@ import onnx_ir as ir
 
 from omnigraph.artifact import Artifact
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
-from omnigraph.passes.base import OPSET, Graph
-from omnigraph.program import Case
+from omnigraph.graph import OPSET, Graph
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """One input set of a program and what torch, in fp32, made of it."""
-
-    case: Case
-    feeds: Mapping[str, np.ndarray]
-    outputs: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)

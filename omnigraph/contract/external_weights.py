@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph
+from omnigraph.graph import Graph
 
 #: Says where an initializer's data stand: (location, offset).
 Place = Callable[[str, ir.TensorProtocol], tuple[str, int]]

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from omnigraph.contract.external_weights import tensor_bytes, weights_elsewhere
 from omnigraph.contract.tolerance import Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError, GraphError
-from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, describe
+from omnigraph.graph import MODULE_KEY, OPSET, Graph, describe
 
 #: Initializers at least this large are handed to onnxruntime where they are, not copied.
 _LARGE_BYTES = 1024

@@ -13,7 +13,8 @@ from onnxscript import version_converter
 from omnigraph.contract.graph_check import proto_without_weights
 from omnigraph.errors import UsageError
 from omnigraph.frontends.onnx_names import keep_provenance, rename_dimensions
-from omnigraph.passes.base import OPSET, Graph, run_passes
+from omnigraph.graph import OPSET, Graph
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask
 from omnigraph.program import TensorSpec

@@ -12,7 +12,7 @@ from torch import nn
 
 from omnigraph.contract.graph_check import FileRunner
 from omnigraph.frontends.onnx_file import graph_of_file
-from omnigraph.passes.base import Graph
+from omnigraph.graph import Graph
 from omnigraph.program import Program
 
 

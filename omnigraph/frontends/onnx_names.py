@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Graph, inherit_provenance
+from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph, inherit_provenance
 from omnigraph.program import TensorSpec, dim_terms
 
 #: What exporters call the dimensions that we have a name of our own for.

@@ -17,7 +17,7 @@ from omnigraph.frontends.module import program_from_module
 from omnigraph.frontends.onnx_file import read_onnx
 from omnigraph.frontends.onnx_module import OnnxModule
 from omnigraph.frontends.onnx_names import name_axes
-from omnigraph.passes.base import Graph
+from omnigraph.graph import Graph
 from omnigraph.program import Dim, Program, dim_terms, evaluate_dim
 
 #: Sizes of example inputs: all different, so that none agree by chance.

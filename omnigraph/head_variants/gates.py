@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph, inherit_provenance
 from omnigraph.head_variants.sites import head_sites
-from omnigraph.passes.base import Graph, inherit_provenance, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.insertion import infer_outputs
 from omnigraph.passes.matching import made_by, with_scalar

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.reference import Reference
+from omnigraph.graph import MODULE_KEY, Graph
 from omnigraph.passes.analysis.pruning.head_layout import HeadLayout
 from omnigraph.passes.analysis.pruning.output_projection import (
     OutputProjection,
     find_output_projection,
 )
-from omnigraph.passes.base import MODULE_KEY, Graph
 from omnigraph.passes.matching import axis_size, nodes_of, rank
 from omnigraph.passes.site_pass import Miss
 from omnigraph.program import Program

@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.reference import Reference
 from omnigraph.errors import UsageError
+from omnigraph.export_job import TracedProgram
+from omnigraph.graph import Graph
 from omnigraph.head_variants.gates import add_missed, gates_alone
 from omnigraph.head_variants.sites import (
     HeadSite,
@@ -34,12 +36,11 @@ from omnigraph.head_variants.sites import (
     not_silenceable,
     silenced,
 )
-from omnigraph.manifest import TracedProgram
 from omnigraph.passes.analysis.pruning.axis_map import Cut
 from omnigraph.passes.analysis.pruning.axis_slice import KEPT
 from omnigraph.passes.analysis.pruning.head_removal import cut_output
 from omnigraph.passes.analysis.pruning.importance import least_important, read_importance
-from omnigraph.passes.base import Graph, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.pipelines import canonical, fused
 from omnigraph.passes.prune_heads import PruneHeads

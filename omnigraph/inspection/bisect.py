@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import (
     GraphRunner,
     check_graph,
@@ -19,15 +18,18 @@ from omnigraph.contract.graph_check import (
     rounded_activations,
     rounding_depth,
 )
+from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviation, deviations, output_scales
 from omnigraph.emitter import Emitter
 from omnigraph.errors import OmniGraphError
+from omnigraph.export_job import TracedProgram
+from omnigraph.graph import Graph, describe
 from omnigraph.lowering import Lowered, Target, find_target
-from omnigraph.manifest import TracedProgram
 from omnigraph.passes.analysis.quantization.scheme import QUANTIZED
-from omnigraph.passes.base import Graph, Pass, describe, run_passes
+from omnigraph.passes.base import Pass, run_passes
 from omnigraph.program import Dim, Program, TensorSpec, contract_cases
-from omnigraph.quantization.quantizer import Quantization, Quantized, Quantizer, is_quantizing
+from omnigraph.quantization.options import Quantization
+from omnigraph.quantization.quantizer import Quantized, Quantizer, is_quantizing
 from omnigraph.tracing.names import output_specs
 
 Feeds = Mapping[str, np.ndarray]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph
+from omnigraph.graph import Graph
 
 
 def picture(before: Graph, after: Graph, name: str) -> str:

@@ -59,8 +59,9 @@ def inspect(
 
 
 def _inspect_model(subject: Subject) -> dict[str, Any]:
+    from omnigraph.graph import count_ops
     from omnigraph.ledger.attention import attention_sites
-    from omnigraph.passes.base import count_ops, run_passes
+    from omnigraph.passes.base import run_passes
     from omnigraph.tracing.names import output_specs
     from omnigraph.tracing.trace import trace
 

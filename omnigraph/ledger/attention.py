@@ -9,9 +9,10 @@ from typing import Any
 import onnx_ir as ir
 
 from omnigraph.errors import FusionError
+from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph
 from omnigraph.passes.analysis.attention.sites import written_out_attention
 from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY
-from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Finding, Graph, PassRecord
+from omnigraph.passes.base import Finding, PassRecord
 from omnigraph.passes.matching import axis_size, input_at
 
 #: Ops that are a whole attention, by domain.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.base import MODULE_KEY, Graph
+from omnigraph.graph import MODULE_KEY, Graph
 
 #: Constants up to so many elements are shown in the place of their names.
 _SHOWN = 8

@@ -7,9 +7,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
 from omnigraph.passes.analysis.quantization.linear_layers import layer_of
-from omnigraph.passes.base import Graph
 from omnigraph.passes.matching import made_by, nodes_of, through
 
 _NAMES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "float8e4m3fn": "fp8"}

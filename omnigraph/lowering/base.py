@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from omnigraph.errors import UnsupportedError, UsageError
-from omnigraph.passes.base import Graph, Pass, describe
+from omnigraph.graph import Graph, describe
+from omnigraph.passes.base import Pass
 from omnigraph.passes.pipelines import common, quantized
 from omnigraph.passes.registry import edited
 from omnigraph.program import Dim, TensorSpec

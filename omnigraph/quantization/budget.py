@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnigraph.errors import UsageError
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import products, tables
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insert_qdq import FLOAT
 from omnigraph.quantization.evaluation import Loss, Run, Sample, loss_of
 from omnigraph.quantization.region_timing import RegionTimes

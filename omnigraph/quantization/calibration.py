@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
+from omnigraph.graph import Graph, describe
 from omnigraph.passes.analysis.quantization.linear_layers import Product
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
-from omnigraph.passes.base import Graph, describe
 from omnigraph.passes.matching import same_dim
 from omnigraph.quantization.ranges import RANGES
 

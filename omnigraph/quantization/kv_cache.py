@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner, rounded_activations
+from omnigraph.contract.reference import Reference
 from omnigraph.errors import UsageError
-from omnigraph.manifest import TracedProgram
+from omnigraph.export_job import TracedProgram
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.quantize_caches import QuantizeCaches
 from omnigraph.program import Case, Program, TensorSpec, fit_sizes

@@ -24,15 +24,15 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner, rounded_activations
+from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import CODE_NOISE, Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import Product, products
 from omnigraph.passes.analysis.quantization.scheme import ActivationGrid, Scheme
 from omnigraph.passes.analysis.quantization.statistics import Statistics
 from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insert_qdq import InsertQdq
 
 _UNIFORM = 1 / math.sqrt(12)

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.reference import Reference
 from omnigraph.emitter import Emitter
+from omnigraph.graph import MODULE_KEY, OPSET, Graph
 from omnigraph.lowering import Lowered, Target
 from omnigraph.passes.analysis.quantization.linear_layers import (
     Product,
@@ -31,7 +32,7 @@ from omnigraph.passes.analysis.quantization.linear_layers import (
 from omnigraph.passes.analysis.quantization.scheme import FourBits
 from omnigraph.passes.analysis.quantization.statistics import Statistics
 from omnigraph.passes.analysis.quantization.weight_rounding import RoundedWeight
-from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.insert_qdq import FLOAT, InsertQdq
 from omnigraph.passes.pipelines import common
 from omnigraph.program import Case, Dim, TensorSpec

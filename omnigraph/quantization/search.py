@@ -7,14 +7,16 @@ from itertools import takewhile
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
+from omnigraph.export_job import TracedProgram
+from omnigraph.graph import Graph
 from omnigraph.lowering import Target
-from omnigraph.manifest import TracedProgram
 from omnigraph.passes.analysis.quantization.linear_layers import is_chosen
-from omnigraph.passes.base import Graph, Pass, run_passes
+from omnigraph.passes.base import Pass, run_passes
 from omnigraph.passes.insert_qdq import FLOAT
 from omnigraph.quantization.budget import CANDIDATES, BudgetSearch, Plan, Unit, units_of
 from omnigraph.quantization.evaluation import Run, sample_of
-from omnigraph.quantization.quantizer import Quantization, Quantizer, is_quantizing
+from omnigraph.quantization.options import Quantization
+from omnigraph.quantization.quantizer import Quantizer, is_quantizing
 from omnigraph.quantization.region_timing import RegionTimes, regions, time_regions
 
 

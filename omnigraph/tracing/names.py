@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from omnigraph.errors import TraceError
-from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Graph, inherit_provenance
+from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph, inherit_provenance
 from omnigraph.program import Program, TensorSpec, dim_terms
 
 #: The name under which the tracer's wrapper holds a program's module.

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import (
     GraphRunner,
     longest_contraction,
     rounded_activations,
     rounding_depth,
 )
+from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance, deviation, deviations
 from omnigraph.errors import GraphError, TraceError
-from omnigraph.passes.base import MODULE_KEY, Graph
+from omnigraph.graph import MODULE_KEY, Graph
 from omnigraph.program import Case, Dim, Program, dim_terms
 from omnigraph.tracing.names import own_path, symbol
 

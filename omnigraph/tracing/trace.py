@@ -18,12 +18,13 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import output_scales
 from omnigraph.errors import TraceError
 from omnigraph.frontends.onnx_module import OnnxModule
-from omnigraph.passes.base import OPSET, Graph, declare_ranges, describe, run_passes
+from omnigraph.graph import OPSET, Graph, declare_ranges, describe
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask

@@ -21,7 +21,7 @@ from omnigraph.contract.graph_check import (
 )
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.errors import ContractError, GraphError
-from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Graph
+from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph
 
 LAYER = """g (float[N,4] x, float[4,8] w, float[8] b) => (float[N,8] y) {
     product = MatMul(x, w)

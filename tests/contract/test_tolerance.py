@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner, longest_contraction, rounding_depth
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviation, deviations, output_scales
-from omnigraph.passes.base import MODULE_KEY, Graph
+from omnigraph.graph import MODULE_KEY, Graph
 
 EQUAL = Deviation(0.0, 0.0)
 APART = Deviation(math.inf, math.inf)

@@ -16,7 +16,8 @@ from omnigraph.contract.graph_check import (
     rounding_depth,
 )
 from omnigraph.contract.tolerance import Tolerance
-from omnigraph.passes.base import Graph, PassRecord, count_ops, run_passes
+from omnigraph.graph import Graph, count_ops
+from omnigraph.passes.base import PassRecord, run_passes
 from omnigraph.passes.pipelines import common
 from omnigraph.program import Program, contract_cases
 from omnigraph.tracing.trace import check_trace, reference_for, trace

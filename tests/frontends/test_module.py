@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import TraceError, UsageError
 from omnigraph.frontends.module import program_from_module
-from omnigraph.passes.base import MODULE_KEY, Graph, count_ops
+from omnigraph.graph import MODULE_KEY, Graph, count_ops
 from omnigraph.program import Case, Dim, Program, TensorSpec, contract_cases
 from omnigraph.tracing.trace import check_trace, output_specs, reference_for, trace
 

@@ -21,8 +21,8 @@ from omnigraph.errors import OmniGraphError, TraceError, UsageError
 from omnigraph.frontends.onnx_names import name_axes
 from omnigraph.frontends.onnx_program import program_from_onnx
 from omnigraph.frontends.resolve import resolve
+from omnigraph.graph import MODULE_KEY, OPSET
 from omnigraph.inspection.inspect import inspect
-from omnigraph.passes.base import MODULE_KEY, OPSET
 from omnigraph.program import Case, Dim, contract_cases
 from omnigraph.tracing.trace import output_specs, reference_for, trace
 

@@ -13,9 +13,10 @@ from graph_checks import graph_from_text
 from omnigraph.cli.main import main
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance
+from omnigraph.graph import Graph
 from omnigraph.inspection.bisect import InputSet, bisect_passes, bisect_runtime
 from omnigraph.lowering import Lowered, find_target
-from omnigraph.passes.base import Graph, Pass
+from omnigraph.passes.base import Pass
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.eliminate_identities import EliminateIdentities
 from omnigraph.program import TensorSpec

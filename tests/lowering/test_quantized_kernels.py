@@ -12,8 +12,8 @@ import pytest
 from graph_checks import graph_with_weights
 
 import omnigraph
-from omnigraph.contract.comparison import Reference
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.reference import Reference
 from omnigraph.emitter import Emitter
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics

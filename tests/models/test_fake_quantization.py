@@ -11,10 +11,11 @@ import torch
 from torch.nn import functional as F
 
 import omnigraph
+from omnigraph.graph import count_ops
 from omnigraph.models import ConfigError, OmniNet, OmniNetConfig
 from omnigraph.models.fake_quantization import FakeQuantizer
 from omnigraph.models.programs import programs
-from omnigraph.passes.base import count_ops, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.pipelines import common
 from omnigraph.program import contract_cases
 from omnigraph.tracing.trace import check_trace, reference_for, trace

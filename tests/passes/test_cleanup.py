@@ -9,7 +9,8 @@ from graph_checks import assert_pass, graph_from_text, graph_text
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import GraphError
-from omnigraph.passes.base import MODULE_KEY, Graph, Pass, run_passes
+from omnigraph.graph import MODULE_KEY, Graph
+from omnigraph.passes.base import Pass, run_passes
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode

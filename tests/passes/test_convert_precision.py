@@ -13,7 +13,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.errors import UsageError
-from omnigraph.passes.base import MODULE_KEY, count_ops, run_passes
+from omnigraph.graph import MODULE_KEY, count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.convert_precision import ConvertPrecision
 

@@ -6,8 +6,9 @@ import numpy as np
 from graph_checks import assert_miss, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
-from omnigraph.passes.base import Graph, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
 

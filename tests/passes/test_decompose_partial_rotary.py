@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import deviations
-from omnigraph.passes.base import Graph, count_ops, run_passes
+from omnigraph.graph import Graph, count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.decompose_partial_rotary import DecomposePartialRotary
 from omnigraph.passes.fuse_rotary import FuseRotary
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import deviation
 from omnigraph.errors import UsageError
-from omnigraph.passes.base import count_ops, run_passes
+from omnigraph.graph import count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_outputs import EliminateDeadOutputs
 from omnigraph.passes.hoist_selections import HoistSelections
 from omnigraph.passes.pipelines import canonical

@@ -12,7 +12,7 @@ from graph_checks import graph_with_weights
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.errors import GraphError
-from omnigraph.passes.base import MODULE_KEY, count_ops
+from omnigraph.graph import MODULE_KEY, count_ops
 from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import deviations
+from omnigraph.graph import Graph, declare_ranges
 from omnigraph.passes.analysis.attention.mask import meaning
 from omnigraph.passes.analysis.position.toeplitz import Toeplitz
-from omnigraph.passes.base import Graph, declare_ranges, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.fold_position_bias import FoldPositionBias
 from omnigraph.passes.pipelines import canonical
 

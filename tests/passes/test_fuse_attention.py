@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import Tolerance, deviations
-from omnigraph.passes.base import Graph, count_ops, run_passes
+from omnigraph.graph import Graph, count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_attention import FuseAttention
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance, deviations
-from omnigraph.passes.base import Graph, count_ops, run_passes
+from omnigraph.graph import Graph, count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_norm import FuseNorm
 from omnigraph.passes.lift_constants import LiftConstants

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner, longest_contraction, rounding_depth
 from omnigraph.contract.tolerance import Tolerance, deviation
-from omnigraph.passes.base import count_ops, run_passes
+from omnigraph.graph import count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.fuse_projections import FuseProjections
 from omnigraph.passes.pipelines import canonical
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hugging_face_models import program
 
-from omnigraph.passes.base import count_ops, run_passes
+from omnigraph.graph import count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.fuse_gelu import FuseGelu
 from omnigraph.passes.fuse_norm import FuseNorm
 from omnigraph.passes.fuse_rotary import FuseRotary

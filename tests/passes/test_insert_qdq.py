@@ -11,10 +11,11 @@ from graph_checks import assert_miss, graph_text, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import UnsupportedError
+from omnigraph.graph import MODULE_KEY, Graph, count_ops
 from omnigraph.passes.analysis.quantization.linear_layers import products
 from omnigraph.passes.analysis.quantization.scheme import SCHEMES
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
-from omnigraph.passes.base import MODULE_KEY, Graph, count_ops, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.insert_qdq import InsertQdq
 
 RNG = np.random.default_rng(0)

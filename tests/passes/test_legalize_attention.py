@@ -11,7 +11,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.passes.base import MODULE_KEY, Pass, count_ops
+from omnigraph.graph import MODULE_KEY, count_ops
+from omnigraph.passes.base import Pass
 from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.decompose_attention import DecomposeAttention
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.passes.base import Graph, count_ops, run_passes
+from omnigraph.graph import Graph, count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
 
 PASS = LegalizeAttentionAxes()

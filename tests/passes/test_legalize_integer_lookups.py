@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 from graph_checks import assert_miss, assert_pass, graph_with_weights
 
-from omnigraph.passes.base import Graph, count_ops, run_passes
+from omnigraph.graph import Graph, count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omnigraph.passes.legalize_integer_lookups import LegalizeIntegerLookups
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.passes.base import Graph, count_ops, run_passes
+from omnigraph.graph import Graph, count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.legalize_rotary_embedding import LegalizeRotaryEmbedding
 
 BY_ROW = """g (float[{b},2,T,8] x, float[{c},T,4] c, float[{c},T,4] s) => (float[{b},2,T,8] y)

@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_cases import node_tests
 
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.passes.base import OPSET, count_ops
+from omnigraph.graph import OPSET, count_ops
 from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
 
 PASS = LegalizeTensorScatter()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from graph_checks import assert_pass, graph_from_text
 
-from omnigraph.passes.base import count_ops, run_passes
+from omnigraph.graph import count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.legalize_unmasked_attention import LegalizeUnmaskedAttention
 
 PASS = LegalizeUnmaskedAttention()

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance, deviations
+from omnigraph.graph import Graph, count_ops, declare_ranges
 from omnigraph.models import AttentionPattern
-from omnigraph.passes.base import Graph, count_ops, declare_ranges, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
 from omnigraph.passes.pipelines import canonical
 from omnigraph.program import Case

@@ -20,7 +20,8 @@ from onnx_cases import node_tests
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import Tolerance, deviations
-from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, count_ops, run_passes
+from omnigraph.graph import MODULE_KEY, OPSET, Graph, count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.fuse_attention import FuseAttention
 from omnigraph.passes.pipelines import canonical
 

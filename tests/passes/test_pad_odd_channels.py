@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.passes.base import Graph, run_passes
+from omnigraph.graph import Graph
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.pad_odd_channels import PadOddChannels
 
 PASS = PadOddChannels(least=9)

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import deviations
 from omnigraph.errors import GraphError, UsageError
+from omnigraph.graph import MODULE_KEY, OPSET, Graph
 from omnigraph.models.programs import programs
 from omnigraph.passes.analysis.pruning.importance import least_important
-from omnigraph.passes.base import MODULE_KEY, OPSET, Graph, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.pipelines import canonical
 from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.tracing.trace import reference_for

@@ -8,8 +8,9 @@ from graph_checks import assert_miss, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import Tolerance, deviations
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
-from omnigraph.passes.base import Graph, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.smooth_activations import SmoothActivations
 

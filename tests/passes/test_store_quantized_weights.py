@@ -7,7 +7,8 @@ import onnx_ir as ir
 from graph_checks import assert_miss, graph_text, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
-from omnigraph.passes.base import Graph, count_ops, run_passes
+from omnigraph.graph import Graph, count_ops
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.store_quantized_weights import StoreQuantizedWeights
 
 RNG = np.random.default_rng(0)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import deviation
+from omnigraph.graph import Graph, declare_ranges
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.lowering.onnx.kernels import CONTRIB_OPS
-from omnigraph.passes.base import Graph, declare_ranges, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.use_group_query_attention import UseGroupQueryAttention
 
 RNG = np.random.default_rng(0)

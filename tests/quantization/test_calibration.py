@@ -10,9 +10,9 @@ import pytest
 from graph_checks import graph_with_weights
 
 from omnigraph.errors import UsageError
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import products
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
-from omnigraph.passes.base import Graph
 from omnigraph.quantization.calibration import METHODS, calibrate, second_moments
 from omnigraph.quantization.ranges import entropy, mse, percentile
 

@@ -13,7 +13,8 @@ import omnigraph
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import UsageError
 from omnigraph.frontends.resolve import resolve
-from omnigraph.passes.base import Graph, run_passes
+from omnigraph.graph import Graph
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.quantize_caches import QuantizeCaches
 from omnigraph.program import Case
 from omnigraph.tracing.trace import reference_for

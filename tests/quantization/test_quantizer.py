@@ -29,7 +29,7 @@ from omnigraph.quantization.calibration import calibrate
 from omnigraph.quantization.data import open_data
 from omnigraph.quantization.evaluation import Loss, cross_entropy, loss_of, sample_of, targets_of
 from omnigraph.quantization.noise import check_quantized, noise_of, quantized_tolerance
-from omnigraph.quantization.quantizer import Quantization
+from omnigraph.quantization.options import Quantization
 from omnigraph.quantization.region_timing import RegionTimes, regions, time_regions
 from omnigraph.tracing.trace import trace
 
@@ -322,7 +322,7 @@ def test_the_noise_that_is_foreseen_is_that_of_a_product(trace_of_one_product):
 def trace_of_one_product():
     from graph_checks import graph_with_weights
 
-    from omnigraph.contract.comparison import Reference
+    from omnigraph.contract.reference import Reference
     from omnigraph.program import Case
 
     weight = RNG.standard_normal((128, 64)).astype(np.float32)

@@ -19,9 +19,10 @@ from omnigraph.artifact import Artifact, ProgramEntry, seal
 from omnigraph.artifact.zip_file import pack
 from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import DeviceError, InputError
+from omnigraph.graph import Graph
 from omnigraph.lowering.base import Lowered
 from omnigraph.lowering.openvino.target import TARGET
-from omnigraph.passes.base import Graph, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.program import Dim, TensorSpec
 from omnigraph.runtimes import load
 from omnigraph.runtimes.base import Session

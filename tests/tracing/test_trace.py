@@ -17,8 +17,8 @@ from omnigraph.contract.graph_check import (
     rounding_depth,
 )
 from omnigraph.contract.tolerance import Tolerance, deviations, output_scales
+from omnigraph.graph import MODULE_KEY, OPSET, RANGE_KEY, SOURCE_KEY, count_ops
 from omnigraph.models import AttentionPattern
-from omnigraph.passes.base import MODULE_KEY, OPSET, RANGE_KEY, SOURCE_KEY, count_ops
 from omnigraph.program import Case
 from omnigraph.tracing.trace import check_trace, output_specs, reference_for, trace
 

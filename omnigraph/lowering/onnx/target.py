@@ -10,11 +10,12 @@ import onnx
 import onnx_ir as ir
 
 from omnigraph.contract.graph_check import proto_without_weights
+from omnigraph.graph import OPSET, Graph
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.nonconforming import misread
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.onnx.kernels import CONTRIB_OPS, LEAST_TOKENS_GROUPED, MOST_QUERIES_JOINED
-from omnigraph.passes.base import OPSET, Graph, Pass
+from omnigraph.passes.base import Pass
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.join_attention_heads import JoinAttentionHeads
 from omnigraph.passes.legalize_int8_weights import LegalizeInt8Weights

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph
+from omnigraph.graph import Graph
 from omnigraph.passes.matching import input_at, nodes_of, same_dim
 
 if TYPE_CHECKING:

@@ -15,12 +15,13 @@ import onnx
 import onnx_ir as ir
 
 from omnigraph.errors import CompileError
+from omnigraph.graph import OPSET, Graph, describe
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.openvino.attention import simplify_attention
 from omnigraph.lowering.openvino.ir import SharedWeights, rewrite_ir, weights_as_inputs
 from omnigraph.lowering.openvino.support import computed_wrongly
-from omnigraph.passes.base import OPSET, Graph, Pass, describe
+from omnigraph.passes.base import Pass
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.decompose_partial_rotary import DecomposePartialRotary
 from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes

@@ -18,10 +18,10 @@ from typing import Any
 import onnx_ir as ir
 
 from omnigraph.errors import CompileError, OmniGraphError, UnsupportedError
+from omnigraph.graph import describe
 from omnigraph.lowering.base import Lowered
 from omnigraph.lowering.tensorrt import worker as tensorrt_worker
 from omnigraph.lowering.tensorrt.engine import product_types
-from omnigraph.passes.base import describe
 from omnigraph.program import Dim, TensorSpec, dim_terms, evaluate_dim
 
 #: The largest size of a dimension that has no bound: an engine needs one, and its memory grows

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph
+from omnigraph.graph import Graph
 from omnigraph.passes.matching import made_by, nodes_of, rank
 
 #: What may stand between the softmax and the product with the values: types, guards, gates, shapes.

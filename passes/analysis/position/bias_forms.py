@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, separate
 from omnigraph.passes.analysis.index.bounds import bounds
 from omnigraph.passes.analysis.index.evaluation import Emitter, compute
@@ -31,7 +32,6 @@ from omnigraph.passes.analysis.position.bias import (
     slope_times_distance,
 )
 from omnigraph.passes.analysis.position.toeplitz import Sizes, Toeplitz, spanned
-from omnigraph.passes.base import Graph
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import remove_unused, replace_output
 from omnigraph.passes.site_pass import Miss

@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph, range_of
 from omnigraph.passes.analysis.index.evaluation import Emitter, compute
 from omnigraph.passes.analysis.index.expression import (
     Coordinate,
@@ -21,7 +22,6 @@ from omnigraph.passes.analysis.index.expression import (
 )
 from omnigraph.passes.analysis.index.reading import IndexReader, NotClosed
 from omnigraph.passes.analysis.index.simplification import substitute
-from omnigraph.passes.base import Graph, range_of
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import nodes_of, remove_unused, replace_output, through
 from omnigraph.passes.site_pass import Miss

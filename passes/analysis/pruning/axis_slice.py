@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph
 from omnigraph.passes.analysis.pruning.axis_map import Cut, rank_of, shorter, size_of
 from omnigraph.passes.analysis.pruning.axis_slice_rules import rule_for
-from omnigraph.passes.base import MODULE_KEY, SOURCE_KEY, Graph
 from omnigraph.passes.matching import axis_size, constant, made_by, standard
 from omnigraph.passes.site_pass import Miss
 

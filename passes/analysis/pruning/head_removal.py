@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from omnigraph.graph import Graph
 from omnigraph.passes.analysis.pruning.axis_map import Cut, shorter
 from omnigraph.passes.analysis.pruning.axis_slice import KEPT, Cutter
 from omnigraph.passes.analysis.pruning.head_layout import HeadLayout
 from omnigraph.passes.analysis.pruning.output_projection import OutputProjection
-from omnigraph.passes.base import Graph
 from omnigraph.passes.matching import axis_size, rank, standard
 from omnigraph.passes.site_pass import Miss
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 import onnx
 import onnx_ir as ir
 
-from omnigraph.passes.base import OPSET
+from omnigraph.graph import OPSET
 
 #: Computed in the half type: products, summed in fp32 by every kernel, arithmetic that rounds once
 #: per element, and integers that are widened. An op named in none of these sets stays in fp32.

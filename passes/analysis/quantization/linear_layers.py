@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
+from omnigraph.graph import MODULE_KEY, Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
-from omnigraph.passes.base import MODULE_KEY, Graph
 from omnigraph.passes.matching import input_at, made_by, nodes_of, standard, through
 
 #: What may stand between the tokens of the caller and the rows that are looked up.

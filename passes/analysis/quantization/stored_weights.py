@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.base import Graph
+from omnigraph.graph import Graph
 from omnigraph.passes.insertion import Inserter
 
 

@@ -14,10 +14,10 @@ from graph_checks import graph_from_text
 import omnigraph
 from omnigraph.artifact import MANIFEST, Artifact, seal
 from omnigraph.errors import DeviceError, UnsupportedError
+from omnigraph.graph import Graph
 from omnigraph.lowering.base import Lowered
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.onnx.target import TARGET
-from omnigraph.passes.base import Graph
 from omnigraph.program import TensorSpec
 
 

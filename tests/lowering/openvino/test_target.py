@@ -20,10 +20,10 @@ from openvino_programs import CORE, compiled, emit, program, read, run
 
 from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import CompileError, UnsupportedError, UsageError
+from omnigraph.graph import MODULE_KEY
 from omnigraph.lowering import find_target
 from omnigraph.lowering.base import Lowered
 from omnigraph.lowering.openvino.target import TARGET
-from omnigraph.passes.base import MODULE_KEY
 from omnigraph.program import Dim, TensorSpec
 
 HAS_BF16 = "BF16" in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

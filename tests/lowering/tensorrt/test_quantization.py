@@ -15,10 +15,11 @@ from graph_checks import graph_from_text, graph_with_weights
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.errors import UnsupportedError, UsageError
+from omnigraph.graph import Graph, count_ops
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.lowering.tensorrt.build import build_engine, rtx_flavour
 from omnigraph.lowering.tensorrt.support import refusal
-from omnigraph.passes.base import Graph, count_ops, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.program import Dim, TensorSpec
 

@@ -15,10 +15,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import CompileError, UnsupportedError, UsageError
+from omnigraph.graph import MODULE_KEY, Graph
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.lowering.tensorrt.build import UNBOUNDED_LENGTH, TensorRtError, profile_of
 from omnigraph.lowering.tensorrt.support import _TAKEN, refusal
-from omnigraph.passes.base import MODULE_KEY, Graph, run_passes
+from omnigraph.passes.base import run_passes
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.program import Dim, TensorSpec
 
