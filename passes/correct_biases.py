@@ -10,7 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.graph import Graph
-from omnigraph.passes.analysis.quantization.linear_layers import bias_of, product_of, products
+from omnigraph.passes.analysis.quantization.linear_layers import (
+    bias_of,
+    linear_layer_of,
+    linear_layers,
+)
 from omnigraph.passes.analysis.quantization.scheme import FourBits
 from omnigraph.passes.analysis.quantization.statistics import Statistics
 from omnigraph.passes.analysis.quantization.weight_rounding import RoundedWeight, round_weight
@@ -57,16 +61,16 @@ class CorrectBiases(SitePass):
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every product with a constant weight whose bias was not corrected before."""
-        for product in products(graph):
-            held = bias_of(product.node)
+        for linear in linear_layers(graph):
+            held = bias_of(linear.node)
             bias = held[0].inputs[held[1]] if held is not None else None
             if bias is None or _CORRECTED not in bias.metadata_props:
-                yield product.node
+                yield linear.node
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
         """Correct the bias of one product."""
-        product, held = product_of(node), bias_of(node)
-        assert product is not None
+        linear, held = linear_layer_of(node), bias_of(node)
+        assert linear is not None
         if held is None:
             raise Miss("it has no constant bias")
         plan = InsertQdq(
@@ -78,19 +82,19 @@ class CorrectBiases(SitePass):
             self.choices,
             self.four_bits,
         )
-        scheme = plan.scheme_for(product.layer)
+        scheme = plan.scheme_for(linear.layer)
         if scheme is None:
             raise Miss("the layer is kept in float")
         if not isinstance(self.statistics, Statistics):
             raise Miss("nothing is known of the mean of what it multiplies: no calibration")
-        seen = self.statistics.observations.get(product.weight.name or "")
-        if seen is None or len(seen.means) != product.contraction:
-            raise Miss(f"the statistics have no means of what {product.weight.name!r} multiplies")
-        assert product.weight.const_value is not None
-        weight = product.weight.const_value.numpy()
-        if product.channel_axis == 0:
+        seen = self.statistics.observations.get(linear.weight.name or "")
+        if seen is None or len(seen.means) != linear.contraction:
+            raise Miss(f"the statistics have no means of what {linear.weight.name!r} multiplies")
+        assert linear.weight.const_value is not None
+        weight = linear.weight.const_value.numpy()
+        if linear.channel_axis == 0:
             weight = weight.T
-        known = self.rounded.get(product.weight.name or "")
+        known = self.rounded.get(linear.weight.name or "")
         if known is None or known.grid != scheme.weights:
             known = round_weight(weight, scheme.weights)
         shift = seen.means @ (weight - known.widened())

@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import (
-    Product,
+    LinearLayer,
     is_chosen,
     layer_of,
-    product_of,
-    products,
+    linear_layer_of,
+    linear_layers,
     table_of,
     tables,
 )
@@ -108,7 +108,7 @@ class InsertQdq(SitePass):
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every product with a constant weight, and every lookup in an embedding."""
-        found = {product.node for product in products(graph)}
+        found = {linear.node for linear in linear_layers(graph)}
         found |= {gather for table in tables(graph) for gather in table.gathers}
         return [n for n in ir.traversal.RecursiveGraphIterator(graph.graph) if n in found]
 
@@ -117,31 +117,31 @@ class InsertQdq(SitePass):
         scheme = self.scheme_for(layer_of(node))
         if scheme is None:
             raise Miss("the layer is kept in float")
-        if (product := product_of(node)) is not None:
-            return self._product(graph, product, scheme)
+        if (linear := linear_layer_of(node)) is not None:
+            return self._linear_layer(graph, linear, scheme)
         return self._lookup(graph, node, scheme)
 
-    def _product(self, graph: Graph, product: Product, scheme: Scheme) -> str:
-        if product.contraction < scheme.least_terms:
-            raise Miss(f"its sums have only {product.contraction} terms")
+    def _linear_layer(self, graph: Graph, linear: LinearLayer, scheme: Scheme) -> str:
+        if linear.contraction < scheme.least_terms:
+            raise Miss(f"its sums have only {linear.contraction} terms")
         grid = scheme.weights
-        if product.transpose is not None:
-            grid = self._shared_grid(product, scheme)
-        observation = self._observation(product, scheme)
+        if linear.transpose is not None:
+            grid = self._shared_grid(linear, scheme)
+        observation = self._observation(linear, scheme)
         if scheme.activations is not None:
-            quantized = _quantize_activation(graph, product, scheme.activations, observation)
-            product.node.replace_input_with(0, quantized)
-        weight = self._weight(graph, product.weight, product.channel_axis, grid)
-        before = Inserter(product.transpose or product.node)
-        axis = product.channel_axis if grid.block is None else 1 - product.channel_axis
+            quantized = _quantize_activation(graph, linear, scheme.activations, observation)
+            linear.node.replace_input_with(0, quantized)
+        weight = self._weight(graph, linear.weight, linear.channel_axis, grid)
+        before = Inserter(linear.transpose or linear.node)
+        axis = linear.channel_axis if grid.block is None else 1 - linear.channel_axis
         wide = widened(before, weight, axis, grid.block)
-        if product.transpose is not None:
+        if linear.transpose is not None:
             wide = before.op("Transpose", wide, perm=[1, 0])
-        product.node.replace_input_with(1, wide)
-        _drop_unused(graph, product.weight, product.transpose)
+        linear.node.replace_input_with(1, wide)
+        _drop_unused(graph, linear.weight, linear.transpose)
         return _described(scheme, grid)
 
-    def _observation(self, product: Product, scheme: Scheme) -> Observation | None:
+    def _observation(self, linear: LinearLayer, scheme: Scheme) -> Observation | None:
         """The range of what a product multiplies; None where none is needed."""
         if scheme.activations is None or scheme.activations.dynamic:
             return None
@@ -149,14 +149,14 @@ class InsertQdq(SitePass):
             raise Miss(
                 "nothing is known of the range of what it multiplies: there was no calibration"
             )
-        found = self.statistics.observations.get(product.weight.name or "")
+        found = self.statistics.observations.get(linear.weight.name or "")
         if found is None:
-            raise Miss(f"the statistics have nothing of what {product.weight.name!r} multiplies")
+            raise Miss(f"the statistics have nothing of what {linear.weight.name!r} multiplies")
         return found
 
-    def _shared_grid(self, product: Product, scheme: Scheme) -> WeightGrid:
+    def _shared_grid(self, linear: LinearLayer, scheme: Scheme) -> WeightGrid:
         """The grid of a weight that is also looked up by rows."""
-        for user, index in product.weight.uses():
+        for user, index in linear.weight.uses():
             if index == 0 and standard(user, "Gather"):
                 looked_up = self.scheme_for(layer_of(user))
                 if looked_up is None or looked_up.tables is None:
@@ -229,11 +229,11 @@ def _store(
 
 
 def _quantize_activation(
-    graph: Graph, product: Product, grid: ActivationGrid, observation: Observation | None
+    graph: Graph, linear: LinearLayer, grid: ActivationGrid, observation: Observation | None
 ) -> ir.Value:
     """What a product multiplies, quantized and widened again; one value for all of its kind."""
-    value, before = product.activation, Inserter(product.node)
-    if (known := _quantized_before(value, product.node, grid)) is not None:
+    value, before = linear.activation, Inserter(linear.node)
+    if (known := _quantized_before(value, linear.node, grid)) is not None:
         return known
     if grid.dynamic:
         made = before.node("DynamicQuantizeLinear", value, outputs=3).outputs
@@ -295,10 +295,10 @@ def _named(graph: Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
 
 def _reader(user: ir.Node) -> ir.Node | None:
     """The product that reads a table, by a Transpose or as it is."""
-    if product_of(user) is not None:
+    if linear_layer_of(user) is not None:
         return user
     if standard(user, "Transpose"):
-        return next((n for n, _ in user.outputs[0].uses() if product_of(n) is not None), None)
+        return next((n for n, _ in user.outputs[0].uses() if linear_layer_of(n) is not None), None)
     return None
 
 

@@ -13,12 +13,12 @@ import onnx_ir as ir
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
 from omnigraph.passes.analysis.quantization.linear_layers import (
-    Product,
+    LinearLayer,
     bias_of,
     by_activation,
     is_chosen,
-    product_of,
-    products,
+    linear_layer_of,
+    linear_layers,
 )
 from omnigraph.passes.analysis.quantization.statistics import Statistics
 from omnigraph.passes.matching import input_at, made_by, rank
@@ -72,53 +72,51 @@ class SmoothActivations(SitePass):
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """The first product of each activation."""
-        for value, group in by_activation(products(graph)):
+        for value, group in by_activation(linear_layers(graph)):
             if _SMOOTHED not in value.metadata_props:
                 yield group[0].node
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
         """Smooth what one product, and all others of the same activation, multiply."""
-        first = product_of(node)
+        first = linear_layer_of(node)
         assert first is not None
         value = first.activation
         group = _readers(value)
         channels = self._channels(first)
-        for product in group:
-            if is_chosen(product.layer, self.keep):
-                raise Miss("a layer that reads it is kept in float", product.node)
-            if product.transpose is not None or len(list(product.weight.uses())) > 1:
-                raise Miss("the weight has other uses", product.node)
+        for linear in group:
+            if is_chosen(linear.layer, self.keep):
+                raise Miss("a layer that reads it is kept in float", linear.node)
+            if linear.transpose is not None or len(list(linear.weight.uses())) > 1:
+                raise Miss("the weight has other uses", linear.node)
         scaled = _scalable(value)
-        largest = np.max([_largest_by_term(product) for product in group], axis=0)
+        largest = np.max([_largest_by_term(linear) for linear in group], axis=0)
         factors = _factors(channels, largest, self.strength)
         for holder, place, axis in scaled:
             _scale(graph, holder, place, 1 / factors, axis)
-        for product in group:
-            _scale(graph, product.node, 1, factors, 1 - product.channel_axis)
+        for linear in group:
+            _scale(graph, linear.node, 1, factors, 1 - linear.channel_axis)
         value.metadata_props[_SMOOTHED] = str(self.strength)
         return f"channels scaled by {factors.min():.2g} to {factors.max():.2g}"
 
-    def _channels(self, product: Product) -> np.ndarray:
+    def _channels(self, linear: LinearLayer) -> np.ndarray:
         if not isinstance(self.statistics, Statistics):
             raise Miss("nothing is known of the channels: there was no calibration")
-        found = self.statistics.observations.get(product.weight.name or "")
-        if found is None or len(found.channels) != product.contraction:
-            raise Miss(
-                f"the statistics have no channels of what {product.weight.name!r} multiplies"
-            )
+        found = self.statistics.observations.get(linear.weight.name or "")
+        if found is None or len(found.channels) != linear.contraction:
+            raise Miss(f"the statistics have no channels of what {linear.weight.name!r} multiplies")
         return found.channels
 
 
-def _readers(value: ir.Value) -> list[Product]:
+def _readers(value: ir.Value) -> list[LinearLayer]:
     """All that read an activation, each a product."""
     if value.is_graph_output():
         raise Miss("the activation is an output of the program")
     found = []
     for user, index in value.uses():
-        product = product_of(user) if index == 0 else None
-        if product is None:
+        linear = linear_layer_of(user) if index == 0 else None
+        if linear is None:
             raise Miss("the activation is read by something that is no product", user)
-        found.append(product)
+        found.append(linear)
     return found
 
 
@@ -160,20 +158,20 @@ def _of_product(value: ir.Value) -> list[_Holder] | None:
     if node is not None and node.op_type == "Add":
         factors = [made_by(v, "MatMul") for v in node.inputs]
         node = next((f for f in factors if f is not None and bias_of(f) is not None), None)
-    product = product_of(node) if node is not None else None
-    if product is None or product.transpose is not None or len(list(product.weight.uses())) > 1:
+    linear = linear_layer_of(node) if node is not None else None
+    if linear is None or linear.transpose is not None or len(list(linear.weight.uses())) > 1:
         return None
-    if (found := bias_of(product.node)) is not None:
+    if (found := bias_of(linear.node)) is not None:
         bias = [(*found, 0)]
-    elif product.node.outputs[0] is not value:
+    elif linear.node.outputs[0] is not value:
         return None
-    return [(product.node, 1, product.channel_axis), *bias]
+    return [(linear.node, 1, linear.channel_axis), *bias]
 
 
-def _largest_by_term(product: Product) -> np.ndarray:
+def _largest_by_term(linear: LinearLayer) -> np.ndarray:
     """[K], the largest magnitude of the weights of each term."""
-    assert product.weight.const_value is not None
-    return np.abs(product.weight.const_value.numpy()).max(axis=product.channel_axis)
+    assert linear.weight.const_value is not None
+    return np.abs(linear.weight.const_value.numpy()).max(axis=linear.channel_axis)
 
 
 def _factors(channels: np.ndarray, weights: np.ndarray, strength: float) -> np.ndarray:

@@ -84,8 +84,8 @@ def _row(node: ir.Node) -> LayerPrecision | None:
 def _scales_of_rows(node: ir.Node, codes: ir.Value) -> list[ir.Value]:
     """The scales that the rows of a table of integers are multiplied by."""
     for user, _ in node.outputs[0].uses():
-        for product, _ in user.outputs[0].uses():
-            for factor in product.inputs if product.op_type == "Mul" else ():
+        for linear, _ in user.outputs[0].uses():
+            for factor in linear.inputs if linear.op_type == "Mul" else ():
                 scales = made_by(through(factor, "Unsqueeze"), "Gather")
                 if scales is not None and scales is not node and scales.inputs[0] is not None:
                     return [scales.inputs[0]]

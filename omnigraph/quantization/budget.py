@@ -15,7 +15,7 @@ from typing import Any
 
 from omnigraph.errors import UsageError
 from omnigraph.graph import Graph
-from omnigraph.passes.analysis.quantization.linear_layers import products, tables
+from omnigraph.passes.analysis.quantization.linear_layers import linear_layers, tables
 from omnigraph.passes.insert_qdq import FLOAT
 from omnigraph.quantization.evaluation import Loss, Run, Sample, loss_of
 from omnigraph.quantization.region_timing import RegionTimes
@@ -116,15 +116,15 @@ class Plan:
 
 def units_of(graph: Graph, is_kept: Callable[[str], bool]) -> list[Unit]:
     """The units of a Graph in float; those that are kept in float are left out."""
-    found = products(graph)
+    found = linear_layers(graph)
     lookups = {lookup.weight: lookup.layer for lookup in tables(graph)}
     units: list[Unit] = []
     taken: set[str] = set()
-    for product in found:
-        mate = lookups.pop(product.weight, None)
-        layers = (product.layer,) if mate is None else (mate, product.layer)
+    for linear in found:
+        mate = lookups.pop(linear.weight, None)
+        layers = (linear.layer,) if mate is None else (mate, linear.layer)
         if not taken.intersection(layers):
-            units.append(Unit(layers, product.contraction * product.channels))
+            units.append(Unit(layers, linear.contraction * linear.channels))
             taken.update(layers)
     for weight, layer in lookups.items():
         if layer not in taken and weight.const_value is not None:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
 from omnigraph.graph import Graph, describe
-from omnigraph.passes.analysis.quantization.linear_layers import Product
+from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.matching import same_dim
 from omnigraph.quantization.ranges import RANGES
@@ -34,7 +34,7 @@ _MOMENT_BYTES = 512 << 20
 
 def calibrate(
     graph: Graph,
-    wanted: Sequence[Product],
+    wanted: Sequence[LinearLayer],
     feeds: Iterable[Feeds],
     *,
     method: str = MIN_MAX,
@@ -79,17 +79,17 @@ def calibrate(
             for observed, rows in probe.rows(given):
                 observed.count(rows)
     found = {
-        product.weight.name or "": seen
+        linear.weight.name or "": seen
         for observed in probe.observed
         for seen in (observed.observation(method),)
-        for product in observed.products
+        for linear in observed.linear_layers
     }
     return Statistics(found, method, source, samples)
 
 
 def second_moments(
     graph: Graph,
-    wanted: Sequence[Product],
+    wanted: Sequence[LinearLayer],
     feeds: Iterable[Feeds],
     *,
     budget: int = _MOMENT_BYTES,
@@ -109,25 +109,25 @@ def second_moments(
         while waiting and (not group or held + 4 * waiting[0].terms ** 2 <= budget):
             held += 4 * waiting[0].terms ** 2
             group.append(waiting.pop(0))
-        probe = _Probe(graph, [product for observed in group for product in observed.products])
+        probe = _Probe(graph, [linear for observed in group for linear in observed.linear_layers])
         sums = [np.zeros((o.terms, o.terms), np.float32) for o in probe.observed]
         for number, given in enumerate(feeds, 1):
             told(f"second moments of {len(sums)} activations: sample {number}")
             for total, (_, rows) in zip(sums, probe.rows(given), strict=True):
                 total += rows.T @ rows
         for observed, total in zip(probe.observed, sums, strict=True):
-            for product in observed.products:
-                yield product.weight.name or "", total
+            for linear in observed.linear_layers:
+                yield linear.weight.name or "", total
 
 
 class _Probe:
     """A Graph that gives the activations of some products, and nothing else."""
 
-    def __init__(self, graph: Graph, wanted: Sequence[Product]) -> None:
-        by_activation: dict[str, list[Product]] = {}
-        for product in wanted:
-            by_activation.setdefault(product.activation.name or "", []).append(product)
-        self.observed = [_Observed(products) for products in by_activation.values()]
+    def __init__(self, graph: Graph, wanted: Sequence[LinearLayer]) -> None:
+        by_activation: dict[str, list[LinearLayer]] = {}
+        for linear in wanted:
+            by_activation.setdefault(linear.activation.name or "", []).append(linear)
+        self.observed = [_Observed(linear_layers) for linear_layers in by_activation.values()]
         shown = graph.clone()
         values = {v.name: v for v in _values(shown)}
         self._masks = {
@@ -184,7 +184,7 @@ def _remove_dead(graph: Graph) -> None:
 class _Observed:
     """What was seen of one activation so far, of K channels."""
 
-    products: Sequence[Product]
+    linear_layers: Sequence[LinearLayer]
     positions: int = 0
     least: float = np.inf
     greatest: float = -np.inf
@@ -201,12 +201,12 @@ class _Observed:
     @property
     def name(self) -> str:
         """The activation's."""
-        return self.products[0].activation.name or ""
+        return self.linear_layers[0].activation.name or ""
 
     @property
     def terms(self) -> int:
         """K."""
-        return self.products[0].contraction
+        return self.linear_layers[0].contraction
 
     def see(self, rows: np.ndarray) -> None:
         """Take in [positions, K]."""
@@ -215,7 +215,7 @@ class _Observed:
         least, greatest = float(rows.min()), float(rows.max())
         if not (np.isfinite(least) and np.isfinite(greatest)):
             raise UsageError(
-                f"What {describe(self.products[0].node)} multiplies is NaN or infinite",
+                f"What {describe(self.linear_layers[0].node)} multiplies is NaN or infinite",
                 expected="finite numbers on every sample of the calibration data",
                 found="NaN" if np.isnan(rows).any() else "an infinity",
                 hint="the model itself gives this: look at the sample, and at the layers before it",
@@ -236,7 +236,7 @@ class _Observed:
         """What was seen. Of a constant activation, the range is from zero to it."""
         if not self.positions:
             raise UsageError(
-                f"Nothing was seen of what {describe(self.products[0].node)} multiplies",
+                f"Nothing was seen of what {describe(self.linear_layers[0].node)} multiplies",
                 expected="positions that no attention mask hides",
                 hint="the masks of the calibration data hide everything",
             )

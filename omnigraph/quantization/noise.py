@@ -29,7 +29,7 @@ from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import CODE_NOISE, Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
 from omnigraph.graph import Graph
-from omnigraph.passes.analysis.quantization.linear_layers import Product, products
+from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer, linear_layers
 from omnigraph.passes.analysis.quantization.scheme import ActivationGrid, Scheme
 from omnigraph.passes.analysis.quantization.statistics import Statistics
 from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
@@ -53,13 +53,13 @@ def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
     shown = 0.0
     # What the model itself rounds, another runtime rounds otherwise, step by step.
     hidden = CODE_NOISE**2 * rounded_activations(graph)
-    for product in products(graph):
-        scheme = insert.scheme_for(product.layer)
-        if scheme is None or product.contraction < scheme.least_terms:
+    for linear in linear_layers(graph):
+        scheme = insert.scheme_for(linear.layer)
+        if scheme is None or linear.contraction < scheme.least_terms:
             continue
-        shown += _weight_noise(product, scheme.weights) ** 2
+        shown += _weight_noise(linear, scheme.weights) ** 2
         if scheme.activations is not None:
-            shown += _activation_noise(product, scheme, insert.statistics) ** 2
+            shown += _activation_noise(linear, scheme, insert.statistics) ** 2
         if scheme.runtime_group is not None:
             hidden += _group_noise(scheme.runtime_group) ** 2
     return math.sqrt(shown), math.sqrt(hidden)
@@ -74,13 +74,13 @@ def _group_noise(terms: int) -> float:
     return math.sqrt(2 * math.log(2 * terms)) / 127 * _UNIFORM
 
 
-def _weight_noise(product: Product, grid: WeightGrid) -> float:
+def _weight_noise(linear: LinearLayer, grid: WeightGrid) -> float:
     if grid.dtype == ir.DataType.FLOAT8E4M3FN:
         return _FLOAT8_NOISE
-    assert product.weight.const_value is not None
-    weight = product.weight.const_value.numpy()
+    assert linear.weight.const_value is not None
+    weight = linear.weight.const_value.numpy()
     size = math.sqrt(float(np.mean(np.square(weight), dtype=np.float64)))
-    steps = _steps(weight.T if product.channel_axis == 0 else weight, grid)
+    steps = _steps(weight.T if linear.channel_axis == 0 else weight, grid)
     step = math.sqrt(float(np.mean(np.square(steps), dtype=np.float64)))
     return step * _UNIFORM / size if size else 0.0
 
@@ -95,14 +95,14 @@ def _steps(weight: np.ndarray, grid: WeightGrid) -> np.ndarray:
 
 
 def _activation_noise(
-    product: Product, scheme: Scheme, statistics: Statistics | str | None
+    linear: LinearLayer, scheme: Scheme, statistics: Statistics | str | None
 ) -> float:
     grid = scheme.activations
     assert grid is not None
     if grid.dtype == ir.DataType.FLOAT8E4M3FN:
         return _FLOAT8_NOISE
     known = statistics.observations if isinstance(statistics, Statistics) else {}
-    seen = known.get(product.weight.name or "")
+    seen = known.get(linear.weight.name or "")
     if seen is None or not seen.rms:
         return CODE_NOISE
     return _range(grid, seen.least, seen.greatest) / 255 * _UNIFORM / seen.rms

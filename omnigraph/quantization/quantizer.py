@@ -21,7 +21,11 @@ from omnigraph.errors import UsageError
 from omnigraph.export_job import TracedProgram
 from omnigraph.graph import Graph
 from omnigraph.ledger.precision import LayerPrecision, layer_precisions
-from omnigraph.passes.analysis.quantization.linear_layers import Product, is_chosen, products
+from omnigraph.passes.analysis.quantization.linear_layers import (
+    LinearLayer,
+    is_chosen,
+    linear_layers,
+)
 from omnigraph.passes.analysis.quantization.statistics import Statistics
 from omnigraph.passes.analysis.quantization.weight_rounding import RoundedWeight, compensate
 from omnigraph.passes.base import Pass, run_passes
@@ -208,7 +212,7 @@ class Quantizer:
     ) -> Pass:
         """A quantizing pass with the options of the export, and with what was observed."""
         keep = pass_.keep or self.options.keep
-        found = [p for p in products(graph) if not is_chosen(p.layer, keep)]
+        found = [p for p in linear_layers(graph) if not is_chosen(p.layer, keep)]
         if isinstance(pass_, SmoothActivations):
             if pass_.statistics is None:
                 self._observe(graph, item, found)
@@ -240,10 +244,10 @@ class Quantizer:
         types = {spec.name: np.dtype(spec.dtype) for spec in item.inputs}
         return [{name: a.astype(types[name], copy=False) for name, a in f.items()} for f in drawn]
 
-    def _observe(self, graph: Graph, item: TracedProgram, wanted: Sequence[Product]) -> None:
+    def _observe(self, graph: Graph, item: TracedProgram, wanted: Sequence[LinearLayer]) -> None:
         """Calibrate on the Graph as it is, for products of which nothing is known yet."""
         known = self.statistics.observations if self.statistics is not None else {}
-        new = [product for product in wanted if product.weight.name not in known]
+        new = [linear for linear in wanted if linear.weight.name not in known]
         feeds = self._feeds(item) if new else None
         if feeds is None:
             return
@@ -253,31 +257,31 @@ class Quantizer:
             found = replace(found, samples=feeds.count)
         self.statistics = found if self.statistics is None else self.statistics.joined(found)
 
-    def _is_compensated(self, plan: InsertQdq, product: Product) -> bool:
+    def _is_compensated(self, plan: InsertQdq, linear: LinearLayer) -> bool:
         """Whether a weight is to be rounded with compensation."""
-        scheme = plan.scheme_for(product.layer)
-        if scheme is None or product.transpose is not None or not scheme.weights.is_integer:
+        scheme = plan.scheme_for(linear.layer)
+        if scheme is None or linear.transpose is not None or not scheme.weights.is_integer:
             return False
         if self.options.compensate is None:
             return self._data is not None and scheme.weights.dtype.bitwidth <= _FOUR_BITS
         return self.options.compensate
 
     def _compensate(
-        self, graph: Graph, item: TracedProgram, wanted: Sequence[Product], plan: InsertQdq
+        self, graph: Graph, item: TracedProgram, wanted: Sequence[LinearLayer], plan: InsertQdq
     ) -> None:
         """Round weights that were not before, each with the second moments of its activation."""
-        new = [product for product in wanted if product.weight.name not in self._rounded]
+        new = [linear for linear in wanted if linear.weight.name not in self._rounded]
         feeds = self._feeds(item) if new else None
         if feeds is None:
             return
-        by_name = {product.weight.name: product for product in new}
+        by_name = {linear.weight.name: linear for linear in new}
         for name, moments in second_moments(graph, new, feeds, told=self._told):
             self._told(f"round {name} with compensation")
-            product = by_name[name]
-            scheme = plan.scheme_for(product.layer)
-            assert scheme is not None and product.weight.const_value is not None
-            weight = product.weight.const_value.numpy()
-            weight = weight.T if product.channel_axis == 0 else weight
+            linear = by_name[name]
+            scheme = plan.scheme_for(linear.layer)
+            assert scheme is not None and linear.weight.const_value is not None
+            weight = linear.weight.const_value.numpy()
+            weight = weight.T if linear.channel_axis == 0 else weight
             self._rounded[name] = compensate(weight, moments, scheme.weights)
 
     def manifest(self) -> dict[str, Any]:
@@ -310,7 +314,7 @@ class Quantizer:
         self.statistics.save(self.options.save)
 
 
-def _has_ranges(plan: InsertQdq, product: Product) -> bool:
+def _has_ranges(plan: InsertQdq, linear: LinearLayer) -> bool:
     """Whether the range of what a product multiplies must be known."""
-    scheme = plan.scheme_for(product.layer)
+    scheme = plan.scheme_for(linear.layer)
     return scheme is not None and scheme.activations is not None and not scheme.activations.dynamic

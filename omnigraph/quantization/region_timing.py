@@ -24,10 +24,10 @@ from omnigraph.emitter import Emitter
 from omnigraph.graph import MODULE_KEY, OPSET, Graph
 from omnigraph.lowering import Lowered, Target
 from omnigraph.passes.analysis.quantization.linear_layers import (
-    Product,
+    LinearLayer,
     bias_of,
     by_activation,
-    products,
+    linear_layers,
 )
 from omnigraph.passes.analysis.quantization.scheme import FourBits
 from omnigraph.passes.analysis.quantization.statistics import Statistics
@@ -54,14 +54,14 @@ class Region:
         products: in the Graph that they are of.
     """
 
-    products: tuple[Product, ...]
+    linear_layers: tuple[LinearLayer, ...]
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What its time depends on: the same for the same place in every layer."""
         return tuple(
             (p.contraction, p.channels, bias_of(p.node) is not None, p.transpose is not None)
-            for p in self.products
+            for p in self.linear_layers
         )
 
 
@@ -78,7 +78,7 @@ class RegionTimes:
 
 def regions(graph: Graph) -> list[Region]:
     """Every region of a Graph in float."""
-    return [Region(tuple(group)) for _, group in by_activation(products(graph))]
+    return [Region(tuple(group)) for _, group in by_activation(linear_layers(graph))]
 
 
 def time_regions(
@@ -108,7 +108,7 @@ def time_regions(
     known: dict[tuple[object, ...], RegionTimes] = {}
     for region in found:
         if region.kind not in known:
-            names = ", ".join(product.layer for product in region.products)
+            names = ", ".join(linear.layer for linear in region.linear_layers)
             told(f"time {names}")
             timer = _Timer(region, target, base, tokens, seen, rounded, four_bits, options)
             known[region.kind] = timer.times(precisions)
@@ -132,7 +132,7 @@ class _Timer:
         self._target, self._base, self._options = target, base, options
         self._seen, self._rounded, self._four_bits = seen, rounded, four_bits
         self._graph = _graph_of(region)
-        shape = (1, tokens, region.products[0].contraction)
+        shape = (1, tokens, region.linear_layers[0].contraction)
         self._feeds = {_INPUT: _like_what_was_seen(shape, region, seen)}
 
     def times(self, precisions: Sequence[str]) -> RegionTimes:
@@ -177,7 +177,7 @@ class _Timer:
 
 def _graph_of(region: Region) -> Graph:
     """The products of a region, and the biases behind them, as a Graph of their own."""
-    terms = region.products[0].contraction
+    terms = region.linear_layers[0].contraction
     activation = ir.Value(
         name=_INPUT,
         type=ir.TensorType(ir.DataType.FLOAT),
@@ -205,15 +205,15 @@ def _graph_of(region: Region) -> Graph:
         return made
 
     outputs = []
-    for product in region.products:
-        factor, size = weight(product.weight), [*_SHAPE, product.channels]
-        if product.channel_axis == 0:
-            factor = add("Transpose", [factor], product.layer, [terms, product.channels])
-        made = add("MatMul", [activation, factor], product.layer, size)
-        if (held := bias_of(product.node)) is not None:
+    for linear in region.linear_layers:
+        factor, size = weight(linear.weight), [*_SHAPE, linear.channels]
+        if linear.channel_axis == 0:
+            factor = add("Transpose", [factor], linear.layer, [terms, linear.channels])
+        made = add("MatMul", [activation, factor], linear.layer, size)
+        if (held := bias_of(linear.node)) is not None:
             bias = held[0].inputs[held[1]]
             assert bias is not None
-            made = add("Add", [made, weight(bias)], product.layer, size)
+            made = add("Add", [made, weight(bias)], linear.layer, size)
         outputs.append(made)
     graph = ir.Graph(
         [activation],
@@ -230,6 +230,6 @@ def _like_what_was_seen(
     shape: tuple[int, ...], region: Region, seen: Statistics | None
 ) -> np.ndarray:
     """Normal numbers of the size of what was seen."""
-    known = seen.observations.get(region.products[0].weight.name or "") if seen else None
+    known = seen.observations.get(region.linear_layers[0].weight.name or "") if seen else None
     size = known.rms if known is not None else 1.0
     return np.random.default_rng(0).normal(0, size, shape).astype(np.float32)

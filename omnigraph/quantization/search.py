@@ -110,9 +110,9 @@ def _times(
     places = {layer: place for place, unit in enumerate(units) for layer in unit.layers}
     times = {}
     for region, whole in zip(found, timed, strict=True):
-        sizes = [product.contraction * product.channels for product in region.products]
-        for product, size in zip(region.products, sizes, strict=True):
-            if (place := places.get(product.layer)) is not None:
+        sizes = [linear.contraction * linear.channels for linear in region.linear_layers]
+        for linear, size in zip(region.linear_layers, sizes, strict=True):
+            if (place := places.get(linear.layer)) is not None:
                 share = size / sum(sizes)
                 times[place] = RegionTimes(
                     {name: value * share for name, value in whole.milliseconds.items()}

@@ -12,7 +12,7 @@ from graph_checks import assert_miss, graph_text, graph_with_weights
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import UnsupportedError
 from omnigraph.graph import MODULE_KEY, Graph, count_ops
-from omnigraph.passes.analysis.quantization.linear_layers import products
+from omnigraph.passes.analysis.quantization.linear_layers import linear_layers
 from omnigraph.passes.analysis.quantization.scheme import SCHEMES
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.base import run_passes
@@ -87,8 +87,8 @@ def test_weights_are_stored_as_integers_and_no_float_is_left():
 def test_weights_alone_leave_the_activation_as_it_is(precision: str):
     graph = graph_with_weights(ONE, w=WEIGHT)
     run_passes(graph, [InsertQdq(precision=precision)])
-    product = next(node for node in graph.graph if node.op_type == "MatMul")
-    assert product.inputs[0] is graph.graph.inputs[0]
+    linear = next(node for node in graph.graph if node.op_type == "MatMul")
+    assert linear.inputs[0] is graph.graph.inputs[0]
     error = numbers(graph, {"x": X})["y"] - X @ WEIGHT
     size = np.sqrt(np.mean(np.square(X @ WEIGHT)))
     # A step over √12, of weights whose range is about 6 deviations: 255 steps, or 15.
@@ -162,7 +162,7 @@ def test_choices_and_layers_that_are_kept():
     assert [f.reason for f in record.findings if f.reason] == ["the layer is kept in float"]
     graph = names_layers(graph_with_weights(THREE, **arrays))
     run_passes(graph, [InsertQdq(statistics=seen(*arrays), keep=("[ab]",))])
-    assert {product.layer for product in products(graph)} == {"a", "b"}
+    assert {linear.layer for linear in linear_layers(graph)} == {"a", "b"}
 
 
 def test_a_second_run_changes_nothing():

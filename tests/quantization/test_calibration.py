@@ -11,7 +11,7 @@ from graph_checks import graph_with_weights
 
 from omnigraph.errors import UsageError
 from omnigraph.graph import Graph
-from omnigraph.passes.analysis.quantization.linear_layers import products
+from omnigraph.passes.analysis.quantization.linear_layers import linear_layers
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.quantization.calibration import METHODS, calibrate, second_moments
 from omnigraph.quantization.ranges import entropy, mse, percentile
@@ -55,7 +55,7 @@ class Samples:
 @pytest.mark.parametrize("method", METHODS)
 def test_sums_are_those_of_all_positions_at_once(method: str):
     samples = Samples(7)
-    found = calibrate(graph(), products(graph()), samples, method=method, source="a test")
+    found = calibrate(graph(), linear_layers(graph()), samples, method=method, source="a test")
     assert samples.read == (1 if method == "min-max" else 2)
     assert (found.samples, found.source, found.method) == (7, "a test", method)
     rows = samples.rows()
@@ -72,16 +72,16 @@ def test_sums_are_those_of_all_positions_at_once(method: str):
 
 
 def test_positions_that_a_mask_hides_do_not_count():
-    found = calibrate(graph(), products(graph()), Samples(4, hidden=2))
+    found = calibrate(graph(), linear_layers(graph()), Samples(4, hidden=2))
     assert found.observations["w"].greatest < 100
-    moments = dict(second_moments(graph(), products(graph()), Samples(4, hidden=2)))
+    moments = dict(second_moments(graph(), linear_layers(graph()), Samples(4, hidden=2)))
     assert np.isfinite(moments["w"]).all() and moments["w"].max() < 1e5
 
 
 @pytest.mark.parametrize("budget", [1, 1 << 30])
 def test_second_moments_whatever_memory_there_is(budget: int):
     samples = Samples(5)
-    found = dict(second_moments(graph(), products(graph()), samples, budget=budget))
+    found = dict(second_moments(graph(), linear_layers(graph()), samples, budget=budget))
     assert samples.read == (2 if budget == 1 else 1)
     rows = samples.rows()
     np.testing.assert_allclose(found["w"], rows.T @ rows, rtol=1e-4, atol=1e-2)
@@ -93,15 +93,15 @@ def test_what_cannot_be_calibrated_on():
     bad = sample(5, 0)
     bad["x"][1, 2, 3] = np.nan
     with pytest.raises(UsageError, match=r"multiplies is NaN.*\n?.*found NaN"):
-        calibrate(graph(), products(graph()), [sample(5, 1), bad])
+        calibrate(graph(), linear_layers(graph()), [sample(5, 1), bad])
     with pytest.raises(UsageError, match="no samples"):
-        calibrate(graph(), products(graph()), [])
+        calibrate(graph(), linear_layers(graph()), [])
     hidden = sample(5, 0)
     hidden["attention_mask"][:] = 0
     with pytest.raises(UsageError, match="masks of the calibration data hide everything"):
-        calibrate(graph(), products(graph()), [hidden])
+        calibrate(graph(), linear_layers(graph()), [hidden])
     with pytest.raises(UsageError, match="min-max, percentile, entropy, mse"):
-        calibrate(graph(), products(graph()), Samples(1), method="best")
+        calibrate(graph(), linear_layers(graph()), Samples(1), method="best")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -109,7 +109,7 @@ def test_what_cannot_be_calibrated_on():
 def test_a_constant_activation_has_a_range_from_zero_to_it(method: str, value: float):
     feeds = sample(5, 0)
     feeds["x"][:] = value
-    seen = calibrate(graph(), products(graph()), [feeds], method=method).observations["w"]
+    seen = calibrate(graph(), linear_layers(graph()), [feeds], method=method).observations["w"]
     assert (seen.low, seen.high) == (min(value, 0), max(value, 0))
 
 
@@ -157,7 +157,7 @@ def test_what_is_even_is_not_clipped():
 
 
 def test_statistics_are_saved_read_and_joined(tmp_path: Path):
-    found = calibrate(graph(), products(graph()), Samples(3), source="a test")
+    found = calibrate(graph(), linear_layers(graph()), Samples(3), source="a test")
     found.save(tmp_path / "seen.npz")
     again = Statistics.load(tmp_path / "seen.npz")
     assert again.digest == found.digest and again.samples == 3
@@ -178,7 +178,7 @@ def test_statistics_are_saved_read_and_joined(tmp_path: Path):
 
 def test_damaged_statistics_are_refused(tmp_path: Path):
     path = tmp_path / "seen.npz"
-    calibrate(graph(), products(graph()), Samples(3)).save(path)
+    calibrate(graph(), linear_layers(graph()), Samples(3)).save(path)
     with np.load(path) as file:
         arrays = dict(file)
     arrays["w/range"] = arrays["w/range"] * 2

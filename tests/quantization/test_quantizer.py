@@ -18,7 +18,7 @@ from omnigraph.frontends.resolve import resolve
 from omnigraph.inspection.bisect import bisect
 from omnigraph.inspection.inspect import describe_text, inspect
 from omnigraph.lowering import find_target
-from omnigraph.passes.analysis.quantization.linear_layers import products
+from omnigraph.passes.analysis.quantization.linear_layers import linear_layers
 from omnigraph.passes.analysis.quantization.scheme import FourBits
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.base import run_passes
@@ -101,8 +101,10 @@ def test_programs_that_data_do_not_suit_use_what_others_observed(tmp_path: Path)
     )
     assert set(report.layers) == {"forward", "encode", "decode"}
     for rows in report.layers.values():
-        products = [row for row in rows if row.op == "MatMul"]
-        assert products and {(r.weights, r.activations) for r in products} == {("int8", "uint8")}
+        linear_layers = [row for row in rows if row.op == "MatMul"]
+        assert linear_layers and {(r.weights, r.activations) for r in linear_layers} == {
+            ("int8", "uint8")
+        }
 
 
 def test_a_model_of_hugging_face(tmp_path: Path):
@@ -117,8 +119,8 @@ def test_a_model_of_hugging_face(tmp_path: Path):
     )
     for report in reports:
         for rows in report.layers.values():
-            products = {(r.weights, r.activations) for r in rows if r.op != "Gather"}
-            assert products == {("int8", "uint8")}
+            linear_layers = {(r.weights, r.activations) for r in rows if r.op != "Gather"}
+            assert linear_layers == {("int8", "uint8")}
 
 
 def test_statistics_are_kept_used_again_and_named_in_the_manifest(tmp_path: Path):
@@ -295,7 +297,7 @@ def wrong_statistics(path: Path, samples: object) -> Path:
     graph = trace(program)
     run_passes(graph, common())
     feeds = open_data(samples).feeds(program.inputs)
-    seen = calibrate(graph, products(graph), feeds).observations
+    seen = calibrate(graph, linear_layers(graph), feeds).observations
     tiny = {n: replace(s, low=s.low / 50, high=s.high / 50) for n, s in seen.items()}
     Statistics(tiny, "min-max", "a mistake", 1).save(path)
     return path

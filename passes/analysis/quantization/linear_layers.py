@@ -17,7 +17,7 @@ _INDEX_MOVES = ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Identity", 
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
+class LinearLayer:
     """One MatMul or Gemm of an activation [..., K] with a constant weight of two axes.
 
     Args:
@@ -69,18 +69,18 @@ class Table:
     gathers: tuple[ir.Node, ...]
 
 
-def products(graph: Graph) -> list[Product]:
+def linear_layers(graph: Graph) -> list[LinearLayer]:
     """Every product of float32 with a constant weight, in the order of the Graph."""
-    found = (product_of(node) for node in nodes_of(graph, "MatMul", "Gemm"))
-    return [product for product in found if product is not None]
+    found = (linear_layer_of(node) for node in nodes_of(graph, "MatMul", "Gemm"))
+    return [linear for linear in found if linear is not None]
 
 
-def product_of(node: ir.Node) -> Product | None:
+def linear_layer_of(node: ir.Node) -> LinearLayer | None:
     """A node as a Product, if it is one."""
     if not standard(node, "MatMul", "Gemm"):
         return None
     parts = _parts(node)
-    return None if parts is None else Product(layer_of(node), node, *parts)
+    return None if parts is None else LinearLayer(layer_of(node), node, *parts)
 
 
 def layer_of(node: ir.Node) -> str:
@@ -168,9 +168,9 @@ def is_chosen(layer: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(layer, pattern) for pattern in patterns)
 
 
-def by_activation(found: list[Product]) -> Iterator[tuple[ir.Value, list[Product]]]:
+def by_activation(found: list[LinearLayer]) -> Iterator[tuple[ir.Value, list[LinearLayer]]]:
     """Products grouped by what they multiply, in the order of the first of each group."""
-    groups: dict[ir.Value, list[Product]] = {}
-    for product in found:
-        groups.setdefault(product.activation, []).append(product)
+    groups: dict[ir.Value, list[LinearLayer]] = {}
+    for linear in found:
+        groups.setdefault(linear.activation, []).append(linear)
     yield from groups.items()
