@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omnigraph.driver import export
     from omnigraph.errors import OmniGraphError
+    from omnigraph.export_options import ExportOptions
     from omnigraph.inspection.inspect import inspect
     from omnigraph.program import Dim, Program, TensorSpec
+    from omnigraph.quantization.options import Quantization
     from omnigraph.runtimes import load
 
 __version__ = "0.1.0"
@@ -21,12 +23,24 @@ _HOME = {
     "export": "omnigraph.driver",
     "load": "omnigraph.runtimes",
     "inspect": "omnigraph.inspection.inspect",
+    "ExportOptions": "omnigraph.export_options",
+    "Quantization": "omnigraph.quantization.options",
     "Program": "omnigraph.program",
     "TensorSpec": "omnigraph.program",
     "Dim": "omnigraph.program",
     "OmniGraphError": "omnigraph.errors",
 }
-__all__ = ["Dim", "OmniGraphError", "Program", "TensorSpec", "export", "inspect", "load"]
+__all__ = [
+    "Dim",
+    "ExportOptions",
+    "OmniGraphError",
+    "Program",
+    "Quantization",
+    "TensorSpec",
+    "export",
+    "inspect",
+    "load",
+]
 
 
 def __getattr__(name: str) -> object:

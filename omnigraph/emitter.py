@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from omnigraph.artifact import Artifact, seal
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.export_job import TargetProduct, TracedProgram
@@ -36,9 +37,6 @@ class Emitter:
 
     def session(self, lowered: Lowered, directory: Path) -> Session:
         """A Session of the program that was emitted into ``directory``, an empty folder."""
-        from omnigraph.artifact import Artifact, seal
-        from omnigraph.runtimes import load
-
         program = Lowered(
             lowered.name,
             lowered.graph.clone(),  # emitting may change it
@@ -72,4 +70,4 @@ class Emitter:
         )
         write_golden(directory / golden_name(lowered.name), self.golden)
         seal(directory, build_manifest("bisection", {}, self.target, product, [traced]))
-        return load(Artifact(directory, check_hashes=False))
+        return self.target.open_session(Artifact(directory, check_hashes=False))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from omnigraph.contract.graph_check import (
+    longest_contraction,
+    rounded_activations,
+    rounding_depth,
+)
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.graph import Graph
@@ -13,7 +18,7 @@ from omnigraph.ledger.attention import AttentionSite
 from omnigraph.ledger.precision import LayerPrecision
 from omnigraph.lowering import Emission
 from omnigraph.passes.base import PassRecord
-from omnigraph.program import Dim, TensorSpec
+from omnigraph.program import Dim, Program, TensorSpec
 
 
 @dataclass
@@ -30,8 +35,48 @@ class TracedProgram:
     depth: int
     contraction: int
     graph: Graph | None
-    #: Activations that the model itself rounds to codes.
+    #: Activations that the model itself rounds to quantized values.
     codes: int = 0
+
+    def copy_graph(self) -> Graph:
+        """A copy of the Graph as traced."""
+        assert self.graph is not None
+        return self.graph.clone()
+
+    def take_graph(self) -> Graph:
+        """The Graph as traced, which is not kept."""
+        assert self.graph is not None
+        graph, self.graph = self.graph, None
+        return graph
+
+
+def traced_program(
+    program: Program,
+    graph: Graph,
+    outputs: tuple[TensorSpec, ...],
+    state: tuple[tuple[str, str], ...],
+    references: Sequence[Reference],
+) -> TracedProgram:
+    """A program after tracing, with what its Graph's numbers depend on.
+
+    Args:
+        outputs: of the Graph.
+        state: pairs (input, output) of the Graph's state.
+        references: of the contract's input sets, and last the golden one.
+    """
+    return TracedProgram(
+        program.name,
+        program.inputs,
+        outputs,
+        program.dims,
+        state,
+        list(references[:-1]),
+        references[-1],
+        rounding_depth(graph),
+        longest_contraction(graph),
+        graph,
+        rounded_activations(graph),
+    )
 
 
 @dataclass

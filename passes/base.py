@@ -122,11 +122,14 @@ Observer = Callable[[int, Pass, Graph], None]
 
 
 def run_passes(
-    graph: Graph, passes: Iterable[Pass], observers: Iterable[Observer] = ()
+    graph: Graph, passes: Iterable[Pass], observers: Iterable[Observer] = (), *, first: int = 0
 ) -> list[PassRecord]:
     """Run passes in order, keep every node's provenance, and let observers look after each.
 
-    The next pass is asked for when the Graph is as the one before it left it.
+    Args:
+        graph: it is rewritten in place.
+        observers: called after each pass.
+        first: the position of the first of these passes in the whole pipeline.
 
     Raises:
         GraphError: a pass failed, named with the error that stopped it; or an observer refused
@@ -134,7 +137,7 @@ def run_passes(
     """
     observers = tuple(observers)
     records = []
-    for position, pass_ in enumerate(passes):
+    for position, pass_ in enumerate(passes, first):
         before, start = count_ops(graph), time.perf_counter()
         try:
             modified, findings = pass_.run(graph)

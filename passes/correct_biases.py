@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -11,22 +11,22 @@ import onnx_ir as ir
 
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import (
+    LinearLayer,
     bias_of,
     linear_layer_of,
     linear_layers,
 )
-from omnigraph.passes.analysis.quantization.scheme import FourBits
-from omnigraph.passes.analysis.quantization.statistics import Statistics
-from omnigraph.passes.analysis.quantization.weight_rounding import RoundedWeight, round_weight
-from omnigraph.passes.insert_qdq import InsertQdq
-from omnigraph.passes.site_pass import Miss, SitePass
+from omnigraph.passes.analysis.quantization.scheme import Scheme
+from omnigraph.passes.analysis.quantization.weight_rounding import round_weight
+from omnigraph.passes.calibrated_pass import QuantizingPass
+from omnigraph.passes.site_pass import Miss
 
 #: Metadata of a bias that was corrected, so that a second run leaves it alone.
 _CORRECTED = "omnigraph.bias_corrected"
 
 
 @dataclass(frozen=True)
-class CorrectBiases(SitePass):
+class CorrectBiases(QuantizingPass):
     """Add to each bias what the rounding of the weights will take from the mean of the output.
 
     Before::
@@ -39,25 +39,13 @@ class CorrectBiases(SitePass):
 
     This is bias correction (Nagel et al. 2019, section 4.2), with the mean that calibration saw.
 
-    Needs: statistics with the mean of each channel; it runs before `InsertQdq`, of whose options
-    these are a part. Leaves alone: products without a constant bias, and those that stay in float.
-    Changes numbers on purpose: until the weights are rounded, by as much as they will be.
+    Needs: statistics with the mean of each channel; it runs before `InsertQdq`, with the same
+    scheme, facts and kept layers. Leaves alone: linear layers without a constant bias, and those
+    that stay in float. Changes numbers on purpose: until the weights are rounded, by as much as
+    they will be.
     """
 
     rounds: ClassVar[bool] = True
-
-    target: str = "onnx"
-    device: str = "cpu"
-    precision: str = "int8"
-    statistics: Statistics | str | None = None
-    keep: tuple[str, ...] = ()
-    choices: Mapping[str, str] = field(default_factory=dict, hash=False)
-    four_bits: FourBits = field(default_factory=FourBits)
-    rounded: Mapping[str, RoundedWeight] = field(default_factory=dict, hash=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.statistics, str):
-            object.__setattr__(self, "statistics", Statistics.load(self.statistics))
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every product with a constant weight whose bias was not corrected before."""
@@ -68,36 +56,15 @@ class CorrectBiases(SitePass):
                 yield linear.node
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Correct the bias of one product."""
+        """Correct the bias of one linear layer."""
         linear, held = linear_layer_of(node), bias_of(node)
         assert linear is not None
         if held is None:
             raise Miss("it has no constant bias")
-        plan = InsertQdq(
-            self.target,
-            self.device,
-            self.precision,
-            None,
-            self.keep,
-            self.choices,
-            self.four_bits,
-        )
-        scheme = plan.scheme_for(linear.layer)
+        scheme = self.scheme_for(linear.layer)
         if scheme is None:
             raise Miss("the layer is kept in float")
-        if not isinstance(self.statistics, Statistics):
-            raise Miss("nothing is known of the mean of what it multiplies: no calibration")
-        seen = self.statistics.observations.get(linear.weight.name or "")
-        if seen is None or len(seen.means) != linear.contraction:
-            raise Miss(f"the statistics have no means of what {linear.weight.name!r} multiplies")
-        assert linear.weight.const_value is not None
-        weight = linear.weight.const_value.numpy()
-        if linear.channel_axis == 0:
-            weight = weight.T
-        known = self.rounded.get(linear.weight.name or "")
-        if known is None or known.grid != scheme.weights:
-            known = round_weight(weight, scheme.weights)
-        shift = seen.means @ (weight - known.widened())
+        shift = self._means(linear) @ self._rounding_error(linear, scheme)
         reader, place = held
         old = reader.inputs[place]
         assert old is not None and old.const_value is not None and old.name is not None
@@ -114,3 +81,23 @@ class CorrectBiases(SitePass):
         if not old.uses() and not old.is_graph_output():
             graph.graph.initializers.pop(old.name)
         return f"bias shifted by up to {np.abs(shift).max():.1e}"
+
+    def _means(self, linear: LinearLayer) -> np.ndarray:
+        """[K], the mean of each channel of what a linear layer multiplies."""
+        if self.known.statistics is None:
+            raise Miss("nothing is known of the mean of what it multiplies: no calibration")
+        seen = self.known.statistics.observations.get(linear.weight.name or "")
+        if seen is None or len(seen.means) != linear.contraction:
+            raise Miss(f"the statistics have no means of what {linear.weight.name!r} multiplies")
+        return seen.means
+
+    def _rounding_error(self, linear: LinearLayer, scheme: Scheme) -> np.ndarray:
+        """[K, N], what rounding takes from the weight."""
+        assert linear.weight.const_value is not None
+        weight = linear.weight.const_value.numpy()
+        if linear.channel_axis == 0:
+            weight = weight.T
+        rounded = self.known.rounded.get(linear.weight.name or "")
+        if rounded is None or rounded.grid != scheme.weights:
+            rounded = round_weight(weight, scheme.weights)
+        return weight - rounded.widened()

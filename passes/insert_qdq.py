@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,20 +12,14 @@ import onnx_ir as ir
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import (
     LinearLayer,
-    is_chosen,
     layer_of,
     linear_layer_of,
     linear_layers,
     table_of,
     tables,
 )
-from omnigraph.passes.analysis.quantization.scheme import (
-    ActivationGrid,
-    FourBits,
-    Scheme,
-    scheme_of,
-)
-from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
+from omnigraph.passes.analysis.quantization.scheme import ActivationGrid, Scheme
+from omnigraph.passes.analysis.quantization.statistics import Observation
 from omnigraph.passes.analysis.quantization.stored_weights import (
     StoredWeight,
     initializer,
@@ -40,71 +34,42 @@ from omnigraph.passes.analysis.quantization.weight_rounding import (
     fit_grid,
     on_grid,
 )
+from omnigraph.passes.calibrated_pass import QuantizingPass
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import standard
-from omnigraph.passes.site_pass import Miss, SitePass
+from omnigraph.passes.site_pass import Miss
 
-#: The precision of a layer that is left as it is.
-FLOAT = "float"
 _FLOAT8_MAX = 448.0
 
 
 @dataclass(frozen=True)
-class InsertQdq(SitePass):
-    """Store the weights of products as integers, and quantize what they multiply.
+class InsertQdq(QuantizingPass):
+    """Store the weights of linear layers as integers, and quantize what they multiply.
 
     Before::
 
         y = MatMul(x, weight float32)
 
-    After, for int8 (int8-dynamic takes scale and zero point of x at run time, by
-    DynamicQuantizeLinear; int8-weights and int4-weights leave x as it is)::
+    After, where the scheme quantizes activations by ranges from calibration::
 
-        x_ = DequantizeLinear(QuantizeLinear(x))        one pair for all who multiply x
+        x_ = DequantizeLinear(QuantizeLinear(x))        one pair for all that multiply x
         y  = MatMul(x_, DequantizeLinear(weight int8, a scale for each output channel))
 
-    The rows of an embedding are looked up as integers, and only those rows are widened. The weight
-    of a product is an initializer of integers, written once where embeddings and logits share it.
-    Which types, what is symmetric, what shares a scale: `quantization_scheme` has it for each
-    target. Norms, softmax, masks and position biases stay in float.
+    A dynamic scheme takes scale and zero point of x at run time, by DynamicQuantizeLinear. A scheme
+    of weights alone leaves x as it is. The rows of an embedding are looked up as integers, and only
+    those rows are widened. The weight is an initializer of integers, written once where embeddings
+    and logits share it. Norms, softmax, masks and position biases stay in float.
 
-    Needs: weights as initializers; for int8 and fp8, statistics of what is multiplied (ranges from
-    calibration). Leaves alone: products whose range is not known; layers that are kept; products
-    of two activations. Rounds: every weight and every activation so taken, to its grid.
+    Needs: weights as initializers; ranges of the activations where the scheme quantizes them.
+    Leaves alone: layers whose range is not known; layers that are kept; products of two
+    activations. Rounds: every weight and every activation so taken, to its grid.
 
     Args:
-        target, device, precision: the row of the table of schemes.
-        statistics: what calibration saw, or the file that it was saved to.
-        keep: layers that stay in float: module paths, with ``*`` for any text.
-        choices: by module path, the precision of that layer, where it is not ``precision``; "float"
-            is none.
-        four_bits: how weights of four bits are stored, where not as the table has it.
-        rounded: by the name of a weight, how it was rounded with compensation; the others are
-            rounded to the nearest.
+        facts, keep: see `CalibratedPass`.
+        scheme: see `QuantizingPass`; the types, what is symmetric, what shares a scale.
     """
 
     rounds: ClassVar[bool] = True
-
-    target: str = "onnx"
-    device: str = "cpu"
-    precision: str = "int8"
-    statistics: Statistics | str | None = None
-    keep: tuple[str, ...] = ()
-    choices: Mapping[str, str] = field(default_factory=dict, hash=False)
-    four_bits: FourBits = field(default_factory=FourBits)
-    rounded: Mapping[str, RoundedWeight] = field(default_factory=dict, hash=False, repr=False)
-
-    def __post_init__(self) -> None:
-        scheme_of(self.target, self.device, self.precision)
-        if isinstance(self.statistics, str):
-            object.__setattr__(self, "statistics", Statistics.load(self.statistics))
-
-    def scheme_for(self, layer: str) -> Scheme | None:
-        """How a layer is quantized, or None where it stays in float."""
-        precision = self.choices.get(layer, self.precision)
-        if precision == FLOAT or is_chosen(layer, self.keep):
-            return None
-        return self.four_bits.apply(scheme_of(self.target, self.device, precision))
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every product with a constant weight, and every lookup in an embedding."""
@@ -139,17 +104,17 @@ class InsertQdq(SitePass):
             wide = before.op("Transpose", wide, perm=[1, 0])
         linear.node.replace_input_with(1, wide)
         _drop_unused(graph, linear.weight, linear.transpose)
-        return _described(scheme, grid)
+        return str(replace(scheme, weights=grid))
 
     def _observation(self, linear: LinearLayer, scheme: Scheme) -> Observation | None:
         """The range of what a product multiplies; None where none is needed."""
         if scheme.activations is None or scheme.activations.dynamic:
             return None
-        if not isinstance(self.statistics, Statistics):
+        if self.known.statistics is None:
             raise Miss(
                 "nothing is known of the range of what it multiplies: there was no calibration"
             )
-        found = self.statistics.observations.get(linear.weight.name or "")
+        found = self.known.statistics.observations.get(linear.weight.name or "")
         if found is None:
             raise Miss(f"the statistics have nothing of what {linear.weight.name!r} multiplies")
         return found
@@ -187,7 +152,7 @@ class InsertQdq(SitePass):
         if (known := stored_before(graph, name)) is not None:
             return known
         assert weight.const_value is not None and weight.name is not None
-        rounded = self.rounded.get(weight.name)
+        rounded = self.known.rounded.get(weight.name)
         if rounded is not None and rounded.grid != grid:
             rounded = None
         return _store(graph, weight.const_value, name, channel_axis, grid, rounded)
@@ -308,13 +273,3 @@ def _drop_unused(graph: Graph, weight: ir.Value, transpose: ir.Node | None) -> N
         transpose.graph.remove(transpose, safe=True)
     if not weight.uses() and not weight.is_graph_output() and weight.name is not None:
         graph.graph.initializers.pop(weight.name, None)
-
-
-def _described(scheme: Scheme, grid: WeightGrid) -> str:
-    weights = f"{grid.dtype.name.lower()} weights"
-    if grid.block:
-        weights += f" in blocks of {grid.block}"
-    if scheme.activations is None:
-        return weights
-    kind = "dynamic " if scheme.activations.dynamic else ""
-    return f"{kind}{scheme.activations.dtype.name.lower()} activations, {weights}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omnigraph.passes.analysis.quantization.scheme import QUANTIZED, scheme_of
+from omnigraph.passes.analysis.quantization.scheme import Scheme
 from omnigraph.passes.base import Pass
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
@@ -23,6 +23,7 @@ from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.legalize_rotary_embedding import LegalizeRotaryEmbedding
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
+from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.passes.share_constants import ShareConstants
 from omnigraph.passes.share_weights import ShareWeights
@@ -91,32 +92,29 @@ def folded(*, blocks_as_products: bool) -> tuple[Pass, ...]:
     )
 
 
-def quantized(target: str, device: str, precision: str) -> tuple[Pass, ...]:
-    """What makes integers of the products of a fused Graph; nothing for a precision of floats.
+def quantized(scheme: Scheme) -> tuple[Pass, ...]:
+    """From linear layers and embeddings in float to what a scheme makes of them.
 
-    What calibration saw is put into these passes as they are run, for it is seen on the Graph that
-    the passes before them leave.
+    These passes say what they need of calibration. They are given it as they run, for it is
+    observed on the Graph that the passes before them leave.
     """
-    if precision not in QUANTIZED:
-        return ()
-    insert = InsertQdq(target, device, precision)
-    activations = scheme_of(target, device, precision).activations
-    if activations is None or activations.dynamic:
+    insert = InsertQdq(scheme=scheme)
+    if not scheme.needs_ranges:
         return (insert,)
     return (
         # Exact, and so before what rounds; it changes ranges, which are observed after it.
         SmoothActivations(),
         # While the weights that will be rounded are still at hand.
-        CorrectBiases(target, device, precision),
+        CorrectBiases(scheme=scheme),
         insert,
     )
 
 
-def common(*, blocks_as_products: bool = False) -> tuple[Pass, ...]:
-    """What every target begins with.
+def common(*, blocks_as_products: bool = False) -> Pipeline:
+    """What every target begins with: its first three stages.
 
     Args:
         blocks_as_products: whether attention by blocks is faster to the target as products and a
             softmax than as an Attention.
     """
-    return (*canonical(), *fused(), *folded(blocks_as_products=blocks_as_products))
+    return Pipeline(canonical(), fused(), folded(blocks_as_products=blocks_as_products))

@@ -8,7 +8,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from inspect import isabstract
 from pathlib import Path
 from typing import Any
@@ -29,38 +29,63 @@ def installed_passes() -> dict[str, type[Pass]]:
     return dict(sorted(found.items()))
 
 
-def make_pass(text: str) -> Pass:
-    """A pass from its name and options: ``fold-position-bias:budget_bytes=65536``.
+@dataclass(frozen=True)
+class PassEdit:
+    """A pass and its options, as a text names them: ``fold-position-bias:budget_bytes=65536``."""
 
-    Args:
-        text: the name of an installed pass, or ``file.py:Class`` or ``package.module:Class``;
-            then ``:option=value`` for each option that is not at its default.
+    kind: type[Pass]
+    options: Mapping[str, Any]
 
-    Raises:
-        UsageError: there is no such pass or option, or the option has no such value.
-    """
-    kind, options = _parsed(text)
-    return kind(**options)
+    @property
+    def name(self) -> str:
+        """The name of the pass."""
+        return pass_name(self.kind)
 
+    @classmethod
+    def parse(cls, text: str) -> PassEdit:
+        """Read a text.
 
-def _parsed(text: str) -> tuple[type[Pass], dict[str, Any]]:
-    """The class of a pass, and the options that a text gives it."""
-    parts = text.split(":")
-    where = [part for part in parts if "=" not in part]
-    kind = _class(*where) if len(where) == 2 else installed_passes().get(where[0] if where else "")
-    if kind is None or len(where) > 2:
-        raise UsageError(
-            f"There is no pass {text!r}",
-            expected="a name that `omnigraph passes` lists, or file.py:Class",
-            found=text,
-            hint="options follow the name: fold-position-bias:budget_bytes=65536",
+        Args:
+            text: the name of an installed pass, or ``file.py:Class`` or ``package.module:Class``;
+                then ``:option=value`` for each option that is not at its default.
+
+        Raises:
+            UsageError: there is no such pass or option, or the option has no such value.
+        """
+        parts = text.split(":")
+        where = [part for part in parts if "=" not in part]
+        kind = (
+            _class(*where) if len(where) == 2 else installed_passes().get(where[0] if where else "")
         )
+        if kind is None or len(where) > 2:
+            raise UsageError(
+                f"There is no pass {text!r}",
+                expected="a name that `omnigraph passes` lists, or file.py:Class",
+                found=text,
+                hint="options follow the name: fold-position-bias:budget_bytes=65536",
+            )
+        return cls(kind, _options(kind, [part for part in parts if "=" in part]))
+
+    def make(self) -> Pass:
+        """The pass, other options at their defaults."""
+        return self.kind(**self.options)
+
+    def set_on(self, pass_: Pass) -> Pass:
+        """A pass of that name with these options; anyone's own of the same name replaces it."""
+        return replace(pass_, **self.options) if type(pass_) is self.kind else self.make()
+
+
+def make_pass(text: str) -> Pass:
+    """A pass from its name and options; see `PassEdit.parse`."""
+    return PassEdit.parse(text).make()
+
+
+def _options(kind: type[Pass], parts: Sequence[str]) -> dict[str, Any]:
+    """The options that texts ``name=value`` give a pass."""
     known = {field.name: field for field in fields(kind)}
     options: dict[str, Any] = {}
     for part in parts:
-        name, equals, value = part.partition("=")
-        if not equals:
-            continue
+        name, _, value = part.partition("=")
         if name not in known:
             raise UsageError(
                 f"Pass {pass_name(kind)!r} has no option {name!r}",
@@ -68,48 +93,7 @@ def _parsed(text: str) -> tuple[type[Pass], dict[str, Any]]:
                 hint="`omnigraph passes` lists the options of each pass",
             )
         options[name] = _value(pass_name(kind), name, value, known[name].default)
-    return kind, options
-
-
-def edited(pipeline: Sequence[Pass], edits: str, place: int) -> tuple[Pass, ...]:
-    """A pipeline with passes added and left out.
-
-    Args:
-        pipeline: the passes of a target.
-        edits: names joined by commas: ``-name`` leaves every pass of that name out; ``name``, with
-            options, sets those options of the passes of that name, or is added where there is none.
-        place: where in the pipeline what is added goes.
-
-    Raises:
-        UsageError: a name that is not known, or one to be left out that is not there.
-    """
-    edited = list(pipeline)
-    for text in filter(None, (part.strip() for part in edits.split(","))):
-        if text.startswith("-"):
-            kept = [pass_ for pass_ in edited if pass_.name != text[1:]]
-            if len(kept) == len(edited):
-                names = dict.fromkeys(pass_.name for pass_ in pipeline)
-                raise UsageError(
-                    f"Pass {text[1:]!r} cannot be left out: it is not in the pipeline",
-                    expected=" or ".join(names),
-                    hint="`omnigraph passes` lists all there are",
-                )
-            place -= sum(pass_.name == text[1:] for pass_ in edited[:place])
-            edited = kept
-            continue
-        kind, options = _parsed(text)
-        name = pass_name(kind)
-        if any(pass_.name == name for pass_ in edited):
-            edited = [_set(p, kind, options) if p.name == name else p for p in edited]
-        else:
-            edited.insert(place, kind(**options))
-            place += 1
-    return tuple(edited)
-
-
-def _set(pass_: Pass, kind: type[Pass], options: Mapping[str, Any]) -> Pass:
-    """A pass with some options set; anyone's own of the same name takes its place."""
-    return replace(pass_, **options) if type(pass_) is kind else kind(**options)
+    return options
 
 
 def describe_options(kind: type[Pass]) -> list[str]:

@@ -20,9 +20,9 @@ from omnigraph.passes.analysis.quantization.linear_layers import (
     linear_layer_of,
     linear_layers,
 )
-from omnigraph.passes.analysis.quantization.statistics import Statistics
+from omnigraph.passes.calibrated_pass import CalibratedPass, Needs
 from omnigraph.passes.matching import input_at, made_by, rank
-from omnigraph.passes.site_pass import Miss, SitePass
+from omnigraph.passes.site_pass import Miss
 
 _NORMS = ("LayerNormalization", "RMSNormalization")
 #: Metadata of a value whose channels were scaled, so that a second run leaves it alone.
@@ -32,7 +32,7 @@ _MOST = 1e3
 
 
 @dataclass(frozen=True)
-class SmoothActivations(SitePass):
+class SmoothActivations(CalibratedPass):
     """Divide each channel of an activation by a factor, and multiply the weights' rows by it.
 
     Before, x having a few channels that are far larger than the others::
@@ -55,20 +55,17 @@ class SmoothActivations(SitePass):
     the ranges of the activations change, so calibration follows it.
 
     Args:
-        statistics: what calibration saw, or the file that it was saved to.
+        facts, keep: see `CalibratedPass`; layers that are kept are not smoothed.
         strength: how much of the difficulty moves into the weights, from 0 to 1.
-        keep: layers that are not quantized, and so not smoothed: module paths, with ``*``.
     """
 
     rounds: ClassVar[bool] = False
 
-    statistics: Statistics | str | None = None
     strength: float = 0.5
-    keep: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if isinstance(self.statistics, str):
-            object.__setattr__(self, "statistics", Statistics.load(self.statistics))
+    def needs(self, graph: Graph) -> Needs:
+        """The largest magnitude of each channel, of every linear layer's activation."""
+        return Needs(tuple(self.taken(graph)))
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """The first product of each activation."""
@@ -99,9 +96,9 @@ class SmoothActivations(SitePass):
         return f"channels scaled by {factors.min():.2g} to {factors.max():.2g}"
 
     def _channels(self, linear: LinearLayer) -> np.ndarray:
-        if not isinstance(self.statistics, Statistics):
+        if self.known.statistics is None:
             raise Miss("nothing is known of the channels: there was no calibration")
-        found = self.statistics.observations.get(linear.weight.name or "")
+        found = self.known.statistics.observations.get(linear.weight.name or "")
         if found is None or len(found.channels) != linear.contraction:
             raise Miss(f"the statistics have no channels of what {linear.weight.name!r} multiplies")
         return found.channels

@@ -19,6 +19,7 @@ from omnigraph.contract.tolerance import Deviation, Tolerance, deviations
 from omnigraph.errors import DeviceError, InputError, OmniGraphError, RunError, UsageError
 from omnigraph.program import TensorSpec
 from omnigraph.runtimes.input_binder import InputBinder, first_line
+from omnigraph.runtimes.kernels import Kernel
 from omnigraph.runtimes.variants import AUTO, MISSED, WHOLE, Variants
 
 #: A compiled program: arrays in the order of its inputs to arrays in the order of its outputs.
@@ -105,6 +106,18 @@ class Session(abc.ABC):
             raise
 
     # What a runtime has to say --------------------------------------------------------------------
+
+    def kernels(self, program: str | None = None) -> list[Kernel] | None:
+        """The kernels that one program runs; None where the runtime does not tell.
+
+        Args:
+            program: None is the default program.
+
+        Raises:
+            InputError: there is no such program.
+        """
+        self.entry(program)
+        return None
 
     @abc.abstractmethod
     def _open_device(self, device: str) -> str:

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 import omnigraph
-from omnigraph import driver
+from omnigraph import export_plan
 from omnigraph.artifact import Artifact
 from omnigraph.errors import ArtifactError, ContractError, OmniGraphError, UsageError
 from omnigraph.graph import Graph
 from omnigraph.lowering.onnx.target import OnnxTarget
 from omnigraph.passes.base import Pass
+from omnigraph.passes.pipeline import Pipeline
 from omnigraph.program import Dim
 
 TARGETS = ("onnx", "openvino", "tensorrt")
@@ -174,15 +175,15 @@ class BreakWeight(Pass):
 class BrokenTarget(OnnxTarget):
     """The onnx target with a pass that changes what is computed."""
 
-    def pipeline(self, precision: str) -> Sequence[Pass]:
-        return (*super().pipeline(precision), BreakWeight())
+    def pipeline(self, precision: str) -> Pipeline:
+        return super().pipeline(precision).then(BreakWeight())
 
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch):
-    find = driver.find_target
+    find = export_plan.find_target
     monkeypatch.setattr(
-        driver, "find_target", lambda name: BrokenTarget() if name == "broken" else find(name)
+        export_plan, "find_target", lambda name: BrokenTarget() if name == "broken" else find(name)
     )
 
 

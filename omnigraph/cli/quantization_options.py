@@ -7,70 +7,24 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from omnigraph.option_field import add_options, given_options
+from omnigraph.precision import QUANTIZED
+from omnigraph.quantization.options import Quantization
+
 
 def add_quantization_options(command: argparse.ArgumentParser) -> None:
     """Give a command the options of quantization."""
-    group = command.add_argument_group(
-        "quantization", "for int8, int8-dynamic, int8-weights, int4-weights and fp8"
-    )
-    group.add_argument(
-        "--calibration",
-        metavar="DATA",
-        help="samples.npz, a folder of .npy or .npz, a text file, file.py:function, or what "
-        "--save-calibration wrote; without it, random token ids",
-    )
-    group.add_argument("--tokenizer", metavar="FILE", help="of text: a tokenizer.json, or bytes")
-    group.add_argument("--samples", type=int, metavar="N", help="to calibrate on, at most (128)")
-    group.add_argument(
-        "--method", metavar="M", help="of ranges: mse (default), min-max, percentile, entropy"
-    )
-    group.add_argument(
-        "--group-size", type=int, metavar="N", help="terms that share a scale in four bits (64)"
-    )
-    group.add_argument(
-        "--symmetric", action=argparse.BooleanOptionalAction, help="four bits without zero points"
-    )
-    group.add_argument(
-        "--keep", metavar="LAYER[,…]", help="module paths to keep in float, with * for any text"
-    )
-    group.add_argument(
-        "--max-loss",
-        metavar="X%",
-        help="choose the precision of each layer so that the model is no more than this worse",
-    )
-    group.add_argument(
-        "--evaluation", metavar="DATA", help="what --max-loss measures on; default: --calibration"
-    )
-    group.add_argument(
-        "--speed-gate",
-        type=int,
-        nargs="?",
-        const=128,
-        metavar="TOKENS",
-        help="quantize only what is faster so on this machine, with so many tokens (128)",
-    )
-    group.add_argument("--save-calibration", metavar="FILE.npz", help="to use again as DATA")
+    precisions = f"{', '.join(QUANTIZED[:-1])} and {QUANTIZED[-1]}"
+    add_options(command.add_argument_group("quantization", f"for {precisions}"), Quantization)
 
 
-def quantization_of(args: argparse.Namespace) -> Any:
-    """The options of quantization that were given."""
-    from omnigraph.quantization.budget import checked_loss
-    from omnigraph.quantization.options import Quantization
+def quantization_of(args: argparse.Namespace) -> Quantization:
+    """The options of quantization that were given.
 
-    given = {
-        "max_loss": checked_loss(args.max_loss) if args.max_loss is not None else None,
-        "evaluation": args.evaluation,
-        "speed_gate": args.speed_gate,
-        "calibration": args.calibration,
-        "tokenizer": args.tokenizer,
-        "samples": args.samples,
-        "method": args.method,
-        "group_size": args.group_size,
-        "symmetric": args.symmetric,
-        "keep": tuple(_names(args.keep)) or None,
-        "save": args.save_calibration,
-    }
-    return Quantization(**{name: value for name, value in given.items() if value is not None})
+    Raises:
+        UsageError: an option has a value that cannot be.
+    """
+    return Quantization(**given_options(args, Quantization))
 
 
 def say_how_quantized(found: Mapping[str, Any]) -> None:
@@ -97,8 +51,3 @@ def say_how_quantized(found: Mapping[str, Any]) -> None:
             "hint: --calibration DATA, with a hundred samples or so of real input",
             file=sys.stderr,
         )
-
-
-def _names(text: str | None) -> list[str]:
-    """Names that are joined by commas."""
-    return [name.strip() for name in (text or "").split(",") if name.strip()]

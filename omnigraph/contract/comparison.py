@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from omnigraph.artifact import Artifact
-from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
-from omnigraph.graph import OPSET, Graph
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -47,15 +44,14 @@ def check_artifact(
     directory: Path,
     references: Mapping[str, Sequence[Reference]],
     tolerances: Mapping[str, Tolerance],
-    *,
-    execute: bool,
+    run_program: Callable[[Artifact, str], AbstractContextManager[Run]],
 ) -> list[NumberCheck]:
     """Compare every output of every program with torch, over every input set.
 
     Args:
         directory: a sealed artifact.
-        execute: run it on this machine's runtime; otherwise run, in onnxruntime, the lowered Graph
-            that the artifact says it was compiled from.
+        run_program: gives what runs a program of the artifact: the target's runtime, or, where that
+            is not here, what runs the lowered Graph that the program was compiled from.
 
     Raises:
         ContractError: an output is beyond the tolerance; the message names program, output, input
@@ -65,42 +61,9 @@ def check_artifact(
     checks: list[NumberCheck] = []
     for program, sets in references.items():
         # One program at a time, so that no two are in memory.
-        with (_executing if execute else _emulating)(artifact, program) as run:
+        with run_program(artifact, program) as run:
             checks += _check_program(program, run, sets, tolerances[program])
     return checks
-
-
-@contextmanager
-def _executing(artifact: Artifact, program: str) -> Iterator[Run]:
-    """The program in the runtime that the artifact is for."""
-    from omnigraph.runtimes import load
-
-    with load(artifact, program=program, variant="whole") as session:
-        yield session.run
-
-
-@contextmanager
-def _emulating(artifact: Artifact, program: str) -> Iterator[Run]:
-    yield emulated(artifact, program)
-
-
-def emulated(artifact: Artifact, program: str) -> Run:
-    """The lowered Graph that a program was compiled from, in onnxruntime.
-
-    Args:
-        artifact: of a target that keeps it, as ``tensorrt`` does, in a directory.
-    """
-    path = artifact.path / artifact.programs[program].files["lowered"]
-    return GraphRunner(_runnable(ir.load(path))).run
-
-
-def _runnable(graph: Graph) -> Graph:
-    """The Graph in types that onnxruntime's CPU kernels compute with."""
-    from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
-
-    assert graph.opset_imports[""] == OPSET
-    EmulateBfloat16()(graph)
-    return graph
 
 
 def _check_program(

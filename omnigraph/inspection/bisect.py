@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,26 @@ from omnigraph.contract.graph_check import (
     rounded_activations,
     rounding_depth,
 )
-from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviation, deviations, output_scales
 from omnigraph.emitter import Emitter
 from omnigraph.errors import OmniGraphError
-from omnigraph.export_job import TracedProgram
+from omnigraph.export_job import traced_program
+from omnigraph.export_options import ExportOptions
+from omnigraph.export_plan import TargetJob, model_settings, plan_jobs
+from omnigraph.frontends.resolve import resolve
 from omnigraph.graph import Graph, describe
-from omnigraph.lowering import Lowered, Target, find_target
-from omnigraph.passes.analysis.quantization.scheme import QUANTIZED
-from omnigraph.passes.base import Pass, run_passes
-from omnigraph.program import Dim, Program, TensorSpec, contract_cases
-from omnigraph.quantization.options import Quantization
-from omnigraph.quantization.quantizer import Quantized, Quantizer, is_quantizing
+from omnigraph.lower_program import float_tolerance
+from omnigraph.lowering import Lowered, Target
+from omnigraph.passes.base import Pass, PassRecord, run_passes
+from omnigraph.passes.calibrated_pass import QuantizationFacts, QuantizingPass
+from omnigraph.program import Program, TensorSpec, contract_cases
+from omnigraph.program_choice import choose_programs
+from omnigraph.progress import Progress, silent
+from omnigraph.quantization.gather import Calibrator
+from omnigraph.quantization.quantize import run_one
+from omnigraph.quantization.samples import Samples, prepare
 from omnigraph.tracing.names import output_specs
+from omnigraph.tracing.trace import reference_for, trace
 
 Feeds = Mapping[str, np.ndarray]
 #: What runs a program: feeds to outputs, both by name.
@@ -99,25 +106,21 @@ class InputSet:
 def bisect(
     model: object,
     target: str,
+    options: ExportOptions | None = None,
     *,
-    precision: str | None = None,
-    config: str | None = None,
-    settings: Mapping[str, str] | None = None,
-    programs: Sequence[str] | None = None,
-    dynamic: Mapping[str, Dim] | None = None,
-    passes: str = "",
-    quantization: Quantization | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    until: str | None = None,
+    progress: Progress = silent,
+    **given: Any,
 ) -> list[Parting]:
     """Find where the numbers of each program of a model first part from the reference.
 
     Args:
-        model, config, settings, programs, dynamic: as for ``export``.
+        model: as for ``export``.
         target: whose pipeline and runtime to look at.
-        precision: one of the target's; None is its first.
-        passes: edits of the pipeline, as for ``export``.
-        quantization: how to quantize, as for ``export``.
-        progress: told of each stage.
+        options: as for ``export``.
+        until: a stage of the pipeline to stop after; None goes on to the runtime.
+        progress: called with each stage.
+        given: fields of `ExportOptions` by keyword.
 
     Returns:
         One finding for each program whose numbers part; none where all are within the contract.
@@ -125,148 +128,164 @@ def bisect(
     Raises:
         OmniGraphError: the model cannot be traced, or the target cannot do what is asked.
     """
-    from omnigraph.driver import choose_programs
-    from omnigraph.frontends.resolve import resolve
-    from omnigraph.tracing.trace import reference_for, trace
-
-    chosen = find_target(target)
-    precision = precision or chosen.precisions[0]
-    chosen.check_precision(precision)
-    settings = dict(settings or {})
-    options = {key: settings.pop(key) for key in chosen.options if key in settings}
-    pipeline = chosen.passes(precision, passes)
-    source = resolve(model, config=config, settings=settings)
+    asked = ExportOptions.of(options, given)
+    (job,) = plan_jobs([target], asked)
+    if until is not None:
+        job = replace(job, pipeline=job.pipeline.until(until))
+    source = resolve(
+        model, config=asked.config, settings=model_settings([job], asked), inputs=asked.inputs
+    )
+    programs = choose_programs(source, asked.programs, asked.dynamic or {})
+    samples, facts = None, QuantizationFacts()
+    if job.quantizes:
+        prepared = prepare(asked.quantizing, programs)
+        programs, samples, facts = prepared.programs, prepared.samples, prepared.facts
+        choices = job.target.layer_schemes(asked.quantizing.choices, asked.quantizing.four_bits)
+        facts = replace(facts, choices=choices)
     partings = []
-    chosen_programs = choose_programs(source, programs, dynamic or {})
-    quantizer = None
-    if precision in QUANTIZED:
-        quantizer = Quantizer(quantization or Quantization(), chosen_programs, progress)
-        chosen_programs = quantizer.take_programs()
-    for program in chosen_programs:
-        graph = trace(program)
-        references = [reference_for(program, case) for case in contract_cases(program)]
-        sets = [InputSet(r.case.name, r.feeds, r.outputs) for r in references]
-        tolerance = Tolerance.for_precision(
-            chosen.rounding(precision),
-            depth=rounding_depth(graph),
-            contraction=longest_contraction(graph),
-        ).with_codes(rounded_activations(graph))
-        outputs = output_specs(graph)
-
-        def told(stage: str, name: str = program.name) -> None:
-            progress(f"{name}: {stage}")
-
-        steps: Iterable[Pass] = pipeline
-        allowed = [tolerance]
-        if quantizer is not None:
-            item = _traced(program, graph, references, outputs)
-            floats = Tolerance.for_precision(
-                chosen.rounding(precision), depth=item.depth, contraction=item.contraction
-            )
-
-            def quantized(
-                done: Quantized,
-                allowed: list[Tolerance] = allowed,
-                floats: Tolerance = floats,
-            ) -> None:
-                allowed[:] = [done.tolerance(floats)]
-
-            steps = quantizer.passes(pipeline, graph, item, quantized)
-
-        def tolerated(allowed: list[Tolerance] = allowed) -> Tolerance:
-            return allowed[0]
-
-        found = bisect_passes(graph, steps, sets, tolerated, told=told)
-        (tolerance,) = allowed
-        if found is None and chosen.unrunnable() is None:
-            told(f"runtime of {chosen.name}")
-            lowered = Lowered(
-                program.name, graph, program.inputs, outputs, program.dims, program.state
-            )
-            emit = Emitter(chosen, precision, options, references[0])
-            found = bisect_runtime(graph, chosen, lowered, sets, tolerance, emit.run)
-        if found is not None:
-            partings.append(found)
+    for program in programs:
+        bisection = _Bisection(job, asked, samples, progress, until is None)
+        found, facts = bisection.run(program, facts)
+        partings += [found] if found is not None else []
     return partings
 
 
-def _traced(
-    program: Program, graph: Graph, references: list[Reference], outputs: tuple[TensorSpec, ...]
-) -> TracedProgram:
-    """A program as an export has it after tracing."""
-    return TracedProgram(
-        program.name,
-        program.inputs,
-        outputs,
-        program.dims,
-        program.state,
-        references,
-        references[0],
-        rounding_depth(graph),
-        longest_contraction(graph),
-        graph,
-    )
+@dataclass(frozen=True)
+class _Bisection:
+    """Bisects the programs of one model, one after the other."""
+
+    job: TargetJob
+    options: ExportOptions
+    samples: Samples | None
+    progress: Progress
+    to_the_runtime: bool
+
+    def run(
+        self, program: Program, facts: QuantizationFacts
+    ) -> tuple[Parting | None, QuantizationFacts]:
+        """Where the numbers of one program part, and all that is known now of the model."""
+        graph = trace(program)
+        references = [reference_for(program, case) for case in contract_cases(program)]
+        references.append(references[0])
+        outputs = output_specs(graph)
+        item = traced_program(program, graph, outputs, program.state, references)
+        sets = [InputSet(r.case.name, r.feeds, r.outputs) for r in item.references]
+
+        def report(stage: str) -> None:
+            self.progress(f"{program.name}: {stage}")
+
+        calibrator = None
+        if self.samples is not None:
+            calibrator = Calibrator(self.options.quantizing, self.samples, item, self.progress)
+        tolerance = float_tolerance(self.job, item, self.options)
+        passes = PassBisection(graph, sets, tolerance, calibrator, facts, report)
+        found = passes.run(self.job.pipeline)
+        target = self.job.target
+        if found is None and self.to_the_runtime and target.unrunnable() is None:
+            report(f"runtime of {target.name}")
+            lowered = Lowered(
+                program.name, graph, program.inputs, outputs, program.dims, program.state
+            )
+            emit = Emitter(target, self.job.precision, self.job.settings, item.golden)
+            found = bisect_runtime(graph, target, lowered, sets, passes.tolerance, emit.run)
+        return found, passes.facts
+
+
+class PassBisection:
+    """Runs a pipeline pass by pass until the numbers part.
+
+    Args:
+        graph: a Graph as traced; it is rewritten in place.
+        sets: input sets with the outputs of the reference.
+        tolerance: from the first pass on that rounds; before it, that of fp32.
+        calibrator: gathers facts for passes that need them; None where nothing is quantized.
+        facts: what is known so far.
+        progress: called with each stage before it is compared.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        sets: Sequence[InputSet],
+        tolerance: Tolerance,
+        calibrator: Calibrator | None = None,
+        facts: QuantizationFacts | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self._graph, self._sets, self._progress = graph, sets, progress
+        self._program = graph.graph.name or "graph"
+        self._calibrator = calibrator
+        self._exact = Tolerance.for_precision(
+            "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
+        ).with_codes(rounded_activations(graph))
+        self._has_rounded = False
+        #: What a Graph in which something was rounded is allowed, as far as passes have run.
+        self.tolerance = tolerance
+        #: All that is known by now.
+        self.facts = facts or QuantizationFacts()
+
+    def run(self, pipeline: Iterable[Pass]) -> Parting | None:
+        """Where the numbers part, or None."""
+        self._progress("trace")
+        run = GraphRunner(self._graph).run
+        found = _compare(self._program, "the trace", run, self._sets, self._exact)
+        for pass_ in pipeline:
+            if found is not None:
+                break
+            self._progress(pass_.name)
+            found = self._after(pass_)
+        return found
+
+    def _after(self, pass_: Pass) -> Parting | None:
+        """Run one pass; where the numbers part by it, or None."""
+        graph, before = self._graph, self._graph.clone()
+        stage = f"pass {pass_.name!r}"
+        try:
+            record = self._run(pass_)
+            check_graph(graph, pass_.name)
+            run = GraphRunner(graph).run
+        except OmniGraphError as error:
+            return Parting(self._program, stage, None, error=str(error))
+        self._has_rounded |= pass_.rounds
+        # What quantizes is compared when the model is quantized whole, by the noise foreseen.
+        if isinstance(pass_, QuantizingPass) or not record.modified:
+            return None
+        tolerance = self.tolerance if self._has_rounded else self._exact
+        found = _compare(self._program, stage, run, self._sets, tolerance)
+        if found is None:
+            return None
+        feeds = next(s.feeds for s in self._sets if s.case == found.case)
+        node = first_parted_node(graph, _all_values(before), _all_values(graph), feeds, tolerance)
+        return replace(found, node=node)
+
+    def _run(self, pass_: Pass) -> PassRecord:
+        if self._calibrator is None:
+            return run_passes(self._graph, (pass_,))[0]
+        done = run_one(self._graph, pass_, self._calibrator, self.facts)
+        self.facts = done.facts
+        if done.rounding is not None:
+            self.tolerance = done.rounding.tolerance(self.tolerance)
+        return done.records[0]
 
 
 def bisect_passes(
     graph: Graph,
     pipeline: Iterable[Pass],
     sets: Sequence[InputSet],
-    rounded: Tolerance | Callable[[], Tolerance],
+    tolerance: Tolerance,
     *,
-    told: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> Parting | None:
-    """Run a pipeline pass by pass until the numbers part.
+    """Run a pipeline that needs no calibration pass by pass until the numbers part.
 
     Args:
         graph: a Graph as traced; it is rewritten in place.
         pipeline: the passes to run.
         sets: input sets with the outputs of the reference.
-        rounded: the tolerance from the first pass on that rounds; before it, that of fp32. A
-            callable where it is known only when a pass has run.
-        told: told the name of each stage before it is compared.
-
-    Returns:
-        Where the numbers part, or None.
+        tolerance: from the first pass on that rounds; before it, that of fp32.
+        progress: called with each stage before it is compared.
     """
-    program = graph.graph.name or "graph"
-    exact = Tolerance.for_precision(
-        "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
-    ).with_codes(rounded_activations(graph))
-    rounds = False
-    told("trace")
-    if (found := _compare(program, "the trace", GraphRunner(graph).run, sets, exact)) is not None:
-        return found
-    steps, stage = iter(pipeline), "the trace"
-    while True:
-        try:
-            pass_ = next(steps, None)
-        except OmniGraphError as error:  # what looks after the pass before refused its Graph
-            return Parting(program, stage, None, error=str(error))
-        if pass_ is None:
-            return None
-        told(pass_.name)
-        before = graph.clone()
-        stage = f"pass {pass_.name!r}"
-        try:
-            (record,) = run_passes(graph, (pass_,))
-            check_graph(graph, pass_.name)
-            run = GraphRunner(graph).run
-        except OmniGraphError as error:
-            return Parting(program, stage, None, error=str(error))
-        if is_quantizing(pass_) and pass_.rounds:
-            rounds = True
-            continue  # the Quantizer compares it, by the noise that it foresees
-        rounds |= pass_.rounds
-        tolerance = (rounded() if callable(rounded) else rounded) if rounds else exact
-        if not record.modified:
-            continue
-        found = _compare(program, stage, run, sets, tolerance)
-        if found is None:
-            continue
-        feeds = next(s.feeds for s in sets if s.case == found.case)
-        node = first_parted_node(graph, _all_values(before), _all_values(graph), feeds, tolerance)
-        return Parting(program, stage, node, found.output, found.case, found.deviation, tolerance)
+    return PassBisection(graph, sets, tolerance, progress=progress).run(pipeline)
 
 
 def bisect_runtime(

@@ -7,32 +7,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnigraph.export_options import ExportOptions
 from omnigraph.report import size_text, table
 
 if TYPE_CHECKING:
     from omnigraph.inspection.stages import Subject
-    from omnigraph.program import Dim
 
 
 def inspect(
     subject: object,
     *,
-    config: str | None = None,
-    settings: Mapping[str, str] | None = None,
     target: str | None = None,
-    precision: str | None = None,
-    passes: str = "",
-    programs: Sequence[str] | None = None,
-    dynamic: Mapping[str, Dim] | None = None,
+    options: ExportOptions | None = None,
+    **given: Any,
 ) -> dict[str, Any]:
     """What is in an artifact, or what a model traces to and what the passes make of it.
 
     Args:
         subject: the path of an artifact, or whatever ``export`` takes as a model.
         target: of a model, whose passes to run; None is what all targets begin with.
-        precision: one of the target's.
-        passes: edits of the pipeline, as for ``export``.
-        programs, dynamic: of a model, as for ``export``.
+        options: of a model, as for ``export``.
+        given: fields of `ExportOptions` by keyword.
 
     Returns:
         JSON-ready fields: the manifest of an artifact; of a model its programs, each with inputs,
@@ -53,9 +48,7 @@ def inspect(
             return {"artifact": str(path), "bytes": artifact.size, **artifact.manifest}
     from omnigraph.inspection.stages import Subject
 
-    return _inspect_model(
-        Subject(subject, config, settings, target, precision, passes, programs, dynamic)
-    )
+    return _inspect_model(Subject(subject, target, ExportOptions.of(options, given)))
 
 
 def _inspect_model(subject: Subject) -> dict[str, Any]:
@@ -139,17 +132,17 @@ def add_kernels(found: dict[str, Any]) -> None:
             hint="export it, and inspect the artifact with --kernels",
         )
     with load(found["artifact"]) as session:
-        ask = getattr(session, "kernels", None)
-        if ask is None:
-            raise UsageError(
-                f"The runtime of {found['target']!r} does not tell which kernels it runs",
-                hint="leave --kernels out",
-            )
         for name, program in found["programs"].items():
             sites = [site for site in program.get("attention", ()) if site["fused"]]
             names = [site["node"] for site in sites]
+            kernels = session.kernels(name)
+            if kernels is None:
+                raise UsageError(
+                    f"The runtime of {found['target']!r} does not tell which kernels it runs",
+                    hint="leave --kernels out",
+                )
             for site, kernel in zip(
-                sites, kernels_of(ask(name), names, _ATTENTION_KERNELS), strict=True
+                sites, kernels_of(kernels, names, _ATTENTION_KERNELS), strict=True
             ):
                 site["kernel"] = kernel or "not told"
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from omnigraph.errors import UsageError
+from omnigraph.export_options import ExportOptions
 from omnigraph.inspection.graph_picture import picture
 from omnigraph.ledger.graph_text import graph_diff, graph_text
 from omnigraph.passes.base import Finding, Pass, run_passes
+from omnigraph.passes.pipeline import STAGES, Pipeline
 from omnigraph.passes.pipelines import common
-from omnigraph.passes.registry import edited, make_pass
-from omnigraph.program import Dim
+from omnigraph.passes.registry import make_pass
 
 if TYPE_CHECKING:
     from omnigraph.frontends.resolve import ModelSource
@@ -26,7 +27,7 @@ class Stage:
         program: its name.
         before: the Graph's text before the pass (as traced, where the stage is no pass).
         after: its text after it.
-        name: the pass, or "trace".
+        name: the pass, the stage, or "trace".
         findings: what that pass made of each site.
         picture: a Mermaid flowchart of the first place that it changed.
     """
@@ -51,35 +52,28 @@ class Subject:
 
     Args:
         target: whose pipeline to run; None is what all targets begin with.
-        precision: one of the target's; None is its first.
-        passes: edits of the pipeline, as for ``export``.
-        programs: which programs to look at; None is all.
-        dynamic: the range of each dimension, as for ``export``.
+        options: see `ExportOptions`.
     """
 
     model: object
-    config: str | None = None
-    settings: Mapping[str, str] | None = None
     target: str | None = None
-    precision: str | None = None
-    passes: str = ""
-    programs: Sequence[str] | None = None
-    dynamic: Mapping[str, Dim] | None = None
+    options: ExportOptions = field(default_factory=ExportOptions)
 
-    def pipeline(self) -> tuple[Pass, ...]:
+    def pipeline(self) -> Pipeline:
         """The passes to run.
 
         Raises:
-            UsageError: no such target, precision or pass.
+            UsageError: no such target or pass.
+            UnsupportedError: the target cannot do the precision.
         """
         if self.target is None:
-            return edited(common(), self.passes, len(common()))
+            return common().edited(self.options.passes)
         from omnigraph.lowering import find_target
 
         target = find_target(self.target)
-        precision = self.precision or target.precisions[0]
+        precision = self.options.precision or target.precisions[0]
         target.check_precision(precision)
-        return target.passes(precision, self.passes)
+        return target.passes(precision, self.options.passes)
 
     def source(self) -> ModelSource:
         """The model, with the programs and ranges asked for.
@@ -87,49 +81,64 @@ class Subject:
         Raises:
             UsageError: there is no such model, program or dimension.
         """
-        from omnigraph.driver import choose_programs
         from omnigraph.frontends.resolve import resolve
+        from omnigraph.program_choice import choose_programs
 
-        source = resolve(self.model, config=self.config, settings=self.settings)
-        return replace(source, programs=choose_programs(source, self.programs, self.dynamic or {}))
+        options = self.options
+        source = resolve(
+            self.model, config=options.config, settings=options.settings, inputs=options.inputs
+        )
+        programs = choose_programs(source, options.programs, options.dynamic or {})
+        return replace(source, programs=programs)
 
 
 def stages(subject: Subject, after: str) -> list[Stage]:
-    """Each program of a model before and after a pass: its last run in the pipeline.
+    """Each program of a model before and after a pass, or a stage of the pipeline.
 
     Args:
-        after: the name of the pass, or "trace". A pass that the pipeline does not have is run, with
-            its options as given (``name:option=value``), at its end.
+        after: "trace"; the name of a stage, such as "fused"; or the name of a pass, of which the
+            last run counts. A pass that the pipeline does not have is run, with its options as
+            given (``name:option=value``), at its end.
 
     Raises:
         UsageError: there is no such pass.
     """
     from omnigraph.tracing.trace import trace
 
-    pipeline = subject.pipeline()
-    if after != "trace":
-        pipeline = _up_to(pipeline, after)
+    before, last = _split(subject.pipeline(), after)
     found = []
     for program in subject.source().programs:
         graph = trace(program)
-        if after == "trace":
-            text = graph_text(graph)
-            found.append(Stage(program.name, text, text, "trace"))
-            continue
-        run_passes(graph, pipeline[:-1])
-        before = graph.clone()
-        (record,) = run_passes(graph, pipeline[-1:])
+        run_passes(graph, before)
+        start = graph.clone()
+        records = run_passes(graph, last)
         found.append(
             Stage(
                 program.name,
-                graph_text(before),
+                graph_text(start),
                 graph_text(graph),
-                record.name,
-                record.findings,
-                picture(before, graph, record.name),
+                after if after in ("trace", *STAGES) else records[-1].name,
+                tuple(finding for record in records for finding in record.findings),
+                picture(start, graph, records[-1].name) if len(records) == 1 else "",
             )
         )
     return found
+
+
+def _split(pipeline: Pipeline, after: str) -> tuple[Sequence[Pass], Sequence[Pass]]:
+    """The passes to run, and behind them those that are looked at: one pass, or one stage."""
+    if after == "trace":
+        return (), ()
+    if after in STAGES:
+        upto = pipeline.until(after)
+        stage = getattr(pipeline, after)
+        return tuple(upto)[: len(upto) - len(stage)], stage
+    named, passes = make_pass(after), tuple(pipeline)
+    places = [place for place, pass_ in enumerate(passes) if pass_.name == named.name]
+    if not places:
+        return passes, (named,)
+    is_set = ":" in after
+    return passes[: places[-1]], (named if is_set else passes[places[-1]],)
 
 
 def explain(subject: Subject, name: str) -> dict[str, list[Finding]]:
@@ -153,13 +162,3 @@ def explain(subject: Subject, name: str) -> dict[str, list[Finding]]:
 def explanation_fields(found: Mapping[str, Sequence[Finding]]) -> dict[str, Any]:
     """Findings by program as JSON-ready fields."""
     return {program: [f.to_dict() for f in findings] for program, findings in found.items()}
-
-
-def _up_to(pipeline: Sequence[Pass], name: str) -> tuple[Pass, ...]:
-    """A pipeline that ends with the last pass of a name."""
-    wanted = make_pass(name)
-    places = [place for place, pass_ in enumerate(pipeline) if pass_.name == wanted.name]
-    if not places:
-        return (*pipeline, wanted)
-    given = ":" in name
-    return (*pipeline[: places[-1]], wanted if given else pipeline[places[-1]])

@@ -11,8 +11,7 @@ from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
 from omnigraph.passes.analysis.quantization.linear_layers import layer_of
 from omnigraph.passes.matching import made_by, nodes_of, through
-
-_NAMES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "float8e4m3fn": "fp8"}
+from omnigraph.precision import FLOAT_TYPES
 
 
 @dataclass(frozen=True)
@@ -101,4 +100,4 @@ def _activations(value: ir.Value | None) -> str:
 
 
 def _name(dtype: ir.DataType) -> str:
-    return _NAMES.get(dtype.name.lower(), dtype.name.lower())
+    return FLOAT_TYPES.get(dtype.name, dtype.name.lower())

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
+from omnigraph.artifact import Artifact
+from omnigraph.contract.comparison import Run
 from omnigraph.errors import UnsupportedError, UsageError
 from omnigraph.graph import Graph, describe
-from omnigraph.passes.base import Pass
-from omnigraph.passes.pipelines import common, quantized
-from omnigraph.passes.registry import edited
+from omnigraph.passes.analysis.quantization.scheme import FourBits, Scheme
+from omnigraph.passes.pipeline import Pipeline
+from omnigraph.passes.pipelines import quantized
+from omnigraph.precision import FLOAT, PRECISIONS
 from omnigraph.program import Dim, TensorSpec
+
+if TYPE_CHECKING:
+    from omnigraph.runtimes.base import Session
 
 _MOST_NAMED = 8
 
@@ -62,12 +70,17 @@ class Target(abc.ABC):
 
     name: ClassVar[str]
     purpose: ClassVar[str]
-    #: The device whose kernels its schemes of quantization are for.
-    device: ClassVar[str] = "cpu"
-    #: The precisions it can do, the default first.
-    precisions: ClassVar[tuple[str, ...]]
+    #: By precision, the default first: how this target quantizes; None is floats alone.
+    schemes: ClassVar[Mapping[str, Scheme | None]]
+    #: The Session that runs its artifacts, as ``package.module:Class``.
+    session: ClassVar[str]
     #: Its own options, name to what it is for; given as ``--set name=value``.
     options: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions it can do, the default first."""
+        return tuple(self.schemes)
 
     @abc.abstractmethod
     def unusable(self) -> str | None:
@@ -82,21 +95,54 @@ class Target(abc.ABC):
         """Why the target cannot take this node of a lowered Graph, or None."""
 
     @abc.abstractmethod
-    def pipeline(self, precision: str) -> Sequence[Pass]:
-        """The passes that make a traced Graph one that this target takes.
+    def pipeline(self, precision: str) -> Pipeline:
+        """The passes that make a traced Graph one that this target takes, but for quantization.
 
-        They begin with those of ``common``, behind which `passes` puts those that quantize.
+        Usually those of ``common``, and the target's own in the stage ``kernels``.
         """
 
-    def passes(self, precision: str, edits: str = "") -> tuple[Pass, ...]:
-        """The pipeline of a precision, with passes added (after the common ones) and left out.
+    def passes(
+        self, precision: str, edits: str = "", four_bits: FourBits | None = None
+    ) -> Pipeline:
+        """The whole pipeline of a precision: with its scheme's passes, and edited.
+
+        Args:
+            edits: passes added, set and left out; see `Pipeline.edited`.
+            four_bits: how weights of four bits are stored, where not as the scheme has it.
 
         Raises:
             UsageError: an edit names a pass that is not there.
         """
-        pipeline, place = self.pipeline(precision), len(common())
-        quantizing = quantized(self.name, self.device, precision)
-        return edited((*pipeline[:place], *quantizing, *pipeline[place:]), edits, place)
+        pipeline = self.pipeline(precision)
+        if (scheme := self.schemes[precision]) is not None:
+            scheme = (four_bits or FourBits()).apply(scheme)
+            pipeline = replace(pipeline, quantized=quantized(scheme))
+        return pipeline.edited(edits)
+
+    def layer_schemes(
+        self, choices: Mapping[str, str], four_bits: FourBits
+    ) -> dict[str, Scheme | None]:
+        """The scheme of each layer that has a precision of its own, by module path.
+
+        Args:
+            choices: by module path, a precision; "float" is none.
+            four_bits: how weights of four bits are stored, where not as the scheme has it.
+
+        Raises:
+            UnsupportedError: this target does not quantize to one of the precisions.
+        """
+        found: dict[str, Scheme | None] = {}
+        for layer, precision in choices.items():
+            scheme = self.schemes.get(precision)
+            if scheme is None and precision != FLOAT:
+                known = [name for name, scheme in self.schemes.items() if scheme is not None]
+                raise UnsupportedError(
+                    f"Target {self.name!r} cannot quantize layer {layer!r} to {precision!r}",
+                    expected=" or ".join([FLOAT, *known]),
+                    hint="each layer is quantized to one of these, or left in float",
+                )
+            found[layer] = None if scheme is None else four_bits.apply(scheme)
+        return found
 
     @abc.abstractmethod
     def emit(
@@ -114,9 +160,27 @@ class Target(abc.ABC):
             UsageError: an option has a value that cannot be.
         """
 
+    def open_session(self, artifact: Artifact, **options: Any) -> Session:
+        """A Session over an artifact of this target, by the class that the target names.
+
+        Args:
+            options: of the Session, such as ``program``.
+
+        Raises:
+            DeviceError: the vendor's runtime or the device is not here.
+        """
+        module, _, name = self.session.partition(":")
+        return getattr(importlib.import_module(module), name)(artifact, **options)
+
+    @contextmanager
+    def run_emitted(self, artifact: Artifact, program: str) -> Iterator[Run]:
+        """What runs a program of an artifact in this target's own runtime."""
+        with self.open_session(artifact, program=program, variant="whole") as session:
+            yield session.run
+
     def rounding(self, precision: str) -> str:
-        """The coarsest type that a precision rounds to: "fp32", "fp16" or "bf16"."""
-        return precision
+        """The coarsest type that floats are rounded to: "fp32", "fp16" or "bf16"."""
+        return PRECISIONS[precision].floats
 
     def check_precision(self, precision: str) -> None:
         """Refuse a precision that this target cannot do.

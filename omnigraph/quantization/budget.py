@@ -16,37 +16,18 @@ from typing import Any
 from omnigraph.errors import UsageError
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import linear_layers, tables
-from omnigraph.passes.insert_qdq import FLOAT
+from omnigraph.precision import FLOAT, bits_of
+from omnigraph.progress import Progress, silent
 from omnigraph.quantization.evaluation import Loss, Run, Sample, loss_of
 from omnigraph.quantization.region_timing import RegionTimes
 from omnigraph.report import table
 
-#: The precision that chooses for itself, and the one whose passes and runtime it uses.
-AUTO, CARRIER = "auto", "int8"
-#: By the precision asked for, what a layer may become, the finest first; and what carries it.
-CANDIDATES: Mapping[str, tuple[str, ...]] = {
-    AUTO: ("int8", "int4-weights"),
-    "int8": ("int8",),
-    "int8-dynamic": ("int8-dynamic",),
-    "int8-weights": ("int8-weights",),
-    "int4-weights": ("int8-weights", "int4-weights"),
-    "fp8": ("fp8",),
-}
-#: Bits of a weight, by precision, scales included.
-_BITS = {FLOAT: 32.0, "int8": 8.0, "int8-dynamic": 8.0, "int8-weights": 8.0, "fp8": 8.0}
-_FOUR_BITS = 4.5
-#: The loss that "auto" stays within.
-AUTO_LOSS = 0.005
-#: The tokens that "auto" times regions with.
-AUTO_TOKENS = 128
 #: Samples that each unit's loss is measured on; the choice of all of them is measured on every one.
 _SENSITIVITY_SAMPLES = 32
 #: A loss that is measured to be none counts as this: nothing is free.
 _LEAST_LOSS = 1e-6
-Told = Callable[[str], None]
-"""Told what is being done."""
+#: Gives a program quantized by choices, which name every layer.
 Quantize = Callable[[Mapping[str, str]], Run]
-"""Gives a program quantized by choices, which name every layer."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +124,7 @@ class _Step:
 
 
 class BudgetSearch:
-    """Chooses the precision of every unit.
+    """Chooses the precision of each unit.
 
     Args:
         units: what may be quantized.
@@ -151,7 +132,7 @@ class BudgetSearch:
         quantize: gives the program by choices.
         samples: the evaluation set; empty where no loss is to be measured.
         times: of each unit's region, by place in ``units``; empty where none was measured.
-        told: told what is being done.
+        progress: called with what is being done.
     """
 
     def __init__(
@@ -161,10 +142,10 @@ class BudgetSearch:
         quantize: Quantize,
         samples: Sequence[Sample],
         times: Mapping[int, RegionTimes],
-        told: Told = lambda _: None,
+        progress: Progress = silent,
     ) -> None:
         self._units, self._quantize, self._samples = units, quantize, samples
-        self._times, self._told = times, told
+        self._times, self._progress = times, progress
         self._rejected: dict[int, list[str]] = {}
         self._open = {
             place: [c for c in candidates if self._passes_gate(place, c)]
@@ -177,8 +158,8 @@ class BudgetSearch:
         if times is None or times.pays(precision):
             return True
         slow, fast = times.milliseconds[precision], times.milliseconds[FLOAT]
-        told = f"{precision} takes {slow:.3f} ms, float {fast:.3f} ms"
-        self._rejected.setdefault(place, []).append(told)
+        slower = f"{precision} takes {slow:.3f} ms, float {fast:.3f} ms"
+        self._rejected.setdefault(place, []).append(slower)
         return False
 
     def run(self, most: float | None) -> Plan:
@@ -203,7 +184,7 @@ class BudgetSearch:
         tried = most_steps  # all of them first: often that is within the budget, and done
         while fits < most_steps:
             found = self._loss_of(self._after(steps, tried))
-            self._told(f"{tried} of {len(steps)} steps: {found}")
+            self._progress(f"{tried} of {len(steps)} steps: {found}")
             if found.upper <= most:
                 fits, loss = tried, found
             else:
@@ -220,7 +201,7 @@ class BudgetSearch:
                 run = self._quantize(self._choices({place: precision}))
                 found = loss_of(run, some)
                 name = self._units[place].layers[-1]
-                self._told(f"loss of {name} in {precision}: {found}")
+                self._progress(f"loss of {name} in {precision}: {found}")
                 self._losses[place, precision] = found.relative
 
     def _steps(self) -> list[_Step]:
@@ -244,7 +225,7 @@ class BudgetSearch:
         times = self._times.get(place)
         if times is not None:
             return times.milliseconds[precision]
-        return self._units[place].weights * _BITS.get(precision, _FOUR_BITS)
+        return self._units[place].weights * bits_of(precision)
 
     def _after(self, steps: Sequence[_Step], count: int) -> dict[int, str]:
         return {step.place: step.precision for step in steps[:count]}
@@ -343,25 +324,3 @@ def plan_fields(plan: Plan, most: float | None, source: str) -> dict[str, Any]:
     if most is not None:
         fields["max_loss"] = most
     return fields
-
-
-def checked_loss(text: str | float) -> float:
-    """A bound on the loss: 0.005, or "0.5%".
-
-    Raises:
-        UsageError: it is no number of zero or more.
-    """
-    try:
-        share = (
-            float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
-        )
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < float("inf"):
-        raise UsageError(
-            "The bound on the loss is no share",
-            expected="0.5% or 0.005",
-            found=str(text),
-            hint="0 keeps every layer whose rounding can be told from none in float",
-        )
-    return share

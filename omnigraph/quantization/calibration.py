@@ -1,4 +1,4 @@
-"""Calibration: what the activations that products multiply are like, over samples that stream by.
+"""Calibration: what the activations of linear layers are like, over samples that stream by.
 
 Memory holds one sample's activations and, for each activation, sums by channel and a histogram: it
 does not grow with the number of samples. Methods that choose a range by a histogram read the data
@@ -7,7 +7,7 @@ twice, so that the histogram's own range is known when it is filled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,14 +19,12 @@ from omnigraph.graph import Graph, describe
 from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.matching import same_dim
+from omnigraph.progress import Progress, silent
+from omnigraph.quantization.options import METHODS, MIN_MAX
 from omnigraph.quantization.ranges import RANGES
 
 Feeds = Mapping[str, np.ndarray]
-#: Told what is being done: which sample.
-Told = Callable[[str], None]
 
-MIN_MAX = "min-max"
-METHODS = (MIN_MAX, *RANGES)
 _BINS = 2048
 #: Memory for the second moments of activations: how many are summed in one pass over the data.
 _MOMENT_BYTES = 512 << 20
@@ -34,24 +32,24 @@ _MOMENT_BYTES = 512 << 20
 
 def calibrate(
     graph: Graph,
-    wanted: Sequence[LinearLayer],
+    layers: Sequence[LinearLayer],
     feeds: Iterable[Feeds],
     *,
     method: str = MIN_MAX,
     source: str = "",
-    told: Told = lambda _: None,
+    progress: Progress = silent,
 ) -> Statistics:
-    """Observe what products multiply.
+    """Observe what linear layers multiply.
 
     Positions that an attention mask of the same dimensions hides do not count.
 
     Args:
-        graph: the Graph that the products are of; it is not changed.
-        wanted: the products; those that multiply one activation share what was observed.
+        graph: the Graph of the linear layers; it is not changed.
+        layers: whose activations; those that multiply one activation share what was observed.
         feeds: inputs by name, for each sample; read once, or twice where ``method`` needs it.
         method: one of `METHODS`.
         source: what the samples are, for a person.
-        told: told of each sample.
+        progress: called with each sample.
 
     Raises:
         UsageError: there are no samples, or an activation is NaN or infinite.
@@ -62,11 +60,11 @@ def calibrate(
             expected=", ".join(METHODS),
             hint="min-max takes all that was seen; the others clip",
         )
-    probe = _Probe(graph, wanted)
+    probe = _Probe(graph, layers)
     samples = 0
     for given in feeds:
         samples += 1
-        told(f"calibrate {graph.graph.name}: sample {samples}")
+        progress(f"calibrate {graph.graph.name}: sample {samples}")
         for observed, rows in probe.rows(given):
             observed.see(rows)
     if not samples:
@@ -75,7 +73,7 @@ def calibrate(
         )
     if method != MIN_MAX:
         for number, given in enumerate(feeds, 1):
-            told(f"calibrate {graph.graph.name}: of {samples} samples, histogram {number}")
+            progress(f"calibrate {graph.graph.name}: of {samples} samples, histogram {number}")
             for observed, rows in probe.rows(given):
                 observed.count(rows)
     found = {
@@ -89,20 +87,20 @@ def calibrate(
 
 def second_moments(
     graph: Graph,
-    wanted: Sequence[LinearLayer],
+    layers: Sequence[LinearLayer],
     feeds: Iterable[Feeds],
     *,
     budget: int = _MOMENT_BYTES,
-    told: Told = lambda _: None,
+    progress: Progress = silent,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The sum of x xᵀ over every position of every sample, for what each product multiplies.
+    """The sum of x xᵀ over every position of every sample, for what each linear layer multiplies.
 
     The data are read once for as many activations as ``budget`` bytes hold the sums of.
 
     Yields:
-        The name of a product's weight, and float32 [K, K].
+        The name of a layer's weight, and float32 [K, K].
     """
-    waiting = list(_Probe(graph, wanted).observed)
+    waiting = list(_Probe(graph, layers).observed)
     while waiting:
         group: list[_Observed] = []
         held = 0
@@ -112,7 +110,7 @@ def second_moments(
         probe = _Probe(graph, [linear for observed in group for linear in observed.linear_layers])
         sums = [np.zeros((o.terms, o.terms), np.float32) for o in probe.observed]
         for number, given in enumerate(feeds, 1):
-            told(f"second moments of {len(sums)} activations: sample {number}")
+            progress(f"second moments of {len(sums)} activations: sample {number}")
             for total, (_, rows) in zip(sums, probe.rows(given), strict=True):
                 total += rows.T @ rows
         for observed, total in zip(probe.observed, sums, strict=True):
@@ -121,11 +119,11 @@ def second_moments(
 
 
 class _Probe:
-    """A Graph that gives the activations of some products, and nothing else."""
+    """A Graph that gives the activations of some linear layers, and nothing else."""
 
-    def __init__(self, graph: Graph, wanted: Sequence[LinearLayer]) -> None:
+    def __init__(self, graph: Graph, layers: Sequence[LinearLayer]) -> None:
         by_activation: dict[str, list[LinearLayer]] = {}
-        for linear in wanted:
+        for linear in layers:
             by_activation.setdefault(linear.activation.name or "", []).append(linear)
         self.observed = [_Observed(linear_layers) for linear_layers in by_activation.values()]
         shown = graph.clone()

@@ -9,32 +9,15 @@ import numpy as np
 
 from omnigraph.contract.graph_check import GraphRunner, rounded_activations
 from omnigraph.contract.reference import Reference
-from omnigraph.errors import UsageError
 from omnigraph.export_job import TracedProgram
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.quantize_caches import QuantizeCaches
 from omnigraph.program import Case, Program, TensorSpec, fit_sizes
 
-#: The types that caches may be kept in, other than the model's own.
-CACHE_TYPES = ("int8",)
 #: Input sets that the ranges of keys and values are taken from, and their lengths.
 _SETS, _LENGTH = 16, 64
 _MOST = 127
 _HEADS = 1
-
-
-def check_cache_type(name: str | None) -> None:
-    """Refuse a type that caches cannot be kept in.
-
-    Raises:
-        UsageError: with those they can.
-    """
-    if name is not None and name not in CACHE_TYPES:
-        raise UsageError(
-            f"Key/value caches cannot be kept in {name!r}",
-            expected=" or ".join(CACHE_TYPES),
-            hint="leave --kv-cache out for the model's own type",
-        )
 
 
 def quantize_caches(item: TracedProgram, program: Program) -> TracedProgram:

@@ -59,7 +59,7 @@ def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
             continue
         shown += _weight_noise(linear, scheme.weights) ** 2
         if scheme.activations is not None:
-            shown += _activation_noise(linear, scheme, insert.statistics) ** 2
+            shown += _activation_noise(linear, scheme, insert.known.statistics) ** 2
         if scheme.runtime_group is not None:
             hidden += _group_noise(scheme.runtime_group) ** 2
     return math.sqrt(shown), math.sqrt(hidden)
@@ -94,14 +94,12 @@ def _steps(weight: np.ndarray, grid: WeightGrid) -> np.ndarray:
     return (most - least if grid.has_zero_points else 2 * np.maximum(most, -least)) / (high - low)
 
 
-def _activation_noise(
-    linear: LinearLayer, scheme: Scheme, statistics: Statistics | str | None
-) -> float:
+def _activation_noise(linear: LinearLayer, scheme: Scheme, statistics: Statistics | None) -> float:
     grid = scheme.activations
     assert grid is not None
     if grid.dtype == ir.DataType.FLOAT8E4M3FN:
         return _FLOAT8_NOISE
-    known = statistics.observations if isinstance(statistics, Statistics) else {}
+    known = statistics.observations if statistics is not None else {}
     seen = known.get(linear.weight.name or "")
     if seen is None or not seen.rms:
         return CODE_NOISE

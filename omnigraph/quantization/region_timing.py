@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,14 @@ from omnigraph.passes.analysis.quantization.linear_layers import (
     by_activation,
     linear_layers,
 )
-from omnigraph.passes.analysis.quantization.scheme import FourBits
+from omnigraph.passes.analysis.quantization.scheme import Scheme
 from omnigraph.passes.analysis.quantization.statistics import Statistics
-from omnigraph.passes.analysis.quantization.weight_rounding import RoundedWeight
-from omnigraph.passes.base import run_passes
-from omnigraph.passes.insert_qdq import FLOAT, InsertQdq
-from omnigraph.passes.pipelines import common
+from omnigraph.passes.base import Pass, run_passes
+from omnigraph.passes.calibrated_pass import QuantizationFacts
+from omnigraph.passes.insert_qdq import InsertQdq
+from omnigraph.precision import FLOAT
 from omnigraph.program import Case, Dim, TensorSpec
+from omnigraph.progress import Progress, silent
 from omnigraph.tracing.names import output_specs
 
 _INPUT = "activation"
@@ -75,75 +76,69 @@ class RegionTimes:
         """Whether a precision is faster than float."""
         return self.milliseconds[precision] < self.milliseconds[FLOAT] * (1 - LEAST_GAIN)
 
+    def share(self, part: float) -> RegionTimes:
+        """The times of a part of the region, in proportion."""
+        return RegionTimes({name: value * part for name, value in self.milliseconds.items()})
+
 
 def regions(graph: Graph) -> list[Region]:
     """Every region of a Graph in float."""
     return [Region(tuple(group)) for _, group in by_activation(linear_layers(graph))]
 
 
-def time_regions(
-    found: Sequence[Region],
-    target: Target,
-    base: str,
-    precisions: Sequence[str],
-    tokens: int,
-    *,
-    seen: Statistics | None,
-    rounded: Mapping[str, RoundedWeight],
-    four_bits: FourBits,
-    options: Mapping[str, str],
-    told: Callable[[str], None] = lambda _: None,
-) -> Iterator[RegionTimes]:
-    """Time each region with ``tokens`` positions; regions of one kind are timed once.
+@dataclass(frozen=True)
+class Timing:
+    """How regions are compiled and timed.
 
     Args:
         target: whose compiler and runtime to use; it must run here.
         base: the precision of the artifact, which says how float is executed.
-        precisions: those to compare with float.
-        seen: what calibration saw, for those that need it.
-        rounded: weights that were rounded with compensation.
-        four_bits: how weights of four bits are stored.
+        schemes: the ways to quantize that are compared with float, by precision.
+        tokens: positions of one run.
+        facts: what calibration saw, and weights that were rounded with compensation.
         options: of the target.
     """
+
+    target: Target
+    base: str
+    schemes: Mapping[str, Scheme]
+    tokens: int
+    facts: QuantizationFacts
+    options: Mapping[str, str]
+
+
+def time_regions(
+    found: Sequence[Region], timing: Timing, progress: Progress = silent
+) -> Iterator[RegionTimes]:
+    """Time each region; regions of one kind are timed once."""
     known: dict[tuple[object, ...], RegionTimes] = {}
     for region in found:
         if region.kind not in known:
             names = ", ".join(linear.layer for linear in region.linear_layers)
-            told(f"time {names}")
-            timer = _Timer(region, target, base, tokens, seen, rounded, four_bits, options)
-            known[region.kind] = timer.times(precisions)
+            progress(f"time {names}")
+            known[region.kind] = _Timer(region, timing).times()
         yield known[region.kind]
 
 
 class _Timer:
     """Compiles one region in several precisions, and runs them in turns."""
 
-    def __init__(
-        self,
-        region: Region,
-        target: Target,
-        base: str,
-        tokens: int,
-        seen: Statistics | None,
-        rounded: Mapping[str, RoundedWeight],
-        four_bits: FourBits,
-        options: Mapping[str, str],
-    ) -> None:
-        self._target, self._base, self._options = target, base, options
-        self._seen, self._rounded, self._four_bits = seen, rounded, four_bits
+    def __init__(self, region: Region, timing: Timing) -> None:
+        self._timing = timing
         self._graph = _graph_of(region)
-        shape = (1, tokens, region.linear_layers[0].contraction)
-        self._feeds = {_INPUT: _like_what_was_seen(shape, region, seen)}
+        shape = (1, timing.tokens, region.linear_layers[0].contraction)
+        self._feeds = {_INPUT: _like_what_was_seen(shape, region, timing.facts.statistics)}
 
-    def times(self, precisions: Sequence[str]) -> RegionTimes:
+    def times(self) -> RegionTimes:
         """The median time of each precision, and of float."""
         outputs = GraphRunner(self._graph).run(self._feeds)
         golden = Reference(Case("region", {}), self._feeds, outputs)
-        emitter = Emitter(self._target, self._base, self._options, golden)
+        timing = self._timing
+        emitter = Emitter(timing.target, timing.base, timing.options, golden)
         taken: dict[str, list[float]] = {}
         with ExitStack() as stack:
             runs = {}
-            for precision in (FLOAT, *precisions):
+            for precision in (FLOAT, *timing.schemes):
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 session = emitter.session(self._lowered(precision), folder)
                 runs[precision] = stack.enter_context(session).run
@@ -157,18 +152,10 @@ class _Timer:
 
     def _lowered(self, precision: str) -> Lowered:
         graph = self._graph.clone()
-        passes = [*self._target.pipeline(self._base)[len(common()) :]]
+        passes: list[Pass] = [*self._timing.target.pipeline(self._timing.base).kernels]
         if precision != FLOAT:
-            name, device = self._target.name, self._target.device
-            insert = InsertQdq(
-                name,
-                device,
-                precision,
-                self._seen,
-                four_bits=self._four_bits,
-                rounded=self._rounded,
-            )
-            passes.insert(0, insert)
+            scheme = self._timing.schemes[precision]
+            passes.insert(0, InsertQdq(facts=self._timing.facts, scheme=scheme))
         outputs = output_specs(graph)
         run_passes(graph, passes)
         inputs = (TensorSpec(_INPUT, "float32", (*_SHAPE, self._feeds[_INPUT].shape[-1])),)

@@ -1,120 +1,166 @@
-"""The budget of an export: what is measured, on which Graph, and the plan that comes of it."""
+"""The precision of each layer: what is measured, on which Graph, and the plan that comes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
-from omnigraph.export_job import TracedProgram
 from omnigraph.graph import Graph
 from omnigraph.lowering import Target
 from omnigraph.passes.analysis.quantization.linear_layers import is_chosen
-from omnigraph.passes.base import Pass, run_passes
-from omnigraph.passes.insert_qdq import FLOAT
-from omnigraph.quantization.budget import CANDIDATES, BudgetSearch, Plan, Unit, units_of
+from omnigraph.passes.analysis.quantization.scheme import Scheme
+from omnigraph.passes.base import run_passes
+from omnigraph.passes.calibrated_pass import CalibratedPass, QuantizationFacts
+from omnigraph.passes.pipeline import Pipeline
+from omnigraph.precision import FLOAT, PRECISIONS, carrier_of
+from omnigraph.quantization.budget import BudgetSearch, plan_fields, units_of
 from omnigraph.quantization.evaluation import Run, sample_of
+from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.options import Quantization
-from omnigraph.quantization.quantizer import Quantizer, is_quantizing
-from omnigraph.quantization.region_timing import RegionTimes, regions, time_regions
+from omnigraph.quantization.quantize import quantized_copy
+from omnigraph.quantization.region_timing import RegionTimes, Timing, regions, time_regions
 
 
-def search(
-    quantizer: Quantizer,
-    target: Target,
-    asked: str,
-    base: str,
-    pipeline: Sequence[Pass],
-    item: TracedProgram,
-    options: Mapping[str, str],
-    wanted: Quantization,
-    told: Callable[[str], None] = lambda _: None,
-) -> Plan:
+@dataclass(frozen=True)
+class Search:
+    """What the precision of each layer is chosen for.
+
+    Args:
+        target: whose schemes there are to choose from.
+        precision: the one asked for, which says what a layer may become.
+        pipeline: the whole pipeline of the precision that carries it.
+        options: of quantization, with the loss to stay within and the speed gate.
+        settings: options of the target.
+    """
+
+    target: Target
+    precision: str
+    pipeline: Pipeline
+    options: Quantization
+    settings: Mapping[str, str]
+
+    @property
+    def schemes(self) -> dict[str, Scheme]:
+        """What a layer may become, the finest first."""
+        return {
+            name: self.options.four_bits.apply(scheme)
+            for name in PRECISIONS[self.precision].candidates
+            if (scheme := self.target.schemes.get(name)) is not None
+        }
+
+    def choices(self, names: Mapping[str, str]) -> dict[str, Scheme | None]:
+        """The scheme of each layer, by the name of its precision."""
+        return self.target.layer_schemes(names, self.options.four_bits)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a search found.
+
+    Args:
+        facts: all that is known now, with the choice for each layer.
+        manifest: the plan as JSON-ready fields.
+    """
+
+    facts: QuantizationFacts
+    manifest: Mapping[str, Any]
+
+
+def choose_precisions(search: Search, calibrator: Calibrator, facts: QuantizationFacts) -> Chosen:
     """Choose the precision of every layer, on one program; the others share its weights.
 
     Args:
-        asked: the precision asked for, which says what a layer may become.
-        base: the precision that the artifact will have.
-        pipeline: of ``base``, all of it.
-        item: the program, with its Graph as traced; it is not changed.
-        options: of the target.
-        wanted: the loss to stay within, and whether to time what is quantized.
+        calibrator: of the program, whose Graph is as traced; it is not changed.
+        facts: what is known so far.
 
     Raises:
         UsageError: there is nothing to measure the loss on, or the target does not run here.
     """
-    assert item.graph is not None
-    graph = item.graph.clone()
-    run_passes(graph, takewhile(lambda pass_: not is_quantizing(pass_), pipeline))
-    keep, gate, most = wanted.keep, wanted.speed_gate, wanted.max_loss
-    units = units_of(graph, lambda layer: is_chosen(layer, keep))
-    candidates = CANDIDATES[asked]
+    return _Searcher(search, calibrator).run(facts)
 
-    def quantize(choices: Mapping[str, str]) -> Run:
-        return GraphRunner(quantizer.quantize(pipeline, graph, item, choices)).run
 
-    # Everything at once, so that all that is to be observed is observed in one pass of the data.
-    for precision in candidates:
-        quantizer.quantize(pipeline, graph, item, _all(units, precision))
-    samples = []
-    if most is not None:
-        model = GraphRunner(graph).run
-        samples = [sample_of(model, *pair) for pair in quantizer.evaluation(item)]
-    times = {}
-    if gate is not None:
-        times = _times(
-            quantizer, target, base, candidates, pipeline, graph, item, units, options, gate, told
+class _Searcher:
+    """One search, on one program."""
+
+    def __init__(self, search: Search, calibrator: Calibrator) -> None:
+        assert calibrator.item.graph is not None
+        self._search, self._calibrator = search, calibrator
+        passes = list(search.pipeline)
+        first = next(
+            (place for place, p in enumerate(passes) if isinstance(p, CalibratedPass)), len(passes)
         )
-    return BudgetSearch(units, candidates, quantize, samples, times, told).run(most)
+        self._graph = calibrator.item.graph.clone()
+        run_passes(self._graph, passes[:first])
+        keep = search.options.keep
+        self._units = units_of(self._graph, lambda layer: is_chosen(layer, keep))
 
+    def run(self, facts: QuantizationFacts) -> Chosen:
+        """Measure, and choose."""
+        search, options = self._search, self._search.options
+        # All candidates at once, so that the data are read once for all that is to be observed.
+        for precision in search.schemes:
+            _, facts = self._quantized(self._all(precision), facts)
+        known = facts
 
-def _all(units: Sequence[Unit], precision: str) -> dict[str, str]:
-    return {layer: precision for unit in units for layer in unit.layers}
+        def quantize(choices: Mapping[str, str]) -> Run:
+            return GraphRunner(self._quantized(choices, known)[0]).run
 
-
-def _times(
-    quantizer: Quantizer,
-    target: Target,
-    base: str,
-    candidates: Sequence[str],
-    pipeline: Sequence[Pass],
-    graph: Graph,
-    item: TracedProgram,
-    units: Sequence[Unit],
-    options: Mapping[str, str],
-    gate: int,
-    told: Callable[[str], None],
-) -> dict[int, RegionTimes]:
-    """The times of each unit's region, as a share of the region's by the unit's weights."""
-    if (reason := target.unrunnable()) is not None:
-        raise UsageError(
-            f"The speed gate times on target {target.name!r}, which does not run here: {reason}",
-            hint="leave --speed-gate out, or export on the machine that it is for",
+        samples = []
+        if options.max_loss is not None:
+            model = GraphRunner(self._graph).run
+            given = self._calibrator.samples.for_loss(self._calibrator.item)
+            samples = [sample_of(model, *pair) for pair in given]
+        times = self._times(known) if options.speed_gate is not None else {}
+        progress = self._calibrator.progress
+        budget = BudgetSearch(self._units, list(search.schemes), quantize, samples, times, progress)
+        plan = budget.run(options.max_loss)
+        source = self._calibrator.samples.evaluation_source
+        return Chosen(
+            replace(known, choices=search.choices(plan.by_layer)),
+            plan_fields(plan, options.max_loss, source),
         )
-    # Smoothed, where that is done: weights have the names then that statistics know.
-    smooth = quantizer.quantize(pipeline, graph, item, _all(units, FLOAT))
-    found = regions(smooth)
-    timed = time_regions(
-        found,
-        target,
-        base,
-        candidates,
-        gate,
-        seen=quantizer.statistics,
-        rounded=quantizer.rounded,
-        four_bits=quantizer.options.four_bits,
-        options=options,
-        told=told,
-    )
-    places = {layer: place for place, unit in enumerate(units) for layer in unit.layers}
-    times = {}
-    for region, whole in zip(found, timed, strict=True):
-        sizes = [linear.contraction * linear.channels for linear in region.linear_layers]
-        for linear, size in zip(region.linear_layers, sizes, strict=True):
-            if (place := places.get(linear.layer)) is not None:
-                share = size / sum(sizes)
-                times[place] = RegionTimes(
-                    {name: value * share for name, value in whole.milliseconds.items()}
-                )
-    return times
+
+    def _quantized(
+        self, names: Mapping[str, str], facts: QuantizationFacts
+    ) -> tuple[Graph, QuantizationFacts]:
+        """The Graph quantized by choices, and all that is known then; nothing chosen stays."""
+        chosen = replace(facts, choices=self._search.choices(names))
+        copy, known = quantized_copy(self._graph, self._search.pipeline, self._calibrator, chosen)
+        return copy, replace(known, choices=facts.choices)
+
+    def _all(self, precision: str) -> dict[str, str]:
+        return {layer: precision for unit in self._units for layer in unit.layers}
+
+    def _times(self, facts: QuantizationFacts) -> dict[int, RegionTimes]:
+        """The times of each unit's region, as a share of the region's by the unit's weights."""
+        search = self._search
+        if (reason := search.target.unrunnable()) is not None:
+            raise UsageError(
+                f"The speed gate times on target {search.target.name!r}, which does not run here: "
+                f"{reason}",
+                hint="leave --speed-gate out, or export on the machine that it is for",
+            )
+        # Smoothed, where that is done: weights have the names then that statistics know.
+        smooth, facts = self._quantized(self._all(FLOAT), facts)
+        found = regions(smooth)
+        assert search.options.speed_gate is not None
+        timing = Timing(
+            search.target,
+            carrier_of(search.precision),
+            search.schemes,
+            search.options.speed_gate,
+            replace(facts, choices={}),
+            search.settings,
+        )
+        timed = time_regions(found, timing, self._calibrator.progress)
+        places = {layer: place for place, unit in enumerate(self._units) for layer in unit.layers}
+        times = {}
+        for region, whole in zip(found, timed, strict=True):
+            sizes = [linear.contraction * linear.channels for linear in region.linear_layers]
+            for linear, size in zip(region.linear_layers, sizes, strict=True):
+                if (place := places.get(linear.layer)) is not None:
+                    times[place] = whole.share(size / sum(sizes))
+        return times

@@ -199,7 +199,7 @@ def test_an_artifact_runs_where_only_numpy_and_its_runtime_are(tmp_path, tiny_ar
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-from omnigraph.cli import main
+from omnigraph.cli.main import main
 raise SystemExit(main(sys.argv[1:]))
 """
     for target, artifact in tiny_artifacts.items():

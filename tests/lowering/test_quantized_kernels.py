@@ -18,6 +18,7 @@ from omnigraph.emitter import Emitter
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.base import run_passes
+from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.program import Case, Dim, TensorSpec
 from omnigraph.runtimes.openvino import sums_saturate
@@ -83,22 +84,30 @@ def test_openvino_multiplies_integers(artifacts):
 
 
 def product_and_exact(
-    weight: np.ndarray, x: np.ndarray, insert: InsertQdq, scratch: Path, nodes: str = PRODUCT
+    target: str,
+    precision: str,
+    weight: np.ndarray,
+    x: np.ndarray,
+    scratch: Path,
+    nodes: str = PRODUCT,
+    span: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """x @ weight as a target's runtime computes it, and as the Graph with its integers says."""
     terms, channels = weight.shape
     text = f"""g (float[batch,{terms}] x, float[{terms},{channels}] w) =>
         (float[batch,{channels}] y) {{ {nodes} }}"""
     graph = graph_with_weights(text, w=weight)
-    run_passes(graph, [insert])
+    chosen = find_target(target)
+    seen = Observation(*span, *span, 1, np.abs(x).max(0), x.mean(0))
+    facts = QuantizationFacts(Statistics({"w": seen}, "min-max", "a test", 1))
+    run_passes(graph, [InsertQdq(scheme=chosen.schemes[precision], facts=facts)])
     exact = GraphRunner(graph.clone()).run({"x": x})["y"]
-    target = find_target(insert.target)
-    run_passes(graph, target.pipeline(insert.precision))
+    run_passes(graph, chosen.pipeline(precision))
     sizes = {"x": terms, "y": channels}
     specs = [TensorSpec(name, "float32", ("batch", size)) for name, size in sizes.items()]
     lowered = Lowered("forward", graph, (specs[0],), (specs[1],), {"batch": Dim()})
     golden = Reference(Case("golden", {}), {"x": x}, {"y": exact})
-    with Emitter(target, insert.precision, {}, golden).session(lowered, scratch) as session:
+    with Emitter(chosen, precision, {}, golden).session(lowered, scratch) as session:
         return session.run({"x": x})["y"], exact
 
 
@@ -107,8 +116,7 @@ def product_and_exact(
 def test_blocks_that_do_not_fill_their_axis(tmp_path: Path, target: str, terms: int):
     weight = RNG.standard_normal((terms, 24)).astype(np.float32)
     x = RNG.standard_normal((3, terms)).astype(np.float32)
-    insert = InsertQdq(target, "cpu", "int4-weights")
-    found, exact = product_and_exact(weight, x, insert, tmp_path)
+    found, exact = product_and_exact(target, "int4-weights", weight, x, tmp_path)
     # Products in bf16, or with activations in codes of eight bits, whose step is a 127th of the
     # largest: of either, less than a hundredth.
     assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
@@ -122,10 +130,7 @@ def test_no_sum_is_cut_off(tmp_path: Path, target: str, precision: str):
     weight = np.sign(RNG.standard_normal((TERMS, 32))) * RNG.uniform(0.9, 1, (TERMS, 32))
     weight[:, 0], weight[:, 1] = np.abs(weight[:, 0]), -np.abs(weight[:, 1])
     x = RNG.uniform(0.9, 1, (5, TERMS)).astype(np.float32)
-    seen = Observation(0, 1, 0, 1, 1, np.abs(x).max(0), x.mean(0))
-    statistics = Statistics({"w": seen}, "min-max", "a test", 1)
-    insert = InsertQdq(target, "cpu", precision, statistics=statistics)
-    found, exact = product_and_exact(weight.astype(np.float32), x, insert, tmp_path)
+    found, exact = product_and_exact(target, precision, weight.astype(np.float32), x, tmp_path)
     # As above: a step of eight bits, where the runtime quantizes activations by itself.
     assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
 
@@ -138,11 +143,8 @@ def test_a_weight_that_several_products_read(
 ):
     weight = RNG.standard_normal((32, channels)).astype(np.float32)
     x = RNG.standard_normal((3, 32)).astype(np.float32)
-    seen = Observation(-3, 3, -3, 3, 1, np.abs(x).max(0), x.mean(0))
-    statistics = Statistics({"w": seen}, "min-max", "a test", 1)
-    insert = InsertQdq(target, "cpu", precision, statistics=statistics)
     nodes = "a = MatMul(x, w) n = Neg(x) b = MatMul(n, w) y = Sub(a, b)"
-    found, exact = product_and_exact(weight, x, insert, tmp_path, nodes)
+    found, exact = product_and_exact(target, precision, weight, x, tmp_path, nodes, (-3.0, 3.0))
     assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()  # as above
 
 
@@ -151,7 +153,7 @@ def test_a_weight_that_several_products_read(
 def test_only_integers_are_stored(tmp_path: Path, target: str, precision: str):
     graph = graph_with_weights(TEXT, w=WEIGHT)
     chosen = find_target(target)
-    run_passes(graph, [InsertQdq(target, "cpu", precision)])
+    run_passes(graph, [InsertQdq(scheme=chosen.schemes[precision])])
     specs = [TensorSpec(n, "float32", ("batch", s)) for n, s in (("x", TERMS), ("y", CHANNELS))]
     lowered = Lowered("forward", graph, (specs[0],), (specs[1],), {"batch": Dim()})
     chosen.emit([lowered], tmp_path, precision=precision, options={})

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 from graph_checks import assert_miss, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.graph import Graph
+from omnigraph.passes.analysis.quantization.scheme import Scheme
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
+from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 from omnigraph.passes.base import run_passes
+from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
 
@@ -21,9 +25,15 @@ ADDED = f"""g (float[B,{K}] x, float[{K},{N}] w, float[{N}] b) => (float[B,{N}] 
     {{ m = MatMul(x, w)  y = Add(m, b) }}"""
 GEMM = f"""g (float[B,{K}] x, float[{N},{K}] w, float[{N}] b) => (float[B,{N}] y)
     {{ y = Gemm<transB=1>(x, w, b) }}"""
-SEEN = Statistics(
-    {"w": Observation(-3, 7, -3, 7, 2.2, np.abs(X).max(0), X.mean(0))}, "min-max", "a test", 1
-)
+INT4 = Scheme(WeightGrid(ir.DataType.UINT4, 64))
+
+
+def facts(**seen: Observation) -> QuantizationFacts:
+    return QuantizationFacts(Statistics(seen, "min-max", "a test", 1))
+
+
+OBSERVATION = Observation(-3, 7, -3, 7, 2.2, np.abs(X).max(0), X.mean(0))
+SEEN = facts(w=OBSERVATION)
 
 
 def mean_errors(graph: Graph, *passes) -> np.ndarray:
@@ -34,11 +44,11 @@ def mean_errors(graph: Graph, *passes) -> np.ndarray:
 
 def test_the_mean_error_goes_for_each_form_of_a_bias():
     for text, weight in ((ADDED, W), (GEMM, np.ascontiguousarray(W.T))):
-        insert = InsertQdq(precision="int4-weights")
+        insert = InsertQdq(scheme=INT4)
         plain = mean_errors(graph_with_weights(text, w=weight, b=B), insert)
-        correct = CorrectBiases(precision="int4-weights", statistics=SEEN)
+        correct = CorrectBiases(scheme=INT4, facts=SEEN)
         graph = graph_with_weights(text, w=weight, b=B)
-        mended = mean_errors(graph, correct, InsertQdq(precision="int4-weights"))
+        mended = mean_errors(graph, correct, InsertQdq(scheme=INT4))
         assert np.abs(plain).max() > 0.05
         assert np.abs(mended).max() < 1e-4  # what fp32 sums of 500 rows leave
         (again,) = run_passes(graph, [correct])
@@ -48,8 +58,8 @@ def test_the_mean_error_goes_for_each_form_of_a_bias():
 def test_what_is_left_alone_and_why():
     graph = graph_with_weights(ADDED, w=W, b=B)
     assert_miss(CorrectBiases(), graph, "no calibration")
-    assert_miss(CorrectBiases(statistics=SEEN, keep=("model",)), graph, "kept in float")
-    other = Statistics({"v": SEEN.observations["w"]}, "min-max", "a test", 1)
-    assert_miss(CorrectBiases(statistics=other), graph, "no means of what 'w' multiplies")
+    assert_miss(CorrectBiases(facts=SEEN, keep=("model",)), graph, "kept in float")
+    other = facts(v=OBSERVATION)
+    assert_miss(CorrectBiases(facts=other), graph, "no means of what 'w' multiplies")
     text = f"g (float[B,{K}] x, float[{K},{N}] w) => (float[B,{N}] y) {{ y = MatMul(x, w) }}"
-    assert_miss(CorrectBiases(statistics=SEEN), graph_with_weights(text, w=W), "no constant bias")
+    assert_miss(CorrectBiases(facts=SEEN), graph_with_weights(text, w=W), "no constant bias")

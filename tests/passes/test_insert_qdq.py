@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -12,12 +13,16 @@ from graph_checks import assert_miss, graph_text, graph_with_weights
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import UnsupportedError
 from omnigraph.graph import MODULE_KEY, Graph, count_ops
+from omnigraph.lowering import find_target
 from omnigraph.passes.analysis.quantization.linear_layers import linear_layers
-from omnigraph.passes.analysis.quantization.scheme import SCHEMES
+from omnigraph.passes.analysis.quantization.scheme import FourBits
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.base import run_passes
+from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
 
+#: Schemes by precision.
+SCHEMES = find_target("onnx").schemes
 RNG = np.random.default_rng(0)
 TERMS, CHANNELS = 70, 12
 WEIGHT = RNG.standard_normal((TERMS, CHANNELS)).astype(np.float32)
@@ -33,10 +38,10 @@ TIED = """g (int64[B,T] ids, float[40,32] table) => (float[B,T,40] y)
     { h = Gather(table, ids)  n = Tanh(h)  t = Transpose<perm=[1,0]>(table)  y = MatMul(n, t) }"""
 
 
-def seen(*names: str, low: float = -4.0, high: float = 5.0) -> Statistics:
+def seen(*names: str, low: float = -4.0, high: float = 5.0) -> QuantizationFacts:
     nothing = np.zeros(0, np.float32)
     one = Observation(low, high, low, high, 1.0, nothing, nothing)
-    return Statistics(dict.fromkeys(names, one), "min-max", "a test", 1)
+    return QuantizationFacts(Statistics(dict.fromkeys(names, one), "min-max", "a test", 1))
 
 
 def numbers(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -66,7 +71,7 @@ def round_channels(weight: np.ndarray) -> np.ndarray:
 
 def test_activations_and_weights_are_rounded_as_written_by_hand():
     graph = graph_with_weights(ONE, w=WEIGHT)
-    run_passes(graph, [InsertQdq(statistics=seen("w"))])
+    run_passes(graph, [InsertQdq(facts=seen("w"))])
     ops = count_ops(graph)
     assert (ops["QuantizeLinear"], ops["DequantizeLinear"], ops["MatMul"]) == (1, 2, 1)
     expected = round_to(X, -4.0, 5.0) @ round_channels(WEIGHT)
@@ -76,7 +81,7 @@ def test_activations_and_weights_are_rounded_as_written_by_hand():
 
 def test_weights_are_stored_as_integers_and_no_float_is_left():
     graph = graph_with_weights(ONE, w=WEIGHT)
-    run_passes(graph, [InsertQdq(statistics=seen("w"))])
+    run_passes(graph, [InsertQdq(facts=seen("w"))])
     stored = {name: value.dtype for name, value in graph.graph.initializers.items()}
     assert "w" not in stored and stored["w_int8"] == ir.DataType.INT8
     held = sum(v.const_value.nbytes for v in graph.graph.initializers.values())
@@ -86,7 +91,7 @@ def test_weights_are_stored_as_integers_and_no_float_is_left():
 @pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
 def test_weights_alone_leave_the_activation_as_it_is(precision: str):
     graph = graph_with_weights(ONE, w=WEIGHT)
-    run_passes(graph, [InsertQdq(precision=precision)])
+    run_passes(graph, [InsertQdq(scheme=SCHEMES[precision])])
     linear = next(node for node in graph.graph if node.op_type == "MatMul")
     assert linear.inputs[0] is graph.graph.inputs[0]
     error = numbers(graph, {"x": X})["y"] - X @ WEIGHT
@@ -97,7 +102,7 @@ def test_weights_alone_leave_the_activation_as_it_is(precision: str):
 
 def test_dynamic_ranges_are_those_of_each_call():
     graph = graph_with_weights(ONE, w=WEIGHT)
-    run_passes(graph, [InsertQdq(precision="int8-dynamic")])
+    run_passes(graph, [InsertQdq(scheme=SCHEMES["int8-dynamic"])])
     for size in (0.01, 1.0, 100.0):
         x = X * np.float32(size)
         expected = round_to(x, min(x.min(), 0), max(x.max(), 0)) @ round_channels(WEIGHT)
@@ -108,11 +113,11 @@ def test_dynamic_ranges_are_those_of_each_call():
 
 @pytest.mark.parametrize("target", ["onnx", "openvino", "tensorrt"])
 def test_every_scheme_gives_a_graph_that_runs_and_is_near(target: str):
-    for (name, device, precision), scheme in SCHEMES.items():
-        if name != target:
+    for precision, scheme in find_target(target).schemes.items():
+        if scheme is None:
             continue
         graph = graph_with_weights(ONE, w=WEIGHT)
-        (record,) = run_passes(graph, [InsertQdq(target, device, precision, seen("w"))])
+        (record,) = run_passes(graph, [InsertQdq(facts=seen("w"), scheme=scheme)])
         assert record.modified
         found, exact = numbers(graph, {"x": X})["y"], X @ WEIGHT
         error = np.sqrt(np.mean(np.square(found - exact)) / np.mean(np.square(exact)))
@@ -128,7 +133,7 @@ def test_products_of_one_activation_share_its_quantization():
         k=WEIGHT[::-1].copy(),
         v=np.ascontiguousarray(WEIGHT.T),
     )
-    run_passes(graph, [InsertQdq(statistics=seen("q", "k", "v"))])
+    run_passes(graph, [InsertQdq(facts=seen("q", "k", "v"))])
     assert count_ops(graph)["QuantizeLinear"] == 2  # x, and x reshaped
     found = numbers(graph, {"x": X})
     rounded = round_to(X, -4.0, 5.0)
@@ -143,7 +148,7 @@ def test_a_table_that_embeddings_and_logits_share_is_stored_once(precision: str)
     ids = {"ids": np.array([[3, 0, 39], [7, 7, 1]])}
     graph = graph_with_weights(TIED, table=table)
     exact = GraphRunner(graph.clone()).run(ids)["y"]
-    run_passes(graph, [InsertQdq(precision=precision, statistics=seen("table", low=-1, high=1))])
+    run_passes(graph, [InsertQdq(scheme=SCHEMES[precision], facts=seen("table", low=-1, high=1))])
     held = [v for v in graph.graph.initializers.values() if v.shape == ir.Shape([40, 32])]
     assert [value.dtype for value in held] == [ir.DataType.INT8]
     assert count_ops(graph)["Gather"] == 2  # of the rows, and of their scales
@@ -154,43 +159,45 @@ def test_a_table_that_embeddings_and_logits_share_is_stored_once(precision: str)
 def test_choices_and_layers_that_are_kept():
     arrays = {"q": WEIGHT, "k": WEIGHT[::-1].copy(), "v": np.ascontiguousarray(WEIGHT.T)}
     graph = names_layers(graph_with_weights(THREE, **arrays))
-    choices = {"a": "int4-weights", "b": "float"}
-    (record,) = run_passes(graph, [InsertQdq(statistics=seen(*arrays), choices=choices)])
+    choices = {"a": SCHEMES["int4-weights"], "b": None}
+    (record,) = run_passes(graph, [InsertQdq(facts=replace(seen(*arrays), choices=choices))])
     types = {name: v.dtype for name, v in graph.graph.initializers.items() if len(v.shape) == 2}
     assert types["q_uint4"] == ir.DataType.UINT4 and types["v_int8"] == ir.DataType.INT8
     assert types["k"] == ir.DataType.FLOAT
     assert [f.reason for f in record.findings if f.reason] == ["the layer is kept in float"]
     graph = names_layers(graph_with_weights(THREE, **arrays))
-    run_passes(graph, [InsertQdq(statistics=seen(*arrays), keep=("[ab]",))])
+    run_passes(graph, [InsertQdq(facts=seen(*arrays), keep=("[ab]",))])
     assert {linear.layer for linear in linear_layers(graph)} == {"a", "b"}
 
 
 def test_a_second_run_changes_nothing():
     graph = graph_with_weights(ONE, w=WEIGHT)
-    run_passes(graph, [InsertQdq(statistics=seen("w"))])
+    run_passes(graph, [InsertQdq(facts=seen("w"))])
     once = graph_text(graph)
-    (record,) = run_passes(graph, [InsertQdq(statistics=seen("w"))])
+    (record,) = run_passes(graph, [InsertQdq(facts=seen("w"))])
     assert not record.modified and graph_text(graph) == once
 
 
 def test_what_is_left_alone_and_why():
     graph = graph_with_weights(ONE, w=WEIGHT)
     assert_miss(InsertQdq(), graph, "no calibration")
-    assert_miss(InsertQdq(statistics=seen("other")), graph, "nothing of what 'w' multiplies")
+    assert_miss(InsertQdq(facts=seen("other")), graph, "nothing of what 'w' multiplies")
     text = "g (float[B,8] x, float[8,4] w) => (float[B,4] y) { y = MatMul(x, w) }"
     short = graph_with_weights(text, w=WEIGHT[:8, :4].copy())
-    assert_miss(InsertQdq(statistics=seen("w")), short, "only 8 terms")
+    assert_miss(InsertQdq(facts=seen("w")), short, "only 8 terms")
     tied = names_layers(graph_with_weights(TIED, table=WEIGHT[:40, :8].repeat(4, 1)[:40]))
-    both = InsertQdq(precision="int8-weights", choices={"y": "float"})
+    both = InsertQdq(scheme=SCHEMES["int8-weights"], facts=QuantizationFacts(choices={"y": None}))
     assert_miss(both, tied, "shares its table with a product that stays in float")
 
 
 def test_activations_that_are_never_anything_but_zero():
     graph = graph_with_weights(ONE, w=WEIGHT)
-    run_passes(graph, [InsertQdq(statistics=seen("w", low=0.0, high=0.0))])
+    run_passes(graph, [InsertQdq(facts=seen("w", low=0.0, high=0.0))])
     assert not numbers(graph, {"x": np.zeros_like(X)})["y"].any()
 
 
-def test_a_precision_that_no_scheme_has():
-    with pytest.raises(UnsupportedError, match="int8 or int8-dynamic"):
-        InsertQdq("onnx", "cpu", "fp8")
+def test_a_precision_that_the_target_has_no_scheme_of():
+    with pytest.raises(UnsupportedError, match="'a' to 'fp8': expected float or int8"):
+        find_target("onnx").layer_schemes({"a": "fp8"}, FourBits())
+    found = find_target("onnx").layer_schemes({"a": "float", "b": "int4-weights"}, FourBits(32))
+    assert found["a"] is None and found["b"].weights.block == 32

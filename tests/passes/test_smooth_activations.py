@@ -11,6 +11,7 @@ from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.base import run_passes
+from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.smooth_activations import SmoothActivations
 
@@ -35,7 +36,7 @@ def norm_graph() -> Graph:
     return graph_with_weights(NORM, scale=SCALE, bias=BIAS, w=W, v=V)
 
 
-def seen(**activations: np.ndarray) -> Statistics:
+def seen(**activations: np.ndarray) -> QuantizationFacts:
     """What calibration would see, by the name of the weight."""
     found = {}
     for name, x in activations.items():
@@ -48,7 +49,7 @@ def seen(**activations: np.ndarray) -> Statistics:
             np.abs(x).max(axis=0),
             x.mean(axis=0),
         )
-    return Statistics(found, "min-max", "a test", 1)
+    return QuantizationFacts(Statistics(found, "min-max", "a test", 1))
 
 
 def normed(graph: Graph) -> np.ndarray:
@@ -85,7 +86,7 @@ def test_int8_is_closer_for_it():
         graph = norm_graph()
         run_passes(graph, passes)
         names = [n for n in graph.graph.initializers if n[0] in "wv"]
-        run_passes(graph, [InsertQdq(statistics=seen(**dict.fromkeys(names, normed(graph))))])
+        run_passes(graph, [InsertQdq(facts=seen(**dict.fromkeys(names, normed(graph))))])
         errors.append(np.square(GraphRunner(graph).run(H)["y"] - exact).mean())
     assert errors[1] < 0.5 * errors[0]
 

@@ -19,18 +19,18 @@ from omnigraph.inspection.bisect import bisect
 from omnigraph.inspection.inspect import describe_text, inspect
 from omnigraph.lowering import find_target
 from omnigraph.passes.analysis.quantization.linear_layers import linear_layers
-from omnigraph.passes.analysis.quantization.scheme import FourBits
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.base import run_passes
+from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.pipelines import common
-from omnigraph.quantization.budget import BudgetSearch, Unit, checked_loss, units_of
+from omnigraph.quantization.budget import BudgetSearch, Unit, units_of
 from omnigraph.quantization.calibration import calibrate
 from omnigraph.quantization.data import open_data
 from omnigraph.quantization.evaluation import Loss, cross_entropy, loss_of, sample_of, targets_of
 from omnigraph.quantization.noise import check_quantized, noise_of, quantized_tolerance
-from omnigraph.quantization.options import Quantization
-from omnigraph.quantization.region_timing import RegionTimes, regions, time_regions
+from omnigraph.quantization.options import Quantization, checked_loss
+from omnigraph.quantization.region_timing import RegionTimes, Timing, regions, time_regions
 from omnigraph.tracing.trace import trace
 
 TINY = {
@@ -310,7 +310,8 @@ def test_the_noise_that_is_foreseen_is_that_of_a_product(trace_of_one_product):
     graph, references, statistics = trace_of_one_product
     for precision in ("int8", "int8-weights", "int4-weights"):
         quantized = graph.clone()
-        insert = InsertQdq(precision=precision, statistics=statistics)
+        scheme = find_target("onnx").schemes[precision]
+        insert = InsertQdq(scheme=scheme, facts=QuantizationFacts(statistics))
         expected, hidden = noise_of(quantized, insert)
         run_passes(quantized, [insert])
         found = check_quantized(quantized, references, expected, Tolerance(0, 0), "one")
@@ -540,22 +541,12 @@ def test_regions_are_timed_on_the_target(traced, target: str):
     graph = traced("forward", kind="decoder").graph.clone()
     run_passes(graph, common())
     found = regions(graph)
-    told: list[str] = []
-    times = list(
-        time_regions(
-            found,
-            find_target(target),
-            "int8",
-            ("int8-weights", "int4-weights"),
-            8,
-            seen=None,
-            rounded={},
-            four_bits=FourBits(),
-            options={},
-            told=told.append,
-        )
-    )
-    assert len(told) == 5 and len(times) == len(found)  # each kind once
+    chosen = find_target(target)
+    schemes = {name: chosen.schemes[name] for name in ("int8-weights", "int4-weights")}
+    timing = Timing(chosen, "int8", schemes, 8, QuantizationFacts(), {})
+    reports: list[str] = []
+    times = list(time_regions(found, timing, reports.append))
+    assert len(reports) == 5 and len(times) == len(found)  # each kind once
     for one in times:
         assert set(one.milliseconds) == {"float", "int8-weights", "int4-weights"}
         assert all(0 < value < 1000 for value in one.milliseconds.values())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import onnx
 import onnx_ir as ir
@@ -15,10 +17,17 @@ from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.nonconforming import misread
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.onnx.kernels import CONTRIB_OPS, LEAST_TOKENS_GROUPED, MOST_QUERIES_JOINED
-from omnigraph.passes.base import Pass
+from omnigraph.passes.analysis.quantization.scheme import (
+    DYNAMIC,
+    PER_CHANNEL,
+    UNSIGNED,
+    Scheme,
+)
+from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.join_attention_heads import JoinAttentionHeads
 from omnigraph.passes.legalize_int8_weights import LegalizeInt8Weights
+from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.use_group_query_attention import CONTRIB_DOMAIN, UseGroupQueryAttention
 
@@ -35,7 +44,16 @@ class OnnxTarget(Target):
 
     name = "onnx"
     purpose = "ONNX files for onnxruntime on CPUs"
-    precisions = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
+    session = "omnigraph.runtimes.onnx:OnnxSession"
+    schemes: ClassVar[Mapping[str, Scheme | None]] = {
+        "fp32": None,
+        "fp16": None,
+        "int8": Scheme(PER_CHANNEL, UNSIGNED),
+        "int8-dynamic": Scheme(PER_CHANNEL, DYNAMIC),
+        # MatMulNBits multiplies integers: it quantizes activations by the groups of the weights.
+        "int8-weights": Scheme(PER_CHANNEL, runtime_group=128),
+        "int4-weights": Scheme(WeightGrid(ir.DataType.UINT4, 64), runtime_group=64),
+    }
 
     def unusable(self) -> str | None:
         """Emitting needs nothing; the contract needs onnxruntime."""
@@ -57,11 +75,7 @@ class OnnxTarget(Target):
                 return f"onnxruntime's CPU kernels do not compute in {value.dtype.name.lower()}"
         return misread(node) or _scores_of_hidden(node)
 
-    def rounding(self, precision: str) -> str:
-        """What stays in float around integers is fp32."""
-        return precision if precision == "fp16" else "fp32"
-
-    def pipeline(self, precision: str) -> Sequence[Pass]:
+    def pipeline(self, precision: str) -> Pipeline:
         """fp16 is a storage format here: CPUs compute in fp32 faster than in emulated fp16."""
         kernels = (
             # Before heads are joined, which it does itself where it takes an Attention.
@@ -70,7 +84,7 @@ class OnnxTarget(Target):
             LegalizeInt8Weights(),
         )
         narrow = (CompressWeights(),) if precision == "fp16" else ()
-        return (*common(), *kernels, *narrow)
+        return replace(common(), kernels=(*kernels, *narrow))
 
     def emit(
         self,

@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,8 @@ from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.openvino.attention import simplify_attention
 from omnigraph.lowering.openvino.ir import SharedWeights, rewrite_ir, weights_as_inputs
+from omnigraph.lowering.openvino.quantization import SCHEMES
 from omnigraph.lowering.openvino.support import computed_wrongly
-from omnigraph.passes.base import Pass
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.decompose_partial_rotary import DecomposePartialRotary
 from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
@@ -31,6 +32,7 @@ from omnigraph.passes.legalize_extreme_reductions import LegalizeExtremeReductio
 from omnigraph.passes.legalize_ragged_blocks import LegalizeRaggedBlocks
 from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
 from omnigraph.passes.legalize_unmasked_attention import LegalizeUnmaskedAttention
+from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.pipelines import common, tidy
 from omnigraph.program import Dim, DimLike, TensorSpec, dim_terms
 
@@ -51,7 +53,8 @@ class OpenVinoTarget(Target):
 
     name = "openvino"
     purpose = "OpenVINO IR for Intel and other x86 CPUs, and Intel GPUs and NPUs"
-    precisions = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
+    session = "omnigraph.runtimes.openvino:OpenVinoSession"
+    schemes = SCHEMES
 
     def unusable(self) -> str | None:
         """Emitting needs OpenVINO's frontend."""
@@ -68,7 +71,7 @@ class OpenVinoTarget(Target):
         question = _ask_about(node)
         return None if question is None else _frontend_refusal(question)
 
-    def pipeline(self, precision: str) -> Sequence[Pass]:
+    def pipeline(self, precision: str) -> Pipeline:
         """Half types store the weights; what is computed in bf16 is left to OpenVINO's hint."""
         legal = (
             # Its plugin fuses a rotation of a part of each head only where that is written out.
@@ -82,7 +85,7 @@ class OpenVinoTarget(Target):
             LegalizeRaggedBlocks(longer=True),
         )
         narrow = (CompressWeights(),) if precision in ("fp16", "bf16") else ()
-        return (*common(blocks_as_products=True), *legal, *tidy(), *narrow)
+        return replace(common(blocks_as_products=True), kernels=(*legal, *tidy(), *narrow))
 
     def rounding(self, precision: str) -> str:
         """fp16 rounds the weights, bf16 every product; what is not quantized is in bf16."""

@@ -11,10 +11,18 @@ rounds to fp16 before it scales them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
+from omnigraph.passes.analysis.quantization.scheme import (
+    PER_CHANNEL,
+    SIGNED,
+    ActivationGrid,
+    Scheme,
+)
+from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 from omnigraph.passes.legalize_ragged_blocks import blocks_of, ragged
 from omnigraph.passes.matching import input_at, made_by, standard, through
 
@@ -31,6 +39,21 @@ NARROW_TYPES: dict[str, frozenset[str]] = {
 #: The first compute capability whose kernels have a type.
 FIRST_CAPABILITY = {"BFLOAT16": 80, "INT4": 80, "FLOAT8E4M3FN": 89}
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+
+#: By precision, the default first; None is floats alone.
+SCHEMES: Mapping[str, Scheme | None] = {
+    "fp16": None,
+    "bf16": None,
+    "int8": Scheme(PER_CHANNEL, SIGNED),
+    "int8-weights": Scheme(PER_CHANNEL),
+    "int4-weights": Scheme(WeightGrid(ir.DataType.INT4, 64)),
+    "fp8": Scheme(
+        WeightGrid(ir.DataType.FLOAT8E4M3FN),
+        ActivationGrid(ir.DataType.FLOAT8E4M3FN, symmetric=True),
+        # A table of integers could not be multiplied with float8, where logits share it.
+        tables=None,
+    ),
+}
 
 
 def narrow_refusal(node: ir.Node, value: ir.Value) -> str | None:

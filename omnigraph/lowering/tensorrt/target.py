@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,9 +15,8 @@ from omnigraph.errors import UsageError
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.tensorrt.build import Flavour, build_engine, rtx_flavour
-from omnigraph.lowering.tensorrt.quantization import FIRST_CAPABILITY
+from omnigraph.lowering.tensorrt.quantization import FIRST_CAPABILITY, SCHEMES
 from omnigraph.lowering.tensorrt.support import ATTENTION, NO_BFLOAT16, refusal
-from omnigraph.passes.base import Pass
 from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
@@ -27,15 +27,16 @@ from omnigraph.passes.legalize_integer_lookups import LegalizeIntegerLookups
 from omnigraph.passes.legalize_ragged_blocks import LegalizeRaggedBlocks
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.pad_odd_channels import PadOddChannels
+from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.share_constants import ShareConstants
+from omnigraph.precision import FLOAT_TYPES
 from omnigraph.runtimes.cuda_driver import CudaError, Gpu, driver
 
 #: Kernels are those of the oldest GPU asked for, and these five share theirs: one engine for all
 #: of them is as large as for one. sm75 is not among them, for it has no bf16 and older kernels.
 #: Those that lack a type of the Graph, as the first two do float8, are left out.
 _DEFAULT_COMPUTE = ("sm80", "sm86", "sm89", "sm120", "sm121")
-_NAMES = {"BFLOAT16": "bf16", "FLOAT8E4M3FN": "fp8"}
 
 
 class TensorRtTarget(Target):
@@ -53,8 +54,8 @@ class TensorRtTarget(Target):
 
     name = "tensorrt"
     purpose = "TensorRT engines for NVIDIA GPUs, built without one"
-    device = "cuda"
-    precisions = ("fp16", "bf16", "int8", "int8-weights", "int4-weights", "fp8")
+    session = "omnigraph.runtimes.tensorrt:TensorRtSession"
+    schemes = SCHEMES
     options: ClassVar[Mapping[str, str]] = {
         "compute": "compute capabilities of the GPUs to build for, such as sm89,sm120 "
         f"(default {','.join(_DEFAULT_COMPUTE)}); kernels are those of the oldest",
@@ -78,11 +79,10 @@ class TensorRtTarget(Target):
         """Why TensorRT cannot take a node, by what its compiler refused when it was asked."""
         return refusal(node)
 
-    def pipeline(self, precision: str) -> Sequence[Pass]:
+    def pipeline(self, precision: str) -> Pipeline:
         """Attention as the kernels take it, then the half type, then what that made twice."""
         half = self.rounding(precision)
-        return (
-            *common(),
+        kernels = (
             # Before precision, which keeps what is computed from integers in fp32.
             LegalizeIntegerLookups(),
             LegalizeRaggedBlocks(),
@@ -100,6 +100,7 @@ class TensorRtTarget(Target):
             EliminateCommonSubexpressions(),
             EliminateDeadCode(),
         )
+        return replace(common(), kernels=kernels)
 
     def rounding(self, precision: str) -> str:
         """The half type around what is quantized, which is fp16."""
@@ -220,7 +221,7 @@ def _lacking(capability: str, types: Collection[str]) -> str | None:
     """The first of some types that a compute capability has no kernels of, or None."""
     number = int(capability.removeprefix("sm"))
     lacking = [name for name in sorted(types) if number < FIRST_CAPABILITY.get(name, 0)]
-    return _NAMES.get(lacking[0], lacking[0].lower()) if lacking else None
+    return FLOAT_TYPES.get(lacking[0], lacking[0].lower()) if lacking else None
 
 
 TARGET = TensorRtTarget()

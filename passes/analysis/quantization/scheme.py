@@ -1,19 +1,15 @@
-"""What each target's kernels want quantized, and how: a table by target, device and precision."""
+"""How a target quantizes: which values, to which grid. Each target declares its own schemes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from omnigraph.errors import UnsupportedError
 from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 
-#: Precisions that are integers or float8: those that `InsertQdq` makes.
-QUANTIZED = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8")
-
-_PER_CHANNEL = WeightGrid(ir.DataType.INT8)
+#: Weights in int8, one scale for each output channel, or for each row of a table.
+PER_CHANNEL = WeightGrid(ir.DataType.INT8)
 
 
 @dataclass(frozen=True)
@@ -31,65 +27,57 @@ class ActivationGrid:
     dynamic: bool = False
 
 
+UNSIGNED = ActivationGrid(ir.DataType.UINT8, symmetric=False)
+SIGNED = ActivationGrid(ir.DataType.INT8, symmetric=True)
+DYNAMIC = ActivationGrid(ir.DataType.UINT8, symmetric=False, dynamic=True)
+
+
 @dataclass(frozen=True)
 class Scheme:
-    """What is quantized for one target, device and precision.
+    """What is quantized in one precision of a target.
 
     Args:
-        weights: of products, by output channel or by blocks.
-        activations: what products multiply; None leaves them in float.
+        weights: of linear layers, by output channel or by groups of terms.
+        activations: what linear layers multiply; None leaves them in float.
         tables: rows of embeddings, one scale a row; None leaves them in float.
-        least_terms: products with fewer terms stay in float: their rounding is a large part of so
-            short a sum, and their time is in the memory traffic.
-        runtime_group: the runtime quantizes activations by itself, to 8 bits in groups of so many
-            terms, which the Graph does not show; None where it does not.
+        least_terms: linear layers with fewer terms stay in float. Rounding is a large part of so
+            short a sum, and its time is in the memory traffic.
+        runtime_group: terms of an activation that the runtime quantizes together by itself, to 8
+            bits, which the Graph does not show; None where the runtime quantizes nothing.
     """
 
     weights: WeightGrid
     activations: ActivationGrid | None = None
-    tables: WeightGrid | None = _PER_CHANNEL
+    tables: WeightGrid | None = PER_CHANNEL
     least_terms: int = 16
     runtime_group: int | None = None
 
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether calibration must observe the range of each activation."""
+        return self.activations is not None and not self.activations.dynamic
 
-_UNSIGNED = ActivationGrid(ir.DataType.UINT8, symmetric=False)
-_SIGNED = ActivationGrid(ir.DataType.INT8, symmetric=True)
-_DYNAMIC = ActivationGrid(ir.DataType.UINT8, symmetric=False, dynamic=True)
+    def __str__(self) -> str:
+        weights = f"{self.weights.dtype.name.lower()} weights"
+        if self.weights.block:
+            weights += f" in blocks of {self.weights.block}"
+        if self.activations is None:
+            return weights
+        kind = "dynamic " if self.activations.dynamic else ""
+        return f"{kind}{self.activations.dtype.name.lower()} activations, {weights}"
 
-#: By target, device and precision.
-SCHEMES: Mapping[tuple[str, str, str], Scheme] = {
-    ("onnx", "cpu", "int8"): Scheme(_PER_CHANNEL, _UNSIGNED),
-    ("onnx", "cpu", "int8-dynamic"): Scheme(_PER_CHANNEL, _DYNAMIC),
-    # MatMulNBits multiplies integers: it quantizes activations by the blocks of the weights.
-    ("onnx", "cpu", "int8-weights"): Scheme(_PER_CHANNEL, runtime_group=128),
-    ("onnx", "cpu", "int4-weights"): Scheme(WeightGrid(ir.DataType.UINT4, 64), runtime_group=64),
-    ("openvino", "cpu", "int8"): Scheme(_PER_CHANNEL, _UNSIGNED),
-    # OpenVINO quantizes activations at run time by itself, where weights alone are integers: its
-    # session says in which groups. Without it, weights that are widened cost more than bf16.
-    ("openvino", "cpu", "int8-dynamic"): Scheme(_PER_CHANNEL, runtime_group=128),
-    ("openvino", "cpu", "int8-weights"): Scheme(_PER_CHANNEL, runtime_group=32),
-    ("openvino", "cpu", "int4-weights"): Scheme(
-        WeightGrid(ir.DataType.UINT4, 64), runtime_group=32
-    ),
-    ("tensorrt", "cuda", "int8"): Scheme(_PER_CHANNEL, _SIGNED),
-    ("tensorrt", "cuda", "int8-weights"): Scheme(_PER_CHANNEL),
-    ("tensorrt", "cuda", "int4-weights"): Scheme(WeightGrid(ir.DataType.INT4, 64)),
-    ("tensorrt", "cuda", "fp8"): Scheme(
-        WeightGrid(ir.DataType.FLOAT8E4M3FN),
-        ActivationGrid(ir.DataType.FLOAT8E4M3FN, symmetric=True),
-        # A table of integers could not be multiplied with float8, where logits share it.
-        tables=None,
-    ),
-}
+
+#: What a quantizing pass does where no target is asked: int8, by ranges from calibration.
+INT8 = Scheme(PER_CHANNEL, UNSIGNED)
 
 
 @dataclass(frozen=True)
 class FourBits:
-    """How weights of four bits are stored, where that is not as the table of schemes has it.
+    """How weights of four bits are stored, where not as the target's scheme has it.
 
     Args:
-        block: terms that share a scale; None is the table's.
-        symmetric: without zero points; None is the table's.
+        block: terms that share a scale; None is the scheme's.
+        symmetric: without zero points; None is the scheme's.
     """
 
     block: int | None = None
@@ -104,19 +92,3 @@ class FourBits:
         if self.symmetric is not None:
             dtype = ir.DataType.INT4 if self.symmetric else ir.DataType.UINT4
         return replace(scheme, weights=WeightGrid(dtype, self.block or grid.block))
-
-
-def scheme_of(target: str, device: str, precision: str) -> Scheme:
-    """The scheme of a target on a device.
-
-    Raises:
-        UnsupportedError: there is none; the error names those there are.
-    """
-    if (found := SCHEMES.get((target, device, precision))) is None:
-        known = [p for t, d, p in SCHEMES if (t, d) == (target, device)]
-        raise UnsupportedError(
-            f"Nothing is known of precision {precision!r} on target {target!r}, device {device!r}",
-            expected=" or ".join(known) or "a target and device that have quantized kernels",
-            hint="fp32, fp16 and bf16 need no quantization",
-        )
-    return found

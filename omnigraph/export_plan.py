@@ -1,0 +1,104 @@
+"""What is decided before anything is traced: for each target, precision, pipeline and path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omnigraph.errors import UsageError
+from omnigraph.export_options import ExportOptions
+from omnigraph.lowering import Target, find_target
+from omnigraph.passes.pipeline import Pipeline
+from omnigraph.precision import carrier_of
+
+
+@dataclass(frozen=True)
+class TargetJob:
+    """What an export does for one target.
+
+    Args:
+        asked: the precision asked for, such as "auto".
+        precision: the one whose passes and runtime carry it.
+        settings: options of the target.
+    """
+
+    target: Target
+    asked: str
+    precision: str
+    pipeline: Pipeline
+    settings: Mapping[str, str]
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether weights become integers or float8."""
+        return self.target.schemes[self.precision] is not None
+
+
+def plan_jobs(target: str | Sequence[str], options: ExportOptions) -> list[TargetJob]:
+    """The job of each target.
+
+    Args:
+        target: one, several in a sequence, or several joined by commas.
+
+    Raises:
+        UsageError: there is no such target or pass, or it cannot compile here, or it has no such
+            option.
+        UnsupportedError: a target cannot do the precision.
+    """
+    names = target.split(",") if isinstance(target, str) else list(target)
+    targets = [find_target(name.strip()) for name in names]
+    jobs = [_job(found, options) for found in targets]
+    options.quantizing.check_used([job.precision for job in jobs])
+    return jobs
+
+
+def _job(target: Target, options: ExportOptions) -> TargetJob:
+    if reason := target.unusable():
+        raise UsageError(
+            f"Target {target.name!r} cannot compile here: {reason}",
+            hint="`omnigraph targets` lists those that can",
+        )
+    asked = options.precision or target.precisions[0]
+    precision = carrier_of(asked)
+    target.check_precision(precision)
+    given = options.settings or {}
+    settings = {name: given[name] for name in given if name in target.options}
+    target.check_options(settings)
+    pipeline = target.passes(precision, options.passes, options.quantizing.four_bits)
+    return TargetJob(target, asked, precision, pipeline, settings)
+
+
+def model_settings(jobs: Sequence[TargetJob], options: ExportOptions) -> dict[str, str]:
+    """The settings that are no option of any target, and so of the model."""
+    of_targets = {name for job in jobs for name in job.settings}
+    given = options.settings or {}
+    return {name: given[name] for name in given if name not in of_targets}
+
+
+def artifact_paths(
+    name: str, jobs: Sequence[TargetJob], out: str | os.PathLike[str] | None
+) -> list[Path]:
+    """Where the artifact of each job goes.
+
+    Args:
+        name: of the model.
+        out: as ``omnigraph.export`` takes it.
+
+    Raises:
+        UsageError: several targets, and one file.
+    """
+    usual = [f"{name}-{job.target.name}-{job.asked}.omni" for job in jobs]
+    if out is None:
+        return [Path(file) for file in usual]
+    if len(jobs) == 1:
+        return [Path(out)]
+    if Path(out).suffix == ".omni" or Path(out).is_file():
+        raise UsageError(
+            "Several targets do not fit into one file",
+            expected="--out DIRECTORY, which gets one artifact for each",
+            found=str(out),
+            hint="give a directory, or export one target at a time",
+        )
+    return [Path(out) / file for file in usual]

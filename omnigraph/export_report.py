@@ -1,0 +1,54 @@
+"""What an export made: where, how large, how close to torch, and how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omnigraph.contract.comparison import NumberCheck
+from omnigraph.contract.tolerance import Deviation
+from omnigraph.ledger.attention import AttentionSite
+from omnigraph.ledger.precision import LayerPrecision
+from omnigraph.passes.base import PassRecord
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export to one target made, how long each step took, and how close its numbers are."""
+
+    path: Path
+    target: str
+    precision: str
+    bytes: int
+    seconds: Mapping[str, float]
+    checks: Sequence[NumberCheck]
+    passes: Mapping[str, Sequence[PassRecord]]
+    ledger: Mapping[str, Sequence[AttentionSite]]
+    layers: Mapping[str, Sequence[LayerPrecision]] = field(default_factory=dict)
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def deviation(self) -> Deviation:
+        """The worst deviation from torch over every program, output and input set."""
+        worst = Deviation(0.0, 0.0)
+        for check in self.checks:
+            worst = worst.worst(check.deviation)
+        return worst
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready fields."""
+        return {
+            "path": str(self.path),
+            "target": self.target,
+            "precision": self.precision,
+            "bytes": self.bytes,
+            "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
+            "contract": [check.to_dict() for check in self.checks],
+            "attention": {
+                name: [site.to_dict() for site in sites] for name, sites in self.ledger.items()
+            },
+            "layers": {name: [row.to_dict() for row in rows] for name, rows in self.layers.items()},
+            "quantization": dict(self.quantization),
+        }

@@ -1,0 +1,93 @@
+"""Fields of option classes that the command line reads: each option is written down once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from omnigraph.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the command line knows of a field.
+
+    Args:
+        help: one line for a person.
+        metavar: what stands for the value.
+        parse: from text to a value; raises UsageError.
+        flag: its name on the command line; empty is the field's.
+        switch: "on" is a flag without a value, "both" one that can be negated.
+        bare: the value where the flag is given without one; None needs one.
+        repeated: the flag may be given several times; ``parse`` gets a list of texts.
+    """
+
+    help: str
+    metavar: str = ""
+    parse: Callable[[Any], Any] | None = None
+    flag: str = ""
+    switch: str = ""
+    bare: object = None
+    repeated: bool = False
+
+
+def option(default: Any, help: str, **about: Any) -> Any:
+    """A dataclass field that is an option of the command line; see `Option`."""
+    return field(default=default, metadata={"option": Option(help, **about)})
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names that are joined by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def options_of(kind: type) -> Iterator[tuple[Field[Any], Option, str]]:
+    """Each field of an option class that the command line has, and its flag."""
+    for found in fields(kind):
+        if (about := found.metadata.get("option")) is not None:
+            yield found, about, about.flag or "--" + found.name.replace("_", "-")
+
+
+def add_options(parser: Any, kind: type, only: Callable[[str], bool] = lambda _: True) -> None:
+    """Give a parser, or a group of one, the options of a class.
+
+    Args:
+        only: which of them, by field name.
+    """
+    for found, about, flag in options_of(kind):
+        if not only(found.name):
+            continue
+        common: dict[str, Any] = {"help": about.help, "dest": found.name, "default": None}
+        if about.switch == "on":
+            parser.add_argument(flag, action="store_true", **common)
+        elif about.switch == "both":
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+        elif about.repeated:
+            parser.add_argument(flag, action="append", metavar=about.metavar, **common)
+        elif about.bare is not None:
+            common |= {"nargs": "?", "const": str(about.bare)}
+            parser.add_argument(flag, metavar=about.metavar, **common)
+        else:
+            parser.add_argument(flag, metavar=about.metavar, **common)
+
+
+def given_options(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The options of a class that a command line gave, by field name, parsed.
+
+    Raises:
+        UsageError: a value cannot be read.
+    """
+    given = {}
+    for found, about, flag in options_of(kind):
+        value = getattr(args, found.name, None)
+        if value is None:
+            continue
+        try:
+            given[found.name] = about.parse(value) if about.parse is not None else value
+        except ValueError as error:
+            raise UsageError(
+                f"{flag} cannot be {value!r}", expected=about.metavar, hint=about.help
+            ) from error
+    return given

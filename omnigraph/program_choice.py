@@ -1,0 +1,37 @@
+"""Which programs of a model are compiled, and at which sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from omnigraph.errors import UsageError
+from omnigraph.frontends.resolve import ModelSource
+from omnigraph.program import Dim, Program
+
+
+def choose_programs(
+    source: ModelSource, names: Sequence[str] | None, dynamic: Mapping[str, Dim]
+) -> tuple[Program, ...]:
+    """The programs asked for, with the ranges asked for.
+
+    Raises:
+        UsageError: there is no such program or dimension.
+    """
+    known = [program.name for program in source.programs]
+    for name in names or ():
+        if name not in known:
+            raise UsageError(
+                f"{source.name} has no program {name!r}",
+                expected=" or ".join(known),
+                hint="leave --programs out to compile all of them",
+            )
+    chosen = [p for p in source.programs if names is None or p.name in names]
+    dims = {dim for program in chosen for dim in (*program.dims, *program.dim_names())}
+    for dim in dynamic:
+        if dim not in dims:
+            raise UsageError(
+                f"{source.name} has no dimension {dim!r}",
+                expected=", ".join(sorted(dims)),
+                hint="`omnigraph inspect MODEL` shows the dimensions of each input",
+            )
+    return tuple(program.with_dims(dynamic) for program in chosen)

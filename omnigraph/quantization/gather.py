@@ -1,0 +1,136 @@
+"""Facts for a calibrated pass: what it says that it needs, observed and rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from omnigraph.export_job import TracedProgram
+from omnigraph.graph import Graph
+from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer
+from omnigraph.passes.analysis.quantization.statistics import Statistics
+from omnigraph.passes.analysis.quantization.weight_rounding import (
+    RoundedWeight,
+    WeightGrid,
+    compensate,
+)
+from omnigraph.passes.calibrated_pass import CalibratedPass, Needs, QuantizationFacts
+from omnigraph.progress import Progress, silent
+from omnigraph.quantization.calibration import calibrate, second_moments
+from omnigraph.quantization.data import Feedings
+from omnigraph.quantization.options import Quantization
+from omnigraph.quantization.samples import Samples
+
+_FOUR_BITS = 4
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Gathers facts of one program, on the Graph as the passes before left it.
+
+    Args:
+        options: how to calibrate, and which weights to round with compensation.
+        samples: what is observed.
+        item: the program.
+        progress: called with what is being done.
+    """
+
+    options: Quantization
+    samples: Samples
+    item: TracedProgram
+    progress: Progress = silent
+
+    def inform(
+        self, pass_: CalibratedPass, graph: Graph, facts: QuantizationFacts
+    ) -> tuple[CalibratedPass, QuantizationFacts]:
+        """A pass with the facts that it needs, and all that is known then.
+
+        What the pass was made with has precedence: its own statistics, choices and kept layers.
+
+        Args:
+            facts: what is known so far.
+
+        Raises:
+            UsageError: an activation is NaN or infinite.
+        """
+        own = pass_.known
+        choices = own.choices or facts.choices
+        pass_ = replace(
+            pass_, keep=pass_.keep or self.options.keep, facts=replace(own, choices=choices)
+        )
+        needs = pass_.needs(graph)
+        if own.statistics is not None:
+            needs = replace(needs, observe=())
+        facts = self.gather(needs, graph, facts)
+        statistics = own.statistics or facts.statistics
+        given = QuantizationFacts(statistics, facts.rounded, choices)
+        return replace(pass_, facts=given), facts
+
+    def gather(self, needs: Needs, graph: Graph, facts: QuantizationFacts) -> QuantizationFacts:
+        """Facts, with those added that are needed and not known yet.
+
+        Statistics and rounded weights go by the names of weights, which all programs and targets
+        have in common: each activation is observed once.
+        """
+        statistics = self._observed(needs.observe, graph, facts.statistics)
+        new = [(linear, grid) for linear, grid in needs.round if self._compensates(grid)]
+        rounded = self._rounded(new, graph, facts)
+        return replace(facts, statistics=statistics, rounded=rounded)
+
+    def _observed(
+        self, layers: Sequence[LinearLayer], graph: Graph, known: Statistics | None
+    ) -> Statistics | None:
+        """Statistics, with those of the layers of which nothing is known yet."""
+        before = known.observations if known is not None else {}
+        new = [linear for linear in layers if linear.weight.name not in before]
+        feeds = self.samples.of(self.item) if new else None
+        if feeds is None:
+            return known
+        found = calibrate(
+            graph,
+            new,
+            feeds,
+            method=self.options.method,
+            source=self.samples.source if known is None else known.source,
+            progress=self.progress,
+        )
+        if isinstance(feeds, Feedings):
+            found = replace(found, samples=feeds.count)
+        return found if known is None else known.joined(found)
+
+    def _compensates(self, grid: WeightGrid) -> bool:
+        """Whether weights of a grid are rounded so that their errors make each other good."""
+        if self.options.compensate is None:
+            return self.samples.data is not None and grid.dtype.bitwidth <= _FOUR_BITS
+        return self.options.compensate
+
+    def _rounded(
+        self,
+        layers: Sequence[tuple[LinearLayer, WeightGrid]],
+        graph: Graph,
+        facts: QuantizationFacts,
+    ) -> dict[str, RoundedWeight]:
+        """The rounded weights, with those that are new, by the second moments of activations."""
+        rounded = dict(facts.rounded)
+        new = [(linear, grid) for linear, grid in layers if linear.weight.name not in rounded]
+        feeds = self.samples.of(self.item) if new else None
+        if feeds is None:
+            return rounded
+        by_name = {linear.weight.name: (linear, grid) for linear, grid in new}
+        moments_of = second_moments(
+            graph, [linear for linear, _ in new], feeds, progress=self.progress
+        )
+        for name, moments in moments_of:
+            self.progress(f"round {name} with compensation")
+            linear, grid = by_name[name]
+            rounded[name] = compensate(_terms_first(linear), moments, grid)
+        return rounded
+
+
+def _terms_first(linear: LinearLayer) -> np.ndarray:
+    """The weight of a linear layer, [K, N]."""
+    assert linear.weight.const_value is not None
+    weight = linear.weight.const_value.numpy()
+    return weight.T if linear.channel_axis == 0 else weight

@@ -1,0 +1,175 @@
+"""Runs a pipeline that quantizes: facts for its passes, and the noise that it may make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omnigraph.contract.tolerance import Deviation, Tolerance
+from omnigraph.errors import UsageError
+from omnigraph.graph import Graph
+from omnigraph.ledger.precision import LayerPrecision, layer_precisions
+from omnigraph.passes.base import Observer, Pass, PassRecord, run_passes
+from omnigraph.passes.calibrated_pass import CalibratedPass, QuantizationFacts
+from omnigraph.passes.insert_qdq import InsertQdq
+from omnigraph.precision import PRECISIONS
+from omnigraph.quantization.gather import Calibrator
+from omnigraph.quantization.noise import check_quantized, noise_of, quantized_tolerance
+from omnigraph.quantization.options import Quantization
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What quantization did to the numbers of one program.
+
+    Args:
+        deviation: how far the quantized Graph is from torch, as onnxruntime runs it.
+        hidden: the noise of what the runtime rounds by itself, relative.
+        layers: the types of each linear layer and embedding.
+    """
+
+    deviation: Deviation
+    hidden: float
+    layers: list[LayerPrecision]
+
+    def tolerance(self, floats: Tolerance) -> Tolerance:
+        """What an artifact of it is allowed; ``floats`` is for what stays in float."""
+        return quantized_tolerance(self.deviation, self.hidden, floats)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a pipeline made of one program.
+
+    Args:
+        records: of each pass.
+        facts: all that is known now, for other programs and targets.
+        rounding: what quantization did; None where no pass quantized.
+    """
+
+    records: list[PassRecord] = field(default_factory=list)
+    facts: QuantizationFacts = field(default_factory=QuantizationFacts)
+    rounding: Rounding | None = None
+
+
+def run_calibrated(
+    graph: Graph,
+    passes: Iterable[Pass],
+    calibrator: Calibrator,
+    facts: QuantizationFacts,
+    observers: Sequence[Observer] = (),
+    *,
+    first: int = 0,
+) -> Quantized:
+    """Run passes, each that needs facts with what it needs; the Graph is rewritten in place.
+
+    The Graph that `InsertQdq` leaves is compared with torch. A pass that comes before it may
+    change numbers only as much as its own contract allows.
+
+    Args:
+        first: the position of the first of these passes in the whole pipeline.
+
+    Raises:
+        UsageError: an activation is NaN or infinite.
+        ContractError: quantization changes the numbers more than its noise explains.
+        GraphError: a pass failed.
+    """
+    done = Quantized(facts=facts)
+    for position, pass_ in enumerate(passes, first):
+        step = run_one(graph, pass_, calibrator, done.facts, observers, position)
+        done = Quantized([*done.records, *step.records], step.facts, step.rounding or done.rounding)
+    return done
+
+
+def run_one(
+    graph: Graph,
+    pass_: Pass,
+    calibrator: Calibrator,
+    facts: QuantizationFacts,
+    observers: Sequence[Observer] = (),
+    position: int = 0,
+) -> Quantized:
+    """Run one pass; see `run_calibrated`.
+
+    Args:
+        position: of the pass in the pipeline, which observers are given.
+    """
+    if isinstance(pass_, CalibratedPass):
+        pass_, facts = calibrator.inform(pass_, graph, facts)
+    if not isinstance(pass_, InsertQdq):
+        return Quantized(run_passes(graph, [pass_], observers, first=position), facts)
+    expected, hidden = noise_of(graph, pass_)
+    records = run_passes(graph, [pass_], observers, first=position)
+    item = calibrator.item
+    calibrator.progress(f"numbers of {item.name}, quantized")
+    exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
+    noise = math.hypot(expected, hidden)
+    found = check_quantized(graph, item.references, noise, exact, item.name)
+    return Quantized(records, facts, Rounding(found, hidden, layer_precisions(graph)))
+
+
+def quantized_copy(
+    graph: Graph, passes: Iterable[Pass], calibrator: Calibrator, facts: QuantizationFacts
+) -> tuple[Graph, QuantizationFacts]:
+    """A copy of a fused Graph in float, quantized by the calibrated passes of a pipeline.
+
+    Args:
+        facts: what is known, and the choice for each layer.
+
+    Returns:
+        The copy, and all that is known now.
+    """
+    copy = graph.clone()
+    for pass_ in passes:
+        if isinstance(pass_, CalibratedPass):
+            informed, facts = calibrator.inform(pass_, copy, facts)
+            run_passes(copy, [informed])
+    return copy, facts
+
+
+def manifest_fields(
+    options: Quantization,
+    facts: QuantizationFacts,
+    deviations: Mapping[str, float],
+    budget: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What an artifact says of how it was quantized: JSON-ready.
+
+    Args:
+        deviations: by program, how far the quantized Graph is from torch, rms.
+        budget: what a search for the precision of each layer found; empty where there was none.
+    """
+    fields: dict[str, Any] = {
+        "keep": list(options.keep),
+        "choices": dict(options.choices),
+        **({"budget": dict(budget)} if budget else {}),
+        "compensated": len(facts.rounded),
+        "deviation": dict(deviations),
+    }
+    if (statistics := facts.statistics) is not None:
+        fields |= {
+            "source": statistics.source,
+            "method": statistics.method,
+            "samples": statistics.samples,
+            "statistics": statistics.digest,
+        }
+    return fields
+
+
+def save_statistics(options: Quantization, facts: QuantizationFacts) -> None:
+    """Write the statistics, where that was asked for.
+
+    Raises:
+        UsageError: there are none, since the precision needs none.
+    """
+    if options.save is None:
+        return
+    if facts.statistics is None:
+        calibrated = " and ".join(p.name for p in PRECISIONS.values() if p.needs_calibration)
+        raise UsageError(
+            "There are no statistics to save: this precision needs none",
+            hint=f"{calibrated} are calibrated; leave --save-calibration out",
+        )
+    facts.statistics.save(options.save)

@@ -1,0 +1,110 @@
+"""The samples of an export: what calibration observes, and what a loss is measured on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from omnigraph.export_job import TracedProgram
+from omnigraph.passes.analysis.quantization.statistics import Statistics
+from omnigraph.passes.calibrated_pass import QuantizationFacts
+from omnigraph.program import Program
+from omnigraph.quantization.data import RANDOM, CalibrationData, Feeds, open_data, random_data
+from omnigraph.quantization.options import Quantization
+from omnigraph.quantization.real_inputs import with_real_inputs
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where the samples of each program come from.
+
+    Args:
+        data: DATA for calibration, if any was given.
+        evaluation: DATA for the loss, if any was given.
+        drawn: by program, samples with random token ids, where nothing was given.
+    """
+
+    data: CalibrationData | None = None
+    evaluation: CalibrationData | None = None
+    drawn: Mapping[str, Sequence[Feeds]] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """What calibration observes, for a person."""
+        return RANDOM if self.data is None else self.data.source
+
+    @property
+    def evaluation_source(self) -> str:
+        """What the loss is measured on, for a person."""
+        return RANDOM if self.evaluation is None else self.evaluation.source
+
+    def of(self, item: TracedProgram) -> Iterable[Feeds] | None:
+        """What calibration observes of a program; None where there is nothing for it."""
+        if self.data is not None and self.data.suits(item.inputs):
+            return self.data.feeds(item.inputs, item.dims)
+        return self._drawn(item)
+
+    def for_loss(self, item: TracedProgram) -> Iterator[tuple[Feeds, Feeds]]:
+        """What a program takes, and all that the evaluation data hold, for each sample."""
+        if self.evaluation is None:
+            yield from ((feeds, feeds) for feeds in self._drawn(item) or ())
+        elif self.evaluation.suits(item.inputs):
+            given = islice(self.evaluation.read(), self.evaluation.samples)
+            yield from zip(self.evaluation.feeds(item.inputs), given, strict=True)
+
+    def _drawn(self, item: TracedProgram) -> list[Feeds] | None:
+        """Samples that were drawn, their empty pasts in the types that the program now takes."""
+        if (drawn := self.drawn.get(item.name)) is None:
+            return None
+        types = {spec.name: np.dtype(spec.dtype) for spec in item.inputs}
+        return [{name: a.astype(types[name], copy=False) for name, a in f.items()} for f in drawn]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What quantization begins with.
+
+    Args:
+        samples: to observe.
+        facts: what is known before anything was observed.
+        programs: those to export. Their input sets for the contract are like real ones, for ranges
+            are not chosen for random ids and random pasts.
+    """
+
+    samples: Samples
+    facts: QuantizationFacts
+    programs: tuple[Program, ...]
+
+
+def prepare(options: Quantization, programs: Sequence[Program]) -> Prepared:
+    """Open the data that an export is quantized by, and check that they suit its programs.
+
+    Raises:
+        UsageError: they cannot be read, or suit none of the programs.
+    """
+    data, evaluation, facts = None, None, QuantizationFacts()
+    drawn: dict[str, list[Feeds]] = {}
+    given = options.calibration
+    if given is None:
+        real = with_real_inputs(programs)
+        drawn = {program.name: random_data(program, options.samples) for program in real}
+    elif Statistics.is_saved(given):
+        assert isinstance(given, str | os.PathLike)
+        facts = QuantizationFacts(Statistics.load(given))
+        real = with_real_inputs(programs)
+    else:
+        data = evaluation = _opened(given, options, programs)
+        real = with_real_inputs(programs, data)
+    if options.evaluation is not None:
+        evaluation = _opened(options.evaluation, options, programs)
+    return Prepared(Samples(data, evaluation, drawn), facts, real)
+
+
+def _opened(given: object, options: Quantization, programs: Sequence[Program]) -> CalibrationData:
+    data = open_data(given, tokenizer=options.tokenizer, samples=options.samples)
+    data.check(programs)
+    return data
