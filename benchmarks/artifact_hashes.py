@@ -5,7 +5,9 @@
     python -m benchmarks.artifact_hashes --compare before.json --only quick
 
 Artifacts are deterministic, so that equality of bytes shows that a change of the code left every
-number alone. Only the versions of the tools are left out of what is hashed.
+number alone. Only the versions of the tools are left out of what is hashed. Run both sides in
+folders whose paths are equally long: TensorRT numbers the symbols of a network with a past by
+addresses, which depend on that.
 """
 
 from __future__ import annotations
@@ -159,6 +161,7 @@ def _onnx_file(folder: Path) -> str:
         dynamic_shapes=({0: batch, 1: sequence},),
         opset_version=20,
         dynamo=True,
+        external_data=False,
         verbose=False,
     )
     return str(folder / "layer.onnx")
@@ -182,7 +185,8 @@ def hashes_of(name: str) -> dict[str, str]:
             np.savez(folder / "data.npz", input_ids=draw.integers(0, 256, (24, 17)))
             options["calibration"] = folder / "data.npz"
             options["quantization"] = Quantization(**others)
-        reports = omnigraph.export(model, list(export.targets), out=folder / "made", **options)
+        made = folder / ("made" if len(export.targets) > 1 else "made.omni")
+        reports = omnigraph.export(model, list(export.targets), out=made, **options)
         return {
             f"{name}/{report.target}/{file}": digest
             for report in reports
