@@ -6,9 +6,14 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 # Two test processes with one torch thread each do not wait for each other's cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# Builds the sdist, and the wheel from it: nothing that lies in build/ gets in.
+BUILD  := $(BIN)/python -m build --quiet --no-isolation
+# What a build leaves in the root hides, from Python started there, the metadata of the installed
+# package and so its entry points; and a later sdist would hold the files that it lists.
+TIDY   := rm -rf *.egg-info
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help ready demo demo-all test test-all lint bench dist clean
 
 help:  ## show the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,25 +24,39 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
-demo: $(READY)  ## set up, export the reference model to every target, run it, show a table
+ready: $(READY)
+	@$(TIDY)
+
+demo: ready  ## set up, export the reference model to every target, run it, show a table
 	$(BIN)/python -m benchmarks.demo
 
-test: $(READY)  ## the test suite, within 15 minutes on two cores
+demo-all: ready  ## the same for every precision
+	$(BIN)/python -m benchmarks.demo --all
+
+test: ready  ## the test suite, within 15 minutes on two cores
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY)  ## the test suite with the slow matrix
+test-all: ready  ## the test suite with the slow matrix
 	$(PYTEST)
 
-lint: $(READY)  ## ruff, and mypy on an installed copy
+lint: ready  ## ruff, and mypy on an installed copy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/typecheck build/lib
-	$(BIN)/python -m pip install --quiet --no-deps --target build/typecheck .
+	rm -rf build
+	$(BUILD) --outdir build/wheel
+	@$(TIDY)
+	$(BIN)/python -m pip install --quiet --no-deps --target build/typecheck build/wheel/*.whl
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p omnigraph
 
-bench: $(READY)  ## every figure of the README
+bench: ready  ## every figure of the README
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@$(TIDY)
 	$(BIN)/python -m benchmarks.all
 
+dist: ready  ## wheel and sdist, in dist/
+	rm -rf dist
+	$(BUILD) --outdir dist
+	@$(TIDY)
+
 clean:  ## remove what the other commands made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
