@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import Tolerance, deviations
@@ -31,12 +32,37 @@ def graph_from_text(body: str) -> Graph:
 def graph_with_weights(body: str, **arrays: np.ndarray) -> Graph:
     """A Graph from ONNX text whose inputs of these names are initializers instead."""
     graph = graph_from_text(body)
-    for name, array in arrays.items():
+    store_weights(graph, arrays)
+    return graph
+
+
+def graph_from_signature(text: str, weights: Mapping[str, np.ndarray], *, name: str = "g") -> Graph:
+    """A Graph of ONNX text, "inputs => outputs { nodes }", and named weights; all values typed."""
+    types = {"float32": "float", "int64": "int64", "bool": "bool"}
+    signature, body = text.strip().split("{", 1)
+    inputs, outputs = signature.split("=>")
+    typed = [
+        f"{types[a.dtype.name]}[{','.join(map(str, a.shape))}] {n}" for n, a in weights.items()
+    ]
+    parts = ", ".join(part for part in (inputs.strip(), *typed) if part)
+    graph = ir.from_onnx_text(
+        f'<ir_version: 10, opset_import: ["" : {OPSET}]> {name} ({parts}) => ({outputs}) {{{body}'
+    )
+    store_weights(graph, weights)
+    ShapeInferencePass()(graph)
+    for node in graph.graph.all_nodes():
+        node.metadata_props[MODULE_KEY] = "block"
+    return graph
+
+
+def store_weights(graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
+    """Make inputs of a Graph its initializers, each of the type of its array."""
+    for name, array in weights.items():
         value = next(v for v in graph.graph.inputs if v.name == name)
         graph.graph.inputs.remove(value)
         value.const_value = ir.tensor(array, name=name)
+        value.dtype = value.const_value.dtype
         graph.graph.register_initializer(value)
-    return graph
 
 
 def graph_text(graph: Graph) -> str:

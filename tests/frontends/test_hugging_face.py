@@ -7,7 +7,8 @@ again. The faster ones are here always, the rest is slow.
 from __future__ import annotations
 
 import pytest
-from hugging_face_models import MODELS, attention_calls, program
+from hugging_face_models import MODELS
+from hugging_face_programs import attention_calls, program
 
 from omnigraph.contract.graph_check import (
     check_graph,
