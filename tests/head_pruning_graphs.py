@@ -68,6 +68,29 @@ def layer(heads: int, width: int, gated: str = "") -> str:
     }}"""
 
 
+def grouped_layer(attend: str, merged: str = "a") -> str:
+    """The nodes of an attention whose keys have heads of their own number.
+
+    Args:
+        attend: what makes ``a`` of q, k and v, and more after it.
+        merged: the value whose heads are merged and projected.
+    """
+    return f"""
+      q0 = MatMul(x, wq)
+      q2 = Reshape(q0, split)
+      q = Transpose<perm=[0,2,1,3]>(q2)
+      k0 = MatMul(x, wk)
+      k2 = Reshape(k0, split_key)
+      k = Transpose<perm=[0,2,1,3]>(k2)
+      v0 = MatMul(x, wv)
+      v2 = Reshape(v0, split_key)
+      v = Transpose<perm=[0,2,1,3]>(v2)
+      {attend}
+      m0 = Transpose<perm=[0,2,1,3]>({merged})
+      m = Reshape(m0, merge)
+      y = MatMul(m, wo)"""
+
+
 def layer_weights(heads: int = H, width: int = H * D) -> dict[str, np.ndarray]:
     return {
         **weights(

@@ -21,11 +21,9 @@ SYMMETRIC_WINDOW = """a0 = Sub(i, j)  a1 = Abs(a0)  seen = Less(a1, w)"""
 def attention_graph(
     seen: str,
     *,
-    window: int = 4,
     mask: str = "Identity(seen)",
     dtype: str = "float",
     heads: tuple[int, int] = (2, 2),
-    length: str = "T",
     keys: str = "T",
     more: str = "",
     inputs: str = "",
@@ -33,8 +31,9 @@ def attention_graph(
 ) -> Graph:
     """An Attention over a mask made from positions: ``seen`` makes it from i, j and the window w.
 
-    Queries are the last of the keys; keys="S" stands for past + T.
+    There are as many queries as keys; with keys="S", which is past + T, they are the last T.
     """
+    length = "T" if keys == "S" else keys
     graph = graph_from_text(
         f"""g ({dtype}[B,{heads[0]},{length},4] q, {dtype}[B,{heads[1]},{keys},4] k,
             {dtype}[B,{heads[1]},{keys},4] v, int64[B,{keys}] tokens{inputs})
@@ -42,7 +41,7 @@ def attention_graph(
             <int64[{length}] rows, int64[{keys}] columns> {{
           zero = Constant<value_int=0>()  one = Constant<value_int=1>()
           first = Constant<value_ints=[0]>()  second = Constant<value_ints=[1]>()
-          w = Constant<value_int={window}>()
+          w = Constant<value_int=4>()
           t0 = Shape<start=2, end=3>(q)  t = Squeeze(t0)
           s0 = Shape<start=2, end=3>(k)  s = Squeeze(s0)  past = Sub(s, t)
           rows = Range(past, s, one)  i = Unsqueeze(rows, second)

@@ -18,6 +18,25 @@ transformers = pytest.importorskip("transformers")
 # -- Llama: decoder, pre-norm, RMSNorm, SwiGLU, rotary positions --------------------------------
 
 
+#: Our names, and those of Hugging Face.
+LLAMA = {
+    "token_embedding": "model.embed_tokens",
+    "decoder.final_norm": "model.norm",
+    "output": "lm_head",
+}
+LLAMA_LAYER = {
+    "self_attention.query": "self_attn.q_proj",
+    "self_attention.key": "self_attn.k_proj",
+    "self_attention.value": "self_attn.v_proj",
+    "self_attention.output": "self_attn.o_proj",
+    "self_attention_norm": "input_layernorm",
+    "feed_forward.gate": "mlp.gate_proj",
+    "feed_forward.up": "mlp.up_proj",
+    "feed_forward.down": "mlp.down_proj",
+    "feed_forward_norm": "post_attention_layernorm",
+}
+
+
 def llama(randomize, rope: Mapping[str, object], **overrides: object):
     config = transformers.LlamaConfig(
         vocab_size=256,
@@ -48,30 +67,8 @@ def llama(randomize, rope: Mapping[str, object], **overrides: object):
             **overrides,
         )
     ).eval()
-    copy(
-        ours,
-        theirs,
-        {
-            "token_embedding": "model.embed_tokens",
-            "decoder.final_norm": "model.norm",
-            "output": "lm_head",
-        },
-    )
-    copy_layers(
-        ours.decoder.blocks,
-        theirs.model.layers,
-        {
-            "self_attention.query": "self_attn.q_proj",
-            "self_attention.key": "self_attn.k_proj",
-            "self_attention.value": "self_attn.v_proj",
-            "self_attention.output": "self_attn.o_proj",
-            "self_attention_norm": "input_layernorm",
-            "feed_forward.gate": "mlp.gate_proj",
-            "feed_forward.up": "mlp.up_proj",
-            "feed_forward.down": "mlp.down_proj",
-            "feed_forward_norm": "post_attention_layernorm",
-        },
-    )
+    copy(ours, theirs, LLAMA)
+    copy_layers(ours.decoder.blocks, theirs.model.layers, LLAMA_LAYER)
     return ours, theirs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from transformers_weights import SIZES, TOLERANCE, assert_real_tokens_close, copy, copy_layers
 
 from omnigraph.models import OmniNet, OmniNetConfig
@@ -155,8 +156,8 @@ def test_bart_decoder_with_its_cache(bart, tokens, padding):
 T5_PAIRS = (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o"))
 
 
-@torch.no_grad()
-def test_t5_whole_model(randomize, tokens, padding):
+@pytest.fixture
+def t5(randomize):
     config = transformers.T5Config(
         vocab_size=256,
         d_model=64,
@@ -184,6 +185,12 @@ def test_t5_whole_model(randomize, tokens, padding):
             **SIZES,
         )
     ).eval()
+    with torch.no_grad():
+        copy_t5(ours, theirs)
+    return ours, theirs
+
+
+def copy_t5(ours: OmniNet, theirs: nn.Module) -> None:
     copy(ours, theirs, {"token_embedding": "shared", "output": "lm_head"})
     for side in ("encoder", "decoder"):
         stack, other = ours.get_submodule(side), theirs.get_submodule(side)
@@ -205,6 +212,11 @@ def test_t5_whole_model(randomize, tokens, padding):
     for module in ours.modules():
         if isinstance(module, Attention):
             module.query.weight *= 16**0.5  # T5 does not divide the scores by sqrt(D)
+
+
+@torch.no_grad()
+def test_t5_whole_model(t5, tokens, padding):
+    ours, theirs = t5
     ids, mask, decoder_ids = tokens(3, 40), padding(3, 40), tokens(3, 37)
     want = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
     got = ours(ids, mask, decoder_input_ids=decoder_ids)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from attention_spellings import (
@@ -24,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract.tolerance import Tolerance
+from omnigraph.graph import Graph
 
 # Scales and the softcap ---------------------------------------------------------------------------
 
@@ -239,59 +242,92 @@ def test_other_softmaxes_are_no_sites() -> None:
 # Any sizes ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Spelling:
+    """One way to write attention of 4 heads, and the sizes of its tensors.
+
+    Args:
+        heads: of keys and values; 2 are repeated to 4.
+        mask: "a" is added, "b" is a condition, "" is none.
+        shape: which of the mask's axes [B, 4, T, S] are whole; the others are 1.
+        guard: whether rows that are NaN become zero.
+        scale: the number that scores are multiplied by, if any.
+        cap: whether scores have a softcap.
+    """
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    mask: str
+    shape: tuple[bool, ...]
+    guard: bool
+    scale: str
+    cap: bool
+
+    @property
+    def axes(self) -> list[str]:
+        """The axes of the mask."""
+        whole = zip(["B", "4", "T", "S"], self.shape, strict=True)
+        return [name if kept else "1" for name, kept in whole]
+
+    def graph(self) -> Graph:
+        inputs = f"float[B,4,T,8] q, float[B,{self.heads},S,8] k, float[B,{self.heads},S,8] v"
+        if self.mask:
+            kind = "float" if self.mask == "a" else "bool"
+            inputs += f", {kind}[{','.join(self.axes)}] mask"
+        if self.heads == 2:  # repeated to four by a Gather
+            four = """j = Constant<value_ints=[0,0,1,1]>()
+                k4 = Gather<axis=1>(k, j) v4 = Gather<axis=1>(v, j)"""
+        else:
+            four = "k4 = Identity(k) v4 = Identity(v)"
+        masked = {"": "Identity(s)", "a": "Add(s, mask)", "b": "Where(mask, s, minus)"}
+        body = [
+            four,
+            "kt = Transpose<perm=[0,1,3,2]>(k4) s0 = MatMul(q, kt)",
+            f"s1 = Mul(s0, {self.scale})" if self.scale else "s1 = Identity(s0)",
+            "t = Tanh(s1) s = Mul(t, two)" if self.cap else "s = Identity(s1)",
+            f"m = {masked[self.mask]} w = Softmax(m)",
+            "i = IsNaN(w) g = Where(i, zero, w)" if self.guard else "g = Identity(w)",
+            "y = MatMul(g, v4)",
+        ]
+        return graph(inputs, " ".join(body))
+
+    def feeds(self, seed: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        made = {
+            name: rng.standard_normal((self.batch, heads, length, 8)).astype(np.float32)
+            for name, heads, length in (
+                ("q", 4, self.queries),
+                ("k", self.heads, self.keys),
+                ("v", self.heads, self.keys),
+            )
+        }
+        if self.mask:
+            sizes = {"B": self.batch, "4": 4, "T": self.queries, "S": self.keys, "1": 1}
+            array = rng.random([sizes[name] for name in self.axes])
+            made["mask"] = array.astype(np.float32) if self.mask == "a" else array > 0.5
+        return made
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    batch=st.integers(1, 3),
-    queries=st.integers(1, 6),
-    keys=st.integers(1, 6),
-    heads=st.sampled_from([1, 2, 4]),
-    mask=st.sampled_from(["", "a", "b"]),
-    guard=st.booleans(),
-    shape=st.tuples(*[st.booleans()] * 4),
-    scale=st.sampled_from(["scale", "two", ""]),
-    cap=st.booleans(),
+    spelling=st.builds(
+        Spelling,
+        batch=st.integers(1, 3),
+        queries=st.integers(1, 6),
+        keys=st.integers(1, 6),
+        heads=st.sampled_from([1, 2, 4]),
+        mask=st.sampled_from(["", "a", "b"]),
+        shape=st.tuples(*[st.booleans()] * 4),
+        guard=st.booleans(),
+        scale=st.sampled_from(["scale", "two", ""]),
+        cap=st.booleans(),
+    ),
     seed=st.integers(0, 2**16),
 )
-def test_any_sizes(
-    batch: int,
-    queries: int,
-    keys: int,
-    heads: int,
-    mask: str,
-    guard: bool,
-    shape: tuple[bool, ...],
-    scale: str,
-    cap: bool,
-    seed: int,
-) -> None:
+def test_any_sizes(spelling: Spelling, seed: int) -> None:
     """Every mask shape that broadcasts, with rows that are hidden wholly, at every small size."""
-    rng = np.random.default_rng(seed)
-    names = [n if kept else "1" for n, kept in zip(["B", "4", "T", "S"], shape, strict=True)]
-    sizes = {"B": batch, "4": 4, "T": queries, "S": keys, "1": 1}
-    inputs = f"float[B,4,T,8] q, float[B,{heads},S,8] k, float[B,{heads},S,8] v"
-    if heads == 2:  # repeated to four by a Gather
-        k4 = """j = Constant<value_ints=[0,0,1,1]>()
-            k4 = Gather<axis=1>(k, j) v4 = Gather<axis=1>(v, j)"""
-    else:
-        k4 = "k4 = Identity(k) v4 = Identity(v)"
-    body = [k4, "kt = Transpose<perm=[0,1,3,2]>(k4) s0 = MatMul(q, kt)"]
-    body.append(f"s1 = Mul(s0, {scale})" if scale else "s1 = Identity(s0)")
-    body.append("t = Tanh(s1) s = Mul(t, two)" if cap else "s = Identity(s1)")
-    feeds = {
-        "q": rng.standard_normal((batch, 4, queries, 8)).astype(np.float32),
-        "k": rng.standard_normal((batch, heads, keys, 8)).astype(np.float32),
-        "v": rng.standard_normal((batch, heads, keys, 8)).astype(np.float32),
-    }
-    if mask:
-        inputs += f", {'float' if mask == 'a' else 'bool'}[{','.join(names)}] mask"
-        array = rng.random([sizes[n] for n in names])
-        feeds["mask"] = array.astype(np.float32) if mask == "a" else array > 0.5
-        body.append("m = Add(s, mask)" if mask == "a" else "m = Where(mask, s, minus)")
-    else:
-        body.append("m = Identity(s)")
-    body.append("w = Softmax(m)")
-    body.append("i = IsNaN(w) g = Where(i, zero, w)" if guard else "g = Identity(w)")
-    found = graph(inputs, " ".join([*body, "y = MatMul(g, v4)"]))
-    became = fuse(found, feeds)
+    became = fuse(spelling.graph(), spelling.feeds(seed))
     assert became[0].startswith("Attention, 4 heads")
-    assert ("2 of keys" in became[0]) == (heads == 2)
+    assert ("2 of keys" in became[0]) == (spelling.heads == 2)

@@ -151,14 +151,14 @@ def test_rows_that_are_hidden_entirely_are_zero_either_way(products):
 
 
 def test_queries_at_the_end_of_more_keys():
-    graph = attention_graph(CAUSAL_WINDOW, length="T", keys="S", inputs=", int64[past] p")
+    graph = attention_graph(CAUSAL_WINDOW, keys="S", inputs=", int64[past] p")
     sizes = [(1, 1), (1, 9), (1, 40), (3, 12), (9, 10), (17, 40)]
     feeds = [{**feeds_for(t, s), "p": np.zeros(s - t, np.int64)} for t, s in sizes]
     assert_same_numbers(graph, *feeds)
 
 
 def test_one_query_reads_no_more_keys_than_its_window():
-    graph = attention_graph(CAUSAL_WINDOW, length="T", keys="S", inputs=", int64[past] p")
+    graph = attention_graph(CAUSAL_WINDOW, keys="S", inputs=", int64[past] p")
     feeds = {**feeds_for(1, 500), "p": np.zeros(499, np.int64)}
     (attention,) = (node for node in lowered(graph).graph if node.op_type == "Attention")
     graph.graph.outputs.append(attention.inputs[1])
@@ -232,7 +232,7 @@ def test_half_floats_with_a_number_that_hides():
             },
             "a row may be hidden entirely by a finite number",
         ),
-        ({"seen": CAUSAL_WINDOW, "length": "300", "keys": "300"}, "up to 300 are less than 1024"),
+        ({"seen": CAUSAL_WINDOW, "keys": "300"}, "up to 300 are less than 1024"),
         (
             {"seen": CAUSAL_WINDOW, "inputs": ", bool[T,T] m", "mask": "And(seen, m)"},
             "has an element for each query and key",

@@ -13,6 +13,7 @@ from head_pruning_graphs import (
     D,
     H,
     graph_with,
+    grouped_layer,
     layer,
     layer_weights,
     shapes,
@@ -27,21 +28,7 @@ from omnigraph.passes.prune_heads import PruneHeads
 
 GROUPED = f"""g (float[B,T,{C}] x, float[{C},8] wq, float[{C},4] wk, float[{C},4] wv,
       float[8,{C}] wo, int64[4] split, int64[4] split_key, int64[3] merge)
-   => (float[B,T,{C}] y) {{
-  q0 = MatMul(x, wq)
-  q2 = Reshape(q0, split)
-  q = Transpose<perm=[0,2,1,3]>(q2)
-  k0 = MatMul(x, wk)
-  k2 = Reshape(k0, split_key)
-  k = Transpose<perm=[0,2,1,3]>(k2)
-  v0 = MatMul(x, wv)
-  v2 = Reshape(v0, split_key)
-  v = Transpose<perm=[0,2,1,3]>(v2)
-  a = Attention(q, k, v)
-  m0 = Transpose<perm=[0,2,1,3]>(a)
-  m = Reshape(m0, merge)
-  y = MatMul(m, wo)
-}}"""
+   => (float[B,T,{C}] y) {{ {grouped_layer("a = Attention(q, k, v)")} }}"""
 
 
 def grouped() -> Graph:
@@ -130,9 +117,8 @@ def test_packed_projections_come_apart(take: str):
     assert deviations(GraphRunner(before).run(FEEDS), expected)["y"].within(EXACT)
 
 
-def test_shapes_that_are_put_together_and_flat_products():
-    """As GPT-2 has it: [B * T, C] by Gemm, and back to [B, T, 3 * C] by a computed shape."""
-    text = f"""g (float[B,T,{C}] x, float[{C},24] w, float[24] b, float[8,{C}] wo, float[{C}] bo,
+#: As GPT-2 has it: [B * T, C] by Gemm, and back to [B, T, 3 * C] by a computed shape.
+FLAT = f"""g (float[B,T,{C}] x, float[{C},24] w, float[24] b, float[8,{C}] wo, float[{C}] bo,
           int64[2] flat, int64[2] flat_out, int64[1] width, int64[1] size, int64[1] four,
           int64[1] two, int64[3] sizes, int64[3] merge)
        => (float[B,T,{C}] y) {{
@@ -158,6 +144,19 @@ def test_shapes_that_are_put_together_and_flat_products():
       s2 = Concat<axis=0>(n0, n1, size)
       y = Reshape(y1, s2)
     }}"""
+#: What a trace knows of its values, and onnx does not infer.
+FLAT_SHAPES = {
+    ("BT", C): "x1 y1",
+    ("BT", 24): "p0",
+    ("B", "T", 24): "p",
+    ("B", "T", 8): "q0 k0 v0 m y",
+    ("B", "T", 4, 2): "q1 k1 v1 c",
+    ("B", 4, "T", 2): "q k v a",
+    ("BT", 8): "m1",
+}
+
+
+def flat() -> Graph:
     constants = weights(w=(C, 24), b=(24,), wo=(8, C), bo=(C,)) | {
         "flat": np.array([-1, C]),
         "flat_out": np.array([-1, 8]),
@@ -168,22 +167,18 @@ def test_shapes_that_are_put_together_and_flat_products():
         "sizes": np.array([8, 8, 8]),
         "merge": np.array([0, 0, 8]),
     }
-    graph = graph_with(text, constants)
-    known = {  # what a trace knows, and onnx does not infer
-        ("BT", C): "x1 y1",
-        ("BT", 24): "p0",
-        ("B", "T", 24): "p",
-        ("B", "T", 8): "q0 k0 v0 m y",
-        ("B", "T", 4, 2): "q1 k1 v1 c",
-        ("B", 4, "T", 2): "q k v a",
-        ("BT", 8): "m1",
-    }
+    graph = graph_with(FLAT, constants)
     values = {value.name: value for node in graph.graph for value in node.outputs}
-    for shape, names in known.items():
+    for shape, names in FLAT_SHAPES.items():
         for name in names.split():
             values[name].shape = ir.Shape(shape)
+    return graph
+
+
+def test_shapes_that_are_put_together_and_flat_products():
+    graph = flat()
     silent = graph.clone()
-    rows = constants["wo"].copy()
+    rows = silent.graph.initializers["wo"].const_value.numpy().copy()
     rows[2:6] = 0
     silent.graph.initializers["wo"].const_value = ir.tensor(rows, name="wo")
     (record,) = run_passes(graph, [PruneHeads(heads=(("model", (1, 2)),))])
