@@ -42,9 +42,7 @@ def floats(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def tensors(
-    queries: int = 5, keys: int = 7, batch: int = 2, heads: int = 4
-) -> dict[str, np.ndarray]:
+def tensors(queries: int = 5, keys: int = 7, heads: int = 4) -> dict[str, np.ndarray]:
     """Queries of 4 heads, keys and values of as many as asked for."""
     keys_and_values = 2, heads, keys, 8
     return {

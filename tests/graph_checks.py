@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from omnigraph.contract.graph_check import GraphRunner, check_graph
+from omnigraph.contract.graph_check import (
+    GraphRunner,
+    check_graph,
+    longest_contraction,
+    rounding_depth,
+)
+from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.graph import MODULE_KEY, OPSET, Graph
 from omnigraph.passes.base import Pass, run_passes
@@ -92,6 +98,21 @@ def graph_text(graph: Graph) -> str:
         outputs = ", ".join(name(v) for v in node.outputs)
         lines.append(f"{outputs} = {node.op_type}({inputs}){attributes or ''}")
     return "\n".join(lines)
+
+
+def tolerance_of(graph: Graph, precision: str = "fp32") -> Tolerance:
+    """What the contract allows a Graph, by its longest path of roundings and its longest sum."""
+    depth, contraction = rounding_depth(graph), longest_contraction(graph)
+    return Tolerance.for_precision(precision, depth=depth, contraction=contraction)
+
+
+def assert_outputs(graph: Graph, references: Sequence[Reference]) -> None:
+    """Check that a Graph gives the outputs of torch within the contract's tolerance."""
+    runner, tolerance = GraphRunner(graph), tolerance_of(graph)
+    for reference in references:
+        outputs = runner.run(reference.feeds)
+        for name, found in deviations(outputs, reference.outputs).items():
+            assert found.within(tolerance), (name, found, reference.case)
 
 
 def assert_pass(

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graph_checks import tolerance_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract.graph_check import GraphRunner, longest_contraction, rounding_depth
+from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviation, deviations, output_scales
 from omnigraph.graph import MODULE_KEY, Graph
 
@@ -83,11 +84,6 @@ SUBJECTS = {
 def subject(request, traced):
     name, fields = SUBJECTS[request.param]
     return traced(name, **fields)
-
-
-def tolerance_of(graph: Graph, precision: str = "fp32") -> Tolerance:
-    depth, contraction = rounding_depth(graph), longest_contraction(graph)
-    return Tolerance.for_precision(precision, depth=depth, contraction=contraction)
 
 
 def worst(graph: Graph, references, change: Callable | None = None) -> Deviation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text, graph_with_weights
+from graph_checks import assert_miss, assert_pass, graph_from_text, graph_with_weights, tolerance_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from position_bias_graphs import (
@@ -204,15 +204,12 @@ def test_numbers_are_the_same_for_any_bias_mask_and_size(
     ],
 )
 def test_omninet_in_torchs_numbers(traced, program: str, options: dict[str, str], expected: str):
-    from omnigraph.contract.graph_check import longest_contraction, rounding_depth
-    from omnigraph.contract.tolerance import Tolerance, output_scales
+    from omnigraph.contract.tolerance import output_scales
 
     found = traced(program, **options)
     graph = found.graph.clone()
     run_passes(graph, canonical())
-    tolerance = Tolerance.for_precision(
-        "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
-    )
+    tolerance = tolerance_of(graph)
     (record,) = run_passes(graph, (FoldPositionBias(),))
     biases = [f for f in record.findings if f.site.startswith("Attention")]
     assert biases and all(expected in (f.became or "") for f in biases)
