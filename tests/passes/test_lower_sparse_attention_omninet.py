@@ -119,7 +119,7 @@ def test_openvino_gives_torchs_numbers(traced, tmp_path):
 
 @pytest.mark.parametrize("target", ["onnx", "openvino", "tensorrt"])
 def test_every_target_takes_the_nodes(traced, target):
-    lowering = pytest.importorskip(f"omnigraph.lowering.{target}").TARGET
+    lowering = pytest.importorskip(f"omnigraph.lowering.{target}.target").TARGET
     precision = "fp16" if target == "tensorrt" else "fp32"
     _, graph = lowered_omninet(
         traced,
