@@ -19,7 +19,8 @@ RESULTS = Path(__file__).parent / "results" / "conformance.json"
 def main() -> None:
     """Run the cases, and print what became of them."""
     sys.path.insert(0, str(TESTS))
-    from onnx_cases import TARGETS, Outcome, node_cases, outcome, table
+    from onnx_cases import node_cases
+    from onnx_outcomes import TARGETS, Outcome, outcome, table
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", choices=list(TARGETS), action="append")

@@ -45,66 +45,80 @@ def _random(*shape: int, scale: float = 1.0) -> np.ndarray:
 
 def _projections() -> Iterator[Question]:
     """Products with a weight and a bias: alone, three of one input, and a gated pair."""
-    c = _WIDTH
     for tokens in (1, 8, 128, 512):
-        x = _random(1, tokens, c)
-        for name, wide in (("square", c), ("up", 4 * c)):
-            head = f"g (float[B,T,{c}] x, float[{c},{wide}] w, float[{wide}] b) => (float[B,T,N] y)"
-            flat = (
-                f"f = Constant<value_ints=[-1,{c}]>() s = Shape<end=2>(x) "
-                f"n = Constant<value_ints=[{wide}]>() o = Concat<axis=0>(s, n)"
-            )
-            yield Question(
-                f"projection {name}, {tokens} tokens",
-                {"x": x},
-                {
-                    "MatMul, Add": f"{head} {{ m = MatMul(x, w) y = Add(m, b) }}",
-                    "Gemm": f"{head} {{ {flat} r = Reshape(x, f) m = Gemm(r, w, b) "
-                    "y = Reshape(m, o) }",
-                },
-                {"w": _random(c, wide, scale=0.03), "b": _random(wide)},
-            )
-        parts = {f"w{i}": _random(c, c, scale=0.03) for i in range(3)}
-        biases = {f"b{i}": _random(c) for i in range(3)}
-        weights = {
-            **parts,
-            **biases,
-            "w": np.concatenate(list(parts.values()), 1),
-            "b": np.concatenate(list(biases.values())),
-        }
-        apart = " ".join(f"m{i} = MatMul(x, w{i}) y{i} = Add(m{i}, b{i})" for i in range(3))
-        outputs = ", ".join(f"float[B,T,{c}] y{i}" for i in range(3))
-        declared = ", ".join(
-            f"float[{','.join(map(str, a.shape))}] {n}" for n, a in weights.items()
-        )
-        head = f"g (float[B,T,{c}] x, {declared}) => ({outputs})"
-        yield Question(
-            f"query, key and value, {tokens} tokens",
-            {"x": x},
-            {
-                "three MatMul": f"{head} {{ {apart} }}",
-                "one MatMul, Split": f"{head} {{ m = MatMul(x, w) a = Add(m, b) "
-                "y0, y1, y2 = Split<axis=-1, num_outputs=3>(a) }",
-            },
-            weights,
-        )
-        gate = {"w0": _random(c, 2816, scale=0.03), "w1": _random(c, 2816, scale=0.03)}
-        gate["w"] = np.concatenate(list(gate.values()), 1)
-        head = (
-            f"g (float[B,T,{c}] x, float[{c},2816] w0, float[{c},2816] w1, float[{c},5632] w)"
-            " => (float[B,T,2816] y)"
-        )
-        tail = "s = Sigmoid(m0) h = Mul(m0, s) y = Mul(h, m1)"
-        yield Question(
-            f"gate and up, {tokens} tokens",
-            {"x": x},
-            {
-                "two MatMul": f"{head} {{ m0 = MatMul(x, w0) m1 = MatMul(x, w1) {tail} }}",
-                "one MatMul, Split": f"{head} {{ m = MatMul(x, w) "
-                f"m0, m1 = Split<axis=-1, num_outputs=2>(m) {tail} }}",
-            },
-            gate,
-        )
+        x = _random(1, tokens, _WIDTH)
+        yield _projection("square", x, _WIDTH)
+        yield _projection("up", x, 4 * _WIDTH)
+        yield _three_projections(x)
+        yield _gated_pair(x)
+
+
+def _projection(name: str, x: np.ndarray, wide: int) -> Question:
+    """One product with a bias, of x [1, T, C] to [1, T, wide]."""
+    c, tokens = _WIDTH, x.shape[1]
+    head = f"g (float[B,T,{c}] x, float[{c},{wide}] w, float[{wide}] b) => (float[B,T,N] y)"
+    flat = (
+        f"f = Constant<value_ints=[-1,{c}]>() s = Shape<end=2>(x) "
+        f"n = Constant<value_ints=[{wide}]>() o = Concat<axis=0>(s, n)"
+    )
+    return Question(
+        f"projection {name}, {tokens} tokens",
+        {"x": x},
+        {
+            "MatMul, Add": f"{head} {{ m = MatMul(x, w) y = Add(m, b) }}",
+            "Gemm": f"{head} {{ {flat} r = Reshape(x, f) m = Gemm(r, w, b) y = Reshape(m, o) }}",
+        },
+        {"w": _random(c, wide, scale=0.03), "b": _random(wide)},
+    )
+
+
+def _three_projections(x: np.ndarray) -> Question:
+    """Query, key and value of one input, by products of their own or by one."""
+    c, tokens = _WIDTH, x.shape[1]
+    parts = {f"w{i}": _random(c, c, scale=0.03) for i in range(3)}
+    biases = {f"b{i}": _random(c) for i in range(3)}
+    weights = {
+        **parts,
+        **biases,
+        "w": np.concatenate(list(parts.values()), 1),
+        "b": np.concatenate(list(biases.values())),
+    }
+    apart = " ".join(f"m{i} = MatMul(x, w{i}) y{i} = Add(m{i}, b{i})" for i in range(3))
+    outputs = ", ".join(f"float[B,T,{c}] y{i}" for i in range(3))
+    declared = ", ".join(f"float[{','.join(map(str, a.shape))}] {n}" for n, a in weights.items())
+    head = f"g (float[B,T,{c}] x, {declared}) => ({outputs})"
+    return Question(
+        f"query, key and value, {tokens} tokens",
+        {"x": x},
+        {
+            "three MatMul": f"{head} {{ {apart} }}",
+            "one MatMul, Split": f"{head} {{ m = MatMul(x, w) a = Add(m, b) "
+            "y0, y1, y2 = Split<axis=-1, num_outputs=3>(a) }",
+        },
+        weights,
+    )
+
+
+def _gated_pair(x: np.ndarray) -> Question:
+    """Gate and up of a feed-forward layer, by products of their own or by one."""
+    c, tokens = _WIDTH, x.shape[1]
+    weights = {"w0": _random(c, 2816, scale=0.03), "w1": _random(c, 2816, scale=0.03)}
+    weights["w"] = np.concatenate(list(weights.values()), 1)
+    head = (
+        f"g (float[B,T,{c}] x, float[{c},2816] w0, float[{c},2816] w1, float[{c},5632] w)"
+        " => (float[B,T,2816] y)"
+    )
+    tail = "s = Sigmoid(m0) h = Mul(m0, s) y = Mul(h, m1)"
+    return Question(
+        f"gate and up, {tokens} tokens",
+        {"x": x},
+        {
+            "two MatMul": f"{head} {{ m0 = MatMul(x, w0) m1 = MatMul(x, w1) {tail} }}",
+            "one MatMul, Split": f"{head} {{ m = MatMul(x, w) "
+            f"m0, m1 = Split<axis=-1, num_outputs=2>(m) {tail} }}",
+        },
+        weights,
+    )
 
 
 _HEAD_SHAPES = (

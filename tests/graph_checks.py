@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
-from omnigraph.contract.graph_check import GraphRunner, check_graph
+from omnigraph.contract.graph_check import (
+    GraphRunner,
+    check_graph,
+    longest_contraction,
+    rounding_depth,
+)
+from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.graph import MODULE_KEY, OPSET, Graph
 from omnigraph.passes.base import Pass, run_passes
@@ -31,12 +38,37 @@ def graph_from_text(body: str) -> Graph:
 def graph_with_weights(body: str, **arrays: np.ndarray) -> Graph:
     """A Graph from ONNX text whose inputs of these names are initializers instead."""
     graph = graph_from_text(body)
-    for name, array in arrays.items():
+    store_weights(graph, arrays)
+    return graph
+
+
+def graph_from_signature(text: str, weights: Mapping[str, np.ndarray], *, name: str = "g") -> Graph:
+    """A Graph of ONNX text, "inputs => outputs { nodes }", and named weights; all values typed."""
+    types = {"float32": "float", "int64": "int64", "bool": "bool"}
+    signature, body = text.strip().split("{", 1)
+    inputs, outputs = signature.split("=>")
+    typed = [
+        f"{types[a.dtype.name]}[{','.join(map(str, a.shape))}] {n}" for n, a in weights.items()
+    ]
+    parts = ", ".join(part for part in (inputs.strip(), *typed) if part)
+    graph = ir.from_onnx_text(
+        f'<ir_version: 10, opset_import: ["" : {OPSET}]> {name} ({parts}) => ({outputs}) {{{body}'
+    )
+    store_weights(graph, weights)
+    ShapeInferencePass()(graph)
+    for node in graph.graph.all_nodes():
+        node.metadata_props[MODULE_KEY] = "block"
+    return graph
+
+
+def store_weights(graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
+    """Make inputs of a Graph its initializers, each of the type of its array."""
+    for name, array in weights.items():
         value = next(v for v in graph.graph.inputs if v.name == name)
         graph.graph.inputs.remove(value)
         value.const_value = ir.tensor(array, name=name)
+        value.dtype = value.const_value.dtype
         graph.graph.register_initializer(value)
-    return graph
 
 
 def graph_text(graph: Graph) -> str:
@@ -66,6 +98,21 @@ def graph_text(graph: Graph) -> str:
         outputs = ", ".join(name(v) for v in node.outputs)
         lines.append(f"{outputs} = {node.op_type}({inputs}){attributes or ''}")
     return "\n".join(lines)
+
+
+def tolerance_of(graph: Graph, precision: str = "fp32") -> Tolerance:
+    """What the contract allows a Graph, by its longest path of roundings and its longest sum."""
+    depth, contraction = rounding_depth(graph), longest_contraction(graph)
+    return Tolerance.for_precision(precision, depth=depth, contraction=contraction)
+
+
+def assert_outputs(graph: Graph, references: Sequence[Reference]) -> None:
+    """Check that a Graph gives the outputs of torch within the contract's tolerance."""
+    runner, tolerance = GraphRunner(graph), tolerance_of(graph)
+    for reference in references:
+        outputs = runner.run(reference.feeds)
+        for name, found in deviations(outputs, reference.outputs).items():
+            assert found.within(tolerance), (name, found, reference.case)
 
 
 def assert_pass(

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import openvino as ov
-from onnx_ir.passes.common import ShapeInferencePass
+from graph_checks import graph_from_signature
 
-from omnigraph.graph import MODULE_KEY
 from omnigraph.lowering.base import Emission, Lowered
 from omnigraph.lowering.openvino.target import TARGET
 from omnigraph.passes.base import run_passes
@@ -27,25 +26,7 @@ def program(
     dims: Mapping[str, Dim] | None = None,
 ) -> Lowered:
     """A program of ONNX text, "inputs => outputs { nodes }", with named constants."""
-    types = {"float32": "float", "int64": "int64", "bool": "bool"}
-    signature, body = text.strip().split("{", 1)
-    inputs, outputs = signature.split("=>")
-    constants = constants or {}
-    typed = [
-        f"{types[a.dtype.name]}[{','.join(map(str, a.shape))}] {n}" for n, a in constants.items()
-    ]
-    parts = ", ".join(part for part in (inputs.strip(), *typed) if part)
-    graph = ir.from_onnx_text(
-        f'<ir_version: 10, opset_import: ["" : 24]> {name} ({parts}) => ({outputs}) {{{body}'
-    )
-    for key, array in constants.items():
-        value = next(v for v in graph.graph.inputs if v.name == key)
-        graph.graph.inputs.remove(value)
-        value.const_value = ir.tensor(array, name=key)
-        graph.graph.register_initializer(value)
-    ShapeInferencePass()(graph)
-    for node in graph.graph.all_nodes():
-        node.metadata_props[MODULE_KEY] = "block"
+    graph = graph_from_signature(text, constants or {}, name=name)
     specs = [
         tuple(_spec(value) for value in values)
         for values in (graph.graph.inputs, graph.graph.outputs)

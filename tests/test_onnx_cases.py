@@ -7,7 +7,8 @@ slow one runs all, and builds engines.
 from __future__ import annotations
 
 import pytest
-from onnx_cases import TARGETS, NodeCase, Outcome, engine, node_cases, outcomes, table
+from onnx_cases import NodeCase, node_cases
+from onnx_outcomes import TARGETS, Outcome, engine, outcomes, table
 
 #: Ops of which the fast suite runs every third case, in their own form and written out.
 CORE = ("Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter", "Softmax", "MatMul")

@@ -7,15 +7,14 @@ again. The faster ones are here always, the rest is slow.
 from __future__ import annotations
 
 import pytest
-from hugging_face_models import MODELS, attention_calls, program
+from graph_checks import tolerance_of
+from hugging_face_models import MODELS
+from hugging_face_programs import attention_calls, program
 
 from omnigraph.contract.graph_check import (
     check_graph,
     compare_graph,
-    longest_contraction,
-    rounding_depth,
 )
-from omnigraph.contract.tolerance import Tolerance
 from omnigraph.graph import Graph, count_ops
 from omnigraph.passes.base import PassRecord, run_passes
 from omnigraph.passes.pipelines import common
@@ -45,9 +44,7 @@ def fused(made: Program) -> tuple[Graph, list[PassRecord]]:
     check_graph(graph, "trace")
     references = [reference_for(made, case) for case in contract_cases(made)]
     check_trace(made, graph, references)
-    tolerance = Tolerance.for_precision(
-        "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
-    )
+    tolerance = tolerance_of(graph)
     records = run_passes(graph, common(), [lambda _, pass_, g: check_graph(g, pass_.name)])
     feeds = [reference.feeds for reference in references]
     outputs = [reference.outputs for reference in references]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import assert_pass, graph_from_text, graph_text
+from graph_checks import assert_pass, graph_from_text, graph_text, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import GraphError
@@ -24,34 +24,21 @@ from omnigraph.passes.share_constants import ShareConstants
 
 RNG = np.random.default_rng(0)
 X23 = {"x": RNG.standard_normal((2, 3)).astype(np.float32)}
-
-
-def with_weight(body: str, **arrays: np.ndarray) -> Graph:
-    """A Graph whose named inputs are initializers instead."""
-    graph = graph_from_text(body)
-    for name, array in arrays.items():
-        value = next(v for v in graph.graph.inputs if v.name == name)
-        graph.graph.inputs.remove(value)
-        value.const_value = ir.tensor(array, name=name)
-        graph.graph.register_initializer(value)
-    return graph
-
-
 WEIGHT = RNG.standard_normal((4, 3)).astype(np.float32)
 LINEAR = """g (float[N,3] x, float[4,3] w) => (float[N,4] y)
     { t = Transpose<perm=[1,0]>(w)  y = MatMul(x, t) }"""
 
 
 def test_fold_weight_transposes_stores_the_transposed_weight():
-    after = with_weight(
+    after = graph_with_weights(
         "g (float[N,3] x, float[3,4] w) => (float[N,4] y) { y = MatMul(x, w) }",
         w=np.ascontiguousarray(WEIGHT.T),
     )
-    assert_pass(FoldWeightTransposes(), with_weight(LINEAR, w=WEIGHT), after, X23)
+    assert_pass(FoldWeightTransposes(), graph_with_weights(LINEAR, w=WEIGHT), after, X23)
 
 
 def test_fold_weight_transposes_computes_nothing_until_it_is_read():
-    graph = with_weight(LINEAR, w=WEIGHT)
+    graph = graph_with_weights(LINEAR, w=WEIGHT)
     run_passes(graph, (FoldWeightTransposes(),))
     assert isinstance(graph.graph.initializers["w_T"].const_value, ir.LazyTensor)
 
@@ -60,7 +47,7 @@ def test_fold_weight_transposes_leaves_a_tied_embedding():
     body = """g (int64[N] i, float[4,3] w) => (float[N,4] y)
         { e = Gather(w, i)  t = Transpose<perm=[1,0]>(w)  y = MatMul(e, t) }"""
     feeds = {"i": np.array([3, 0, 1])}
-    assert_pass(FoldWeightTransposes(), with_weight(body, w=WEIGHT), None, feeds)
+    assert_pass(FoldWeightTransposes(), graph_with_weights(body, w=WEIGHT), None, feeds)
 
 
 def test_fold_weight_transposes_leaves_a_transposed_input():
@@ -81,7 +68,7 @@ def test_fold_constants_computes_what_depends_on_no_input():
 
 def test_fold_constants_leaves_what_is_too_large():
     body = """g (float[N,3] x, float[3,3] w) => (float[N,3] y) { v = Exp(w)  y = MatMul(x, v) }"""
-    graph = with_weight(body, w=WEIGHT[:3])
+    graph = graph_with_weights(body, w=WEIGHT[:3])
     assert_pass(FoldConstants(input_limit=4), graph, None, X23)
 
 
@@ -203,7 +190,7 @@ def test_share_constants_merges_small_ones_of_one_type():
     body = """g (float[N,3] x, float[1] a, float[1] b) => (float[N,3] y)
         { t = Mul(x, a) y = Mul(t, b) }"""
     two = np.array([2], np.float32)
-    graph = with_weight(body, a=two, b=two)
+    graph = graph_with_weights(body, a=two, b=two)
     run_passes(graph, (ShareConstants(),))
     assert len(graph.graph.initializers) == 1
 
@@ -211,11 +198,11 @@ def test_share_constants_merges_small_ones_of_one_type():
 def test_share_constants_leaves_other_types_and_weights():
     body = """g (float[N,3] x, float[1] a, int64[1] b) => (float[N,3] y)
         { t = Mul(x, a) c = Cast<to=1>(b) y = Mul(t, c) }"""
-    graph = with_weight(body, a=np.array([2], np.float32), b=np.array([2]))
+    graph = graph_with_weights(body, a=np.array([2], np.float32), b=np.array([2]))
     assert_pass(ShareConstants(), graph, None, X23)
     body = """g (float[N,3] x, float[4,3] a, float[4,3] b) => (float[N,3] y)
         { s = Add(a, b) m = ReduceSum(s) y = Mul(x, m) }"""
-    graph = with_weight(body, a=np.ones((4, 3), np.float32), b=np.ones((4, 3), np.float32))
+    graph = graph_with_weights(body, a=np.ones((4, 3), np.float32), b=np.ones((4, 3), np.float32))
     assert_pass(ShareConstants(limit=8), graph, None, X23)
 
 
@@ -288,7 +275,7 @@ def test_compress_weights_halves_what_is_large_and_nothing_else():
     small = RNG.standard_normal(32).astype(np.float32)
     body = """g (float[N,64] x, float[64,32] w, float[32] b) => (float[N,32] y)
         { m = MatMul(x, w)  y = Add(m, b) }"""
-    graph = with_weight(body, w=large, b=small)
+    graph = graph_with_weights(body, w=large, b=small)
     x = RNG.standard_normal((3, 64)).astype(np.float32)
     assert run_passes(graph, (CompressWeights(),))[0].modified
     assert not run_passes(graph, (CompressWeights(),))[0].modified

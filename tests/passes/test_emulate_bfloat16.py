@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_with_weights
+from graph_checks import graph_with_weights, store_weights
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance, deviations
@@ -22,11 +22,7 @@ def graph_of(body: str, **weights: np.ndarray) -> ir.Model:
     parts = ", ".join(["float[n, 16] x", *(f"float[16, 16] {name}" for name in weights)])
     header = '<ir_version: 10, opset_import: ["" : 24]>'
     graph = ir.from_onnx_text(f"{header} g ({parts}) => (float[n, 16] y) {{{body}}}")
-    for name, array in weights.items():
-        value = next(v for v in graph.graph.inputs if v.name == name)
-        graph.graph.inputs.remove(value)
-        value.const_value = ir.tensor(array, name=name)
-        graph.graph.register_initializer(value)
+    store_weights(graph, weights)
     for node in graph.graph:
         node.metadata_props[MODULE_KEY] = "model"
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hugging_face_models import program
+from hugging_face_programs import program
 
 from omnigraph.graph import count_ops
 from omnigraph.passes.base import run_passes

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text
+from graph_checks import assert_miss, assert_outputs, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigraph.contract.graph_check import GraphRunner, longest_contraction, rounding_depth
-from omnigraph.contract.tolerance import Tolerance, deviation
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import deviation
 from omnigraph.graph import count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.join_attention_heads import JoinAttentionHeads
@@ -151,10 +151,4 @@ def test_a_traced_encoder_has_no_transposes_left(traced):
     graph = made.graph.clone()
     run_passes(graph, (*canonical(), JoinAttentionHeads()))
     assert count_ops(graph)["Transpose"] == 1  # of the tied embedding
-    tolerance = Tolerance.for_precision(
-        "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
-    )
-    runner = GraphRunner(graph)
-    for reference in made.references:
-        found = runner.run(reference.feeds)["logits"]
-        assert deviation(found, reference.outputs["logits"]).within(tolerance), reference.case
+    assert_outputs(graph, made.references)

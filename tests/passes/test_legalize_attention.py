@@ -19,13 +19,13 @@ from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
 
 FLOAT, BOOL = ir.DataType.FLOAT, ir.DataType.BOOL
+HEADS = 4
 TENSORS = ("q", "k", "v", "mask", "past_key", "past_value")
 
 
 def attention(
     *,
-    heads: int = 4,
-    key_heads: int | None = None,
+    key_heads: int = HEADS,
     size: int = 8,
     value_size: int | None = None,
     keys: str = "t",
@@ -35,9 +35,9 @@ def attention(
     **attributes: Any,
 ) -> ir.Model:
     """A Graph of one Attention, its lengths open."""
-    key_heads, value_size = key_heads or heads, value_size or size
+    value_size = value_size or size
     shapes: dict[str, tuple[ir.DataType, list[Any]]] = {
-        "q": (FLOAT, ["b", heads, "t", size]),
+        "q": (FLOAT, ["b", HEADS, "t", size]),
         "k": (FLOAT, ["b", key_heads, keys, size]),
         "v": (FLOAT, ["b", key_heads, keys, value_size]),
     }

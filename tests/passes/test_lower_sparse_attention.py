@@ -3,107 +3,29 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from graph_checks import EXACT, assert_miss, assert_pass, graph_from_text
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sparse_attention_graphs import (
+    BIASED,
+    CAUSAL_WINDOW,
+    PADDED,
+    SYMMETRIC_WINDOW,
+    assert_same_numbers,
+    attention_graph,
+    feeds_for,
+    lowered,
+)
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.graph import Graph, count_ops, declare_ranges
-from omnigraph.models import AttentionPattern
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
-from omnigraph.passes.pipelines import canonical
-from omnigraph.program import Case
 
-#: Each row of the softmax is summed over other keys that count zero, so sums are reordered only;
-#: over two layers and their products such differences add up to a few tens of roundings.
-MODEL = Tolerance(rms=32 * 2.0**-24, peak=512 * 2.0**-24)
 #: Half types store each result rounded, and either form rounds its scores once or twice more.
 HALF = Tolerance(rms=4 * 2.0**-11, peak=64 * 2.0**-11)
-
-CAUSAL_WINDOW = (
-    """a0 = LessOrEqual(j, i)  a1 = Sub(i, w)  a2 = Greater(j, a1)  seen = And(a0, a2)"""
-)
-SYMMETRIC_WINDOW = """a0 = Sub(i, j)  a1 = Abs(a0)  seen = Less(a1, w)"""
-
-
-def attention_graph(
-    seen: str,
-    *,
-    window: int = 4,
-    mask: str = "Identity(seen)",
-    dtype: str = "float",
-    heads: tuple[int, int] = (2, 2),
-    length: str = "T",
-    keys: str = "T",
-    more: str = "",
-    inputs: str = "",
-    attributes: str = "",
-) -> Graph:
-    """An Attention over a mask made from positions: ``seen`` makes it from i, j and the window w.
-
-    Queries are the last of the keys; keys="S" stands for past + T.
-    """
-    graph = graph_from_text(
-        f"""g ({dtype}[B,{heads[0]},{length},4] q, {dtype}[B,{heads[1]},{keys},4] k,
-            {dtype}[B,{heads[1]},{keys},4] v, int64[B,{keys}] tokens{inputs})
-            => ({dtype}[B,{heads[0]},{length},4] y)
-            <int64[{length}] rows, int64[{keys}] columns> {{
-          zero = Constant<value_int=0>()  one = Constant<value_int=1>()
-          first = Constant<value_ints=[0]>()  second = Constant<value_ints=[1]>()
-          w = Constant<value_int={window}>()
-          t0 = Shape<start=2, end=3>(q)  t = Squeeze(t0)
-          s0 = Shape<start=2, end=3>(k)  s = Squeeze(s0)  past = Sub(s, t)
-          rows = Range(past, s, one)  i = Unsqueeze(rows, second)
-          columns = Range(zero, s, one)  j = Unsqueeze(columns, first)
-          {seen}  {more}  mask = {mask}
-          y = Attention<{attributes or "is_causal=0"}>(q, k, v, mask) }}"""
-    )
-    values = [*graph.graph.inputs, *(v for node in graph.graph for v in node.outputs)]
-    for value in values:
-        dims = ["past + T" if dim == "S" else dim for dim in value.shape or ()]
-        value.shape = ir.Shape(dims) if value.shape is not None else None
-    return graph
-
-
-PADDED = """axes = Constant<value_ints=[1, 2]>()  token = Cast<to=9>(tokens)
-    there = Unsqueeze(token, axes)  own = Equal(i, j)  kept = Or(there, own)"""
-BIASED = """slopes = Constant<value = float[2,1,1] {-0.5, -0.25}>()
-    lowest = Constant<value_float=-3.4e38>()
-    d0 = Sub(j, i)  d1 = Abs(d0)  d2 = Cast<to=1>(d1)  bias = Mul(d2, slopes)"""
-
-
-def feeds_for(
-    queries: int, keys: int | None = None, *, heads: tuple[int, int] = (2, 2), batch: int = 2
-) -> dict[str, np.ndarray]:
-    rng, keys = np.random.default_rng(queries), queries if keys is None else keys
-
-    def normal(count: int, length: int) -> np.ndarray:
-        return rng.standard_normal((batch, count, length, 4)).astype(np.float32)
-
-    tokens = (rng.random((batch, keys)) < 0.7).astype(np.int64)
-    q, k, v = normal(heads[0], queries), normal(heads[1], keys), normal(heads[1], keys)
-    return {"q": q, "k": k, "v": v, "tokens": tokens}
-
-
-def lowered(graph: Graph, block: int = 4, *, products: bool = False) -> Graph:
-    """The graph after the pass, which must have found its sites."""
-    (record,) = run_passes(graph, (LowerSparseAttention(block=block, products=products),))
-    assert [finding.reason for finding in record.findings if finding.reason] == []
-    return graph
-
-
-def assert_same_numbers(
-    graph: Graph, *feeds: dict[str, np.ndarray], block: int = 4, products: bool = False
-) -> None:
-    dense = GraphRunner(graph.clone())
-    sparse = GraphRunner(lowered(graph, block, products=products))
-    for given_ in feeds:
-        for found in deviations(sparse.run(given_), dense.run(given_)).values():
-            assert found.within(EXACT), (given_["q"].shape, found)
 
 
 def largest_axes(graph: Graph, feeds: dict[str, np.ndarray]) -> int:
@@ -116,7 +38,6 @@ def largest_axes(graph: Graph, feeds: dict[str, np.ndarray]) -> int:
 
 
 # The graph ----------------------------------------------------------------------------------------
-
 
 AFTER = """
 g (float[B,2,T,4] q, float[B,2,T,4] k, float[B,2,T,4] v, int64[B,T] tokens)
@@ -230,14 +151,14 @@ def test_rows_that_are_hidden_entirely_are_zero_either_way(products):
 
 
 def test_queries_at_the_end_of_more_keys():
-    graph = attention_graph(CAUSAL_WINDOW, length="T", keys="S", inputs=", int64[past] p")
+    graph = attention_graph(CAUSAL_WINDOW, keys="S", inputs=", int64[past] p")
     sizes = [(1, 1), (1, 9), (1, 40), (3, 12), (9, 10), (17, 40)]
     feeds = [{**feeds_for(t, s), "p": np.zeros(s - t, np.int64)} for t, s in sizes]
     assert_same_numbers(graph, *feeds)
 
 
 def test_one_query_reads_no_more_keys_than_its_window():
-    graph = attention_graph(CAUSAL_WINDOW, length="T", keys="S", inputs=", int64[past] p")
+    graph = attention_graph(CAUSAL_WINDOW, keys="S", inputs=", int64[past] p")
     feeds = {**feeds_for(1, 500), "p": np.zeros(499, np.int64)}
     (attention,) = (node for node in lowered(graph).graph if node.op_type == "Attention")
     graph.graph.outputs.append(attention.inputs[1])
@@ -311,7 +232,7 @@ def test_half_floats_with_a_number_that_hides():
             },
             "a row may be hidden entirely by a finite number",
         ),
-        ({"seen": CAUSAL_WINDOW, "length": "300", "keys": "300"}, "up to 300 are less than 1024"),
+        ({"seen": CAUSAL_WINDOW, "keys": "300"}, "up to 300 are less than 1024"),
         (
             {"seen": CAUSAL_WINDOW, "inputs": ", bool[T,T] m", "mask": "And(seen, m)"},
             "has an element for each query and key",
@@ -334,115 +255,3 @@ def test_attention_without_a_mask_is_no_site():
     )
     (record,) = run_passes(graph, (LowerSparseAttention(),))
     assert not record.modified and not record.findings
-
-
-# OmniNet ------------------------------------------------------------------------------------------
-
-WINDOW = AttentionPattern("sliding_window", window=8)
-BLOCKS = AttentionPattern("block_sparse", block_size=4, global_blocks=2, random_blocks=2)
-MIXED = ((WINDOW, AttentionPattern("sliding_window", window=3), WINDOW, BLOCKS),) * 2
-
-
-def lowered_omninet(traced, name: str, *, products: bool = False, **settings: object):
-    """The traced program and its graph with each self-attention lowered."""
-    found = traced(name, **settings)
-    graph = found.graph.clone()
-    run_passes(graph, canonical())
-    lowered(graph, block=16, products=products)
-    run_passes(graph, canonical())
-    return found, graph
-
-
-def assert_omninet_numbers(found, graph: Graph, *, past: bool) -> None:
-    """Against torch on the contract's input sets, and against torch at more lengths, padded."""
-    import torch
-
-    runner = GraphRunner(graph)
-    cases = [
-        Case(str(length), {"batch": 3, "sequence": length, "past": 20 if past else 0}, side)
-        for length in (7, 8, 33, 100)
-        for side in ("left", "right")
-    ]
-    for case in cases:
-        feeds = found.program.make_inputs(case)
-        with torch.no_grad():
-            given_ = found.program.module(**feeds)
-        outputs = [given_] if isinstance(given_, torch.Tensor) else list(given_)
-        expected = dict(
-            zip(found.program.outputs, (tensor.numpy() for tensor in outputs), strict=True)
-        )
-        run = runner.run({name: tensor.numpy() for name, tensor in feeds.items()})
-        for name, far in deviations(run, expected).items():
-            assert far.within(MODEL), (case.name, case.padding, name, far)
-
-
-@pytest.mark.parametrize(
-    ("kind", "positions", "attention"),
-    [
-        ("encoder", "alibi", WINDOW),
-        pytest.param("decoder", "rotary", WINDOW, marks=pytest.mark.slow),
-        ("encoder", "rotary", BLOCKS),
-        pytest.param("encoder", "relative", BLOCKS, marks=pytest.mark.slow),
-        pytest.param("decoder", "alibi", BLOCKS, marks=pytest.mark.slow),
-        pytest.param("decoder", "relative", MIXED, marks=pytest.mark.slow),
-        *(
-            pytest.param(kind, positions, WINDOW, marks=pytest.mark.slow)
-            for kind in ("encoder", "decoder")
-            for positions in ("absolute", "sinusoidal", "relative")
-        ),
-    ],
-)
-def test_omninet_gives_torchs_numbers(traced, kind, positions, attention):
-    found, graph = lowered_omninet(
-        traced, "forward", kind=kind, positions=positions, attention=attention
-    )
-    assert_omninet_numbers(found, graph, past=False)
-
-
-def test_omninet_with_a_past_gives_torchs_numbers(traced):
-    found, graph = lowered_omninet(
-        traced, "decode", kind="decoder", positions="relative", attention=WINDOW
-    )
-    assert_omninet_numbers(found, graph, past=True)
-
-
-@pytest.mark.slow
-def test_a_dense_head_beside_sparse_ones_keeps_all_dense(traced):
-    heads = ((WINDOW, WINDOW, AttentionPattern(), WINDOW),) * 2
-    graph = traced("forward", kind="decoder", positions="rotary", attention=heads).graph.clone()
-    run_passes(graph, canonical())
-    assert_miss(LowerSparseAttention(), graph, "may show every key before the query")
-
-
-def test_openvino_gives_torchs_numbers(traced, tmp_path):
-    import openvino
-
-    found, graph = lowered_omninet(
-        traced, "forward", products=True, kind="encoder", positions="alibi", attention=WINDOW
-    )
-    ir.save(graph, path := tmp_path / "lowered.onnx")
-    hint = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(path, "CPU", hint)
-    for length in (1, 5, 8, 33, 100):
-        case = Case("", {"batch": 2, "sequence": length}, "left")
-        feeds = {n: t.numpy() for n, t in found.program.make_inputs(case).items()}
-        expected = GraphRunner(graph).run(feeds)
-        result = {"logits": compiled(feeds)[0]}
-        for far in deviations(result, expected).values():
-            assert far.within(MODEL), (length, far)
-
-
-@pytest.mark.parametrize("target", ["onnx", "openvino", "tensorrt"])
-def test_every_target_takes_the_nodes(traced, target):
-    lowering = pytest.importorskip(f"omnigraph.lowering.{target}").TARGET
-    precision = "fp16" if target == "tensorrt" else "fp32"
-    _, graph = lowered_omninet(
-        traced,
-        "forward",
-        products=target == "openvino",
-        kind="encoder",
-        positions="rotary",
-        attention=BLOCKS,
-    )
-    run_passes(graph, lowering.pipeline(precision))
-    lowering.check_nodes("forward", graph, precision)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import openvino as ov
 import pytest
 import torch
-from graph_checks import graph_from_text
+from graph_checks import graph_from_text, graph_with_weights
 from onnx.reference import ReferenceEvaluator
 
 from omnigraph.artifact import Artifact, ProgramEntry, seal
@@ -67,13 +67,7 @@ def step_graph() -> Graph:
         "table": rng.normal(size=(100, HIDDEN)).astype(np.float32),
         "split": np.array([0, -1, 2, 32]),
     }
-    graph = graph_from_text(STEP)
-    for name, array in constants.items():
-        value = next(v for v in graph.graph.inputs if v.name == name)
-        graph.graph.inputs.remove(value)
-        value.const_value = ir.tensor(array, name=name)
-        graph.graph.register_initializer(value)
-    return graph
+    return graph_with_weights(STEP, **constants)
 
 
 def write(directory: Path, precision: str = "fp32") -> Path:

@@ -1,4 +1,4 @@
-"""The tensorrt target: engines built here, and what is refused before and by the vendor."""
+"""The tensorrt target: engines built here, their profiles, and the options of a build."""
 
 from __future__ import annotations
 
@@ -11,21 +11,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx_ir.passes.common import ShapeInferencePass
+from tensorrt_programs import HEADS, SIZE, TARGET, WIDTH, emit, graph_of, lower
 
 from omnigraph.contract.tolerance import Tolerance, deviation
-from omnigraph.errors import CompileError, UnsupportedError, UsageError
-from omnigraph.graph import MODULE_KEY, Graph
-from omnigraph.lowering import Lowered, find_target
-from omnigraph.lowering.tensorrt.build import UNBOUNDED_LENGTH, TensorRtError, profile_of
-from omnigraph.lowering.tensorrt.support import _TAKEN, refusal
-from omnigraph.passes.base import run_passes
+from omnigraph.errors import UnsupportedError, UsageError
+from omnigraph.lowering import Lowered
+from omnigraph.lowering.tensorrt.build import UNBOUNDED_LENGTH, profile_of
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.program import Dim, TensorSpec
-
-TARGET: Any = find_target("tensorrt")
-HEADS, SIZE = 2, 16
-WIDTH = HEADS * SIZE
 
 #: One decoder layer with a past: masks, positions, a norm, attention, a feed-forward.
 LAYER = """
@@ -66,48 +59,9 @@ layer (int64[batch, sequence] ids, int64[batch, total] mask,
 """
 
 
-def graph_of(text: str, seed: int = 0, **sizes: int) -> Graph:
-    """A Graph of ONNX text; float inputs without a name among their dimensions become weights."""
-    text = text.format(**{"size": SIZE, "width": WIDTH, **sizes}) if sizes or "{{" in text else text
-    graph = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 24]> {text.strip()}')
-    rng = np.random.default_rng(seed)
-    for value in list(graph.graph.inputs):
-        if value.dtype == ir.DataType.FLOAT and all(isinstance(d, int) for d in value.shape):
-            array = (rng.normal(size=value.shape.numpy()) / np.sqrt(WIDTH)).astype(np.float32)
-            graph.graph.inputs.remove(value)
-            value.const_value = ir.tensor(array, name=value.name)
-            graph.graph.register_initializer(value)
-    ShapeInferencePass()(graph)
-    for position, node in enumerate(graph.graph):
-        node.name = node.name or f"{node.op_type}_{position}"
-        node.metadata_props[MODULE_KEY] = "layer"
-    return graph
-
-
-def lowered(graph: Graph, precision: str = "fp16", name: str = "decode", **dims: Dim) -> Lowered:
-    """A Graph as the driver hands it to the target."""
-    run_passes(graph, TARGET.pipeline(precision))
-    TARGET.check_nodes(name, graph, precision)
-    inputs, outputs = (
-        tuple(
-            TensorSpec(
-                value.name,
-                value.dtype.numpy().name,
-                tuple(
-                    "past + sequence" if str(d) == "total" else d if isinstance(d, int) else d.value
-                    for d in value.shape
-                ),
-            )
-            for value in values
-        )
-        for values in (graph.graph.inputs, graph.graph.outputs)
-    )
-    return Lowered(name, graph, inputs, outputs, dims)
-
-
 def layer(precision: str = "fp16", name: str = "decode", **sizes: int) -> Lowered:
     dims = {"batch": Dim(1, 4), "sequence": Dim(1, 16), "past": Dim(0, 32)}
-    return lowered(graph_of(LAYER, **sizes), precision, name, **dims)
+    return lower(graph_of(LAYER, **sizes), precision, name, **dims)
 
 
 def feeds(batch: int, sequence: int, past: int, size: int = SIZE) -> dict[str, np.ndarray]:
@@ -119,10 +73,6 @@ def feeds(batch: int, sequence: int, past: int, size: int = SIZE) -> dict[str, n
         "mask": mask,
         "past_key": rng.normal(size=(batch, HEADS, past, size)).astype(np.float32),
     }
-
-
-def emit(program: Lowered, directory: Path, precision: str = "fp16", **options: str) -> Any:
-    return TARGET.emit([program], directory, precision=precision, options=options)
 
 
 # What is built -------------------------------------------------------------------------------
@@ -221,7 +171,7 @@ def test_compute_asked_for_is_what_is_built(tmp_path: Path) -> None:
 )
 def test_each_form_of_attention_builds(text: str, kernels: int, tmp_path: Path) -> None:
     shape = "[batch, 2, sequence, 16]"
-    program = lowered(
+    program = lower(
         graph_of(
             f"g (float{shape} q, float{shape} k, bool[sequence, sequence] mask)"
             f" => (float{shape} y) {{ {text} y = Add(a, a) }}"
@@ -300,122 +250,11 @@ def test_other_precisions_and_options_are_refused() -> None:
 
 # Refusals ------------------------------------------------------------------------------------
 
-F, H, T = "float[n, 4]", "float16[b, 2, t, 16]", "float16[b, 2, t, 4]"
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (f"({F} x) => ({F} y) {{ y = Relu(x) }}", None),
-        (f"({F} x) => (int64[2, k] y) {{ y = NonZero(x) }}", "no such op"),
-        ("(double[n] x) => (double[n] y) { y = Relu(x) }", "does not compute in double"),
-        ("(uint8[n] x) => (uint8[n] y) { y = Add(x, x) }", "does not compute in uint8"),
-        ("(uint8[n] x) => (float[n] y) { y = Cast<to = 1>(x) }", None),
-        ("(bfloat16[n] x) => (bfloat16[n] y) { y = Mish(x) }", "no Mish in bfloat16"),
-        (f"({F} x) => ({F} y) {{ y = Mod(x, x) }}", "fmod=1 only"),
-        (f"({F} x) => ({F} y) {{ y = Mod<fmod = 1>(x, x) }}", None),
-        ("(bool[n, 4] x) => (bool[1, 1] y) { y = ReduceMax(x) }", "does not reduce booleans"),
-        (f"({F} x, int64[k] a) => (float[n] y) {{ y = Squeeze(x, a) }}", "constant axes only"),
-        (
-            f"({F} x, int64[n, 1] i, {F} u) => ({F} y)"
-            '{ y = ScatterND<reduction = "add">(x, i, u) }',
-            "scatters without a reduction, not by 'add'",
-        ),
-        (
-            f"({F} x, float[4] s) => ({F} y, float[n, 1] m) {{ y, m = LayerNormalization(x, s) }}",
-            "gives the first output only, and 'm' is used",
-        ),
-        (f"({F} x, float[4] s) => ({F} y) {{ y, m = LayerNormalization(x, s) }}", None),
-        (f"({H} q, {H} k) => ({H} y) {{ y = Attention(q, k, k) }}", None),
-        (
-            f"({H} q) => ({H} y) {{ y = Attention(q, q, q) }}",
-            "queries and keys that are one tensor",
-        ),
-        (f"({T} q, {T} k) => ({T} y) {{ y = Attention(q, k, k) }}", "heads of 4, outside 9 to 256"),
-        (
-            f"({H} q, {H} k) => ({H} y) {{ y = Attention<softcap = 5.0>(q, k, k) }}",
-            "no attention kernel for a softcap",
-        ),
-        (
-            f"({H} q, {H} k, bool[t, t] m) => ({H} y)"
-            "{ y = Attention<is_causal = 1>(q, k, k, m) }",
-            "a mask or is_causal, not both",
-        ),
-        (f"({H} q, {H} k) => ({H} y) {{ y = Attention(q, k, k, , k, k) }}", "no past"),
-        (
-            f"({H} q, {H} k) => ({H} y) {{ y = Attention(q, k, k) }}".replace("float16", "float"),
-            "fp16 and bf16 only",
-        ),
-    ],
-)
-def test_reason(text: str, reason: str | None) -> None:
-    graph = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 24]> g {text}')
-    found = refusal(graph.graph[0])
-    assert found is None if reason is None else found is not None and reason in found, found
-
-
-def test_refusal_names_node_and_module() -> None:
-    graph = graph_of("g (float[n, 4] x) => (int64[2, k] y) { y = NonZero(x) }")
-    with pytest.raises(
-        UnsupportedError, match=r"NonZero 'NonZero_0' of module 'layer': TensorRT has"
-    ):
-        TARGET.check_nodes("decode", graph, "fp16")
-
-
-def test_every_op_taken_is_one_of_the_vendors_parser() -> None:
-    import tensorrt_rtx
-
-    log = tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR)
-    network = tensorrt_rtx.Builder(log).create_network(0)
-    parser = tensorrt_rtx.OnnxParser(network, log)
-    assert [op for op in sorted(_TAKEN) if not parser.supports_operator(op)] == []
-
-
-def test_refusal_of_the_parser_names_node_and_module(tmp_path: Path) -> None:
-    graph = graph_of(
-        "g (float[1, 1, n, 4] x) => (float[1, 1, m, 8] y) <float[4] s = {1.0, 1.0, 2.0, 2.0}>"
-        '{ y = Resize<coordinate_transformation_mode = "tf_crop_and_resize">(x, , s) }'
-    )
-    with pytest.raises(CompileError, match="'Resize_0' of module 'layer'") as caught:
-        emit(lowered(graph, n=Dim(1, 4)), tmp_path)
-    assert isinstance(caught.value.__cause__, TensorRtError)
-
-
-def test_refusal_of_the_compiler_says_why(tmp_path: Path) -> None:
-    shape = "[b, t, 8]"
-    graph = graph_of(
-        f"g (float16{shape} q, float16{shape} k) => (float16{shape} y)"
-        "{ y = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, k) }"
-    )
-    inputs = tuple(TensorSpec(name, "float16", ("b", "t", 8)) for name in "qk")
-    program = Lowered("forward", graph, inputs, (), {"b": Dim(1, 2), "t": Dim(1, 4)})
-    with pytest.raises(CompileError, match="not supported by a dedicated kernel") as caught:
-        emit(program, tmp_path)
-    assert isinstance(caught.value.__cause__, TensorRtError)
-
-
-def test_crash_of_the_compiler_is_an_error(tmp_path: Path) -> None:
-    shape = "[b, 2, t, 16]"
-    graph = graph_of(f"g (float16{shape} q) => (float16{shape} y) {{ y = Attention(q, q, q) }}")
-    inputs = (TensorSpec("q", "float16", ("b", 2, "t", 16)),)
-    program = Lowered("forward", graph, inputs, (), {"b": Dim(1, 2), "t": Dim(1, 4)})
-    with pytest.raises(CompileError, match="compiler crashed on program 'forward': found SIGSEGV"):
-        emit(program, tmp_path)
-
-
-def test_input_that_is_a_shape_is_refused(tmp_path: Path) -> None:
-    graph = graph_of(
-        "g (float[n] x, int64 m) => (float[k] y) <int64 z = {0}, int64 o = {1}>"
-        "{ r = Range(z, m, o) y = Cast<to = 1>(r) }"
-    )
-    with pytest.raises(UnsupportedError, match="Input 'm' of program 'decode' is read as a shape"):
-        emit(lowered(graph, n=Dim(1, 4)), tmp_path)
-
 
 def test_heads_that_are_not_fixed_are_written_out(tmp_path: Path) -> None:
     graph = graph_of(
         "g (float[b, n, t, 16] q, float[b, m, t, 16] k) => (float[b, n, t, 16] y)"
         "{ y = Attention(q, k, k) }"
     )
-    program = lowered(graph, b=Dim(1, 2), n=Dim(2, 4), m=Dim(2, 4), t=Dim(1, 4))
+    program = lower(graph, b=Dim(1, 2), n=Dim(2, 4), m=Dim(2, 4), t=Dim(1, 4))
     assert "Attention" not in {node.op_type for node in program.graph.graph}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text
+from graph_checks import graph_from_text, store_weights
 
 from omnigraph.passes.analysis.attention.mask import (
     MaskMeaning,
@@ -38,12 +38,8 @@ def mask(body: str, kind: str = "bool") -> MaskMeaning:
     tokens = next(value for value in graph.graph.inputs if value.name == "m")
     assert tokens.shape is not None
     tokens.shape = ir.Shape([tokens.shape[0], "past + sequence"])
-    value = next(v for v in graph.graph.inputs if v.name == "slopes")
-    graph.graph.inputs.remove(value)
-    value.const_value = ir.tensor(
-        np.array([-0.5, -0.25, -0.125, -0.0625], np.float32).reshape(4, 1, 1), name="slopes"
-    )
-    graph.graph.register_initializer(value)
+    slopes = np.array([-0.5, -0.25, -0.125, -0.0625], np.float32)
+    store_weights(graph, {"slopes": slopes.reshape(4, 1, 1)})
     output = graph.graph.outputs[0]
     output.shape = None
     return meaning(output)

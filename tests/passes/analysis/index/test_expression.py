@@ -7,7 +7,7 @@ from math import inf
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text
+from graph_checks import graph_from_text, graph_with_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,12 +43,8 @@ def output_of(body: str, kind: str = "int64", **arrays: np.ndarray) -> ir.Value:
         f", {_kind(array)}[{','.join(map(str, array.shape))}] {name}"
         for name, array in arrays.items()
     )
-    graph = graph_from_text(f"g (float[T,S] x{inputs}) => ({kind}[A,B] y) {{ {POSITIONS} {body} }}")
-    for name, array in arrays.items():
-        value = next(v for v in graph.graph.inputs if v.name == name)
-        graph.graph.inputs.remove(value)
-        value.const_value = ir.tensor(array, name=name)
-        graph.graph.register_initializer(value)
+    text = f"g (float[T,S] x{inputs}) => ({kind}[A,B] y) {{ {POSITIONS} {body} }}"
+    graph = graph_with_weights(text, **arrays)
     return graph.graph.outputs[0]
 
 

@@ -1,0 +1,72 @@
+"""Exported programs of torch: their modules, their dimensions, and how they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from plain_transformer import example, open_shapes
+from torch import nn
+
+import omnigraph
+from omnigraph.frontends.resolve import resolve
+from omnigraph.graph import MODULE_KEY
+from omnigraph.program import Dim, contract_cases
+from omnigraph.tracing.trace import reference_for, trace
+
+
+def test_an_exported_program_keeps_its_modules_and_its_dimensions(tmp_path: Path):
+    module, inputs = example()
+    exported = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=open_shapes())
+    path = tmp_path / "net.pt2"
+    torch.export.save(exported, path)
+    (program,) = resolve(str(path)).programs
+    assert [(s.name, s.shape) for s in program.inputs] == [
+        ("input_ids", ("batch", "sequence")),
+        ("attention_mask", ("batch", "sequence")),
+    ]
+    graph = trace(program)
+    assert "layers.0.attention.query.weight" in graph.graph.initializers
+    softmax = [n.metadata_props[MODULE_KEY] for n in graph.graph if n.op_type == "Softmax"]
+    assert softmax == ["layers.0.attention", "layers.1.attention"]
+    reports = omnigraph.export(str(path), "onnx,openvino", out=tmp_path)
+    assert [report.path.name for report in reports] == [
+        "net-onnx-fp32.omni",
+        "net-openvino-fp32.omni",
+    ]
+
+
+class Weighted(nn.Module):
+    """A module of a dictionary, a keyword and a number, which returns a dictionary."""
+
+    def forward(self, parts: dict[str, torch.Tensor], power: int, *, bias: torch.Tensor):
+        return {"sum": parts["left"] ** power + parts["right"] + bias, "double": 2 * parts["left"]}
+
+
+def test_an_exported_program_is_called_by_the_names_of_its_tensors(tmp_path: Path):
+    left, right, bias = torch.randn(3, 4), torch.randn(3, 4), torch.randn(4)
+    batch = torch.export.Dim("batch", min=2, max=16)
+    exported = torch.export.export(
+        Weighted(),
+        ({"left": left, "right": right}, 2),
+        {"bias": bias},
+        dynamic_shapes={
+            "parts": {"left": {0: batch}, "right": {0: batch}},
+            "power": None,
+            "bias": None,
+        },
+    )
+    torch.export.save(exported, tmp_path / "weighted.pt2")
+    (program,) = resolve(tmp_path / "weighted.pt2").programs
+    assert [(s.name, s.shape) for s in program.inputs] == [
+        ("parts_left", ("batch", 4)),
+        ("parts_right", ("batch", 4)),
+        ("bias", (4,)),
+    ]
+    assert (program.dims["batch"], program.outputs) == (Dim(2, 16), ("sum", "double"))
+    reference = reference_for(program, contract_cases(program)[2])
+    feeds = reference.feeds
+    expected = feeds["parts_left"] ** 2 + feeds["parts_right"] + feeds["bias"]
+    np.testing.assert_allclose(reference.outputs["sum"], expected, rtol=1e-6)
+    omnigraph.export(program, "onnx", out=tmp_path / "weighted.omni")
