@@ -92,10 +92,8 @@ def _run_line(line: str, block: Block, folder: Path) -> str | None:
 def _run_command(arguments: list[str], folder: Path) -> str:
     if arguments[0] in _OWN_PROCESS:
         command = [sys.executable, "-m", "omnigraph", *arguments]
-        path = os.pathsep.join([str(ROOT), str(folder)])
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-        )
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         status, out, errors = done.returncode, done.stdout, done.stderr
     else:
         status, out, errors = _call_main(arguments)
@@ -152,7 +150,7 @@ def _run_python(block: Block) -> None:
 
 def _run_tests(block: Block, folder: Path) -> None:
     """A file of tests, which may import what tests of this repository do."""
-    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), str(folder)])
+    path = os.pathsep.join([str(ROOT / "tests"), str(folder)])
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(block.file_name)],
         capture_output=True,
