@@ -12,7 +12,7 @@ from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.eliminate_identities import EliminateIdentities
 from omnigraph.passes.fold_constants import FoldConstants
-from omnigraph.passes.registry import describe_options, edited, installed_passes, make_pass
+from omnigraph.passes.registry import describe_options, installed_passes, make_pass
 
 PIPELINE = (FoldConstants(), EliminateIdentities(), EliminateDeadCode())
 
@@ -72,31 +72,3 @@ def test_anyone_s_pass_is_found_by_its_file(tmp_path: Path):
     found = make_pass(f"{path}:CountNodes:limit=2")
     assert found.name == "count-nodes"
     assert found.options == {"limit": 2}
-
-
-def test_edits_leave_out_replace_and_add_at_a_place():
-    assert names(edited(PIPELINE, "-eliminate-identities", 3)) == [
-        "fold-constants",
-        "eliminate-dead-code",
-    ]
-    assert names(edited(PIPELINE, "lift-constants,share-constants", 1)) == [
-        "fold-constants",
-        "lift-constants",
-        "share-constants",
-        "eliminate-identities",
-        "eliminate-dead-code",
-    ]
-    # What is left out before the place moves it.
-    assert names(edited(PIPELINE, "-fold-constants, lift-constants", 2)) == [
-        "eliminate-identities",
-        "lift-constants",
-        "eliminate-dead-code",
-    ]
-    pipeline = (*PIPELINE, ConvertPrecision("fp16"))
-    assert edited(pipeline, "convert-precision:precision=bf16", 0)[-1] == ConvertPrecision("bf16")
-    assert edited(PIPELINE, "", 0) == PIPELINE
-
-
-def test_a_pass_that_is_not_there_cannot_be_left_out():
-    with pytest.raises(UsageError, match="'lift-constants' cannot be left out"):
-        edited(PIPELINE, "-lift-constants", 0)
