@@ -88,7 +88,7 @@ def check_graph(graph: Graph, stage: str) -> None:
 
 
 def proto_without_weights(graph: Graph) -> onnx.ModelProto:
-    """The Graph as protobuf, its larger weights turned into inputs of the same name and type."""
+    """The Graph as protobuf; large weights, and those in a file, become inputs of the same name."""
     with weights_elsewhere(graph, lambda *_: ("weights", 0), least_bytes=_LARGE_BYTES):
         proto = ir.to_proto(graph)
     initializers = list(proto.graph.initializer)
@@ -117,10 +117,13 @@ class GraphRunner:
         self.graph = graph
         options = _plain_options()
         proto = proto_without_weights(graph)
+        own = {value.name for value in graph.graph.inputs}
+        # Large ones, and small ones of a file of weights.
+        left_out = {info.name for info in proto.graph.input if info.name not in own}
         self._weights = {
             name: _ort_value(value.const_value)
             for name, value in graph.graph.initializers.items()
-            if value.const_value is not None and value.const_value.nbytes >= _LARGE_BYTES
+            if value.const_value is not None and name in left_out
         }
         try:
             self._session = onnxruntime.InferenceSession(

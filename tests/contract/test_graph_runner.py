@@ -101,6 +101,14 @@ def test_weights_in_a_file_are_mapped(tmp_path: Path):
     np.testing.assert_allclose(found, x @ array + weights(graph)["b"], rtol=1e-4, atol=1e-4)
 
 
+def test_small_weights_in_a_file_are_read(tmp_path: Path):
+    graph = layer()
+    expected = GraphRunner(graph).run({"x": np.ones((2, 4), np.float32)})
+    ir.save(graph, tmp_path / "model.onnx", external_data="model.data", size_threshold_bytes=0)
+    found = GraphRunner(ir.load(tmp_path / "model.onnx")).run({"x": np.ones((2, 4), np.float32)})
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
 def test_a_weight_that_is_turned_or_strided():
     array = np.random.default_rng(5).standard_normal((32, 64)).astype(np.float32)
     for turned in (array.T, np.repeat(array.T, 2, axis=0)[::2]):
