@@ -21,17 +21,11 @@ from omnigraph.runtimes.kernels import Kernel
 if TYPE_CHECKING:
     import openvino
 
-#: What a device computes in, by the artifact's precision. It is always said, because OpenVINO
-#: would choose bf16 by itself on a CPU that has it, and fp16 on a GPU.
-_EXECUTION = {
-    "cpu": {"fp32": "f32", "fp16": "f32"},
-    "gpu": {"fp32": "f32"},
-    "npu": {},
-}
-#: What all other precisions are computed in, integers aside.
-_HALF = {"cpu": "bf16", "gpu": "f16", "npu": "f16"}
-#: Terms of an activation that are quantized together at run time, where weights alone are integers.
-_GROUPS = {"int8-dynamic": 128, "int8-weights": 32, "int4-weights": 32}
+#: The kinds of device that the artifacts of the target may run on.
+_DEVICES = ("cpu", "gpu", "npu")
+#: What floats are computed in where a manifest does not say so: the widest type. It is always
+#: asked for, since OpenVINO would choose bf16 by itself on a CPU that has it, and fp16 on a GPU.
+_WIDEST = "f32"
 #: Whether OpenVINO computes products of quantized activations with integers on a CPU, or in float,
 #: from the same codes. It is a key of its own plugins, which its documentation does not list.
 _INTEGER_PRODUCTS = "LP_TRANSFORMS_MODE"
@@ -50,7 +44,7 @@ class OpenVinoSession(Session):
         made_for = self.artifact.manifest["device"]
         wanted = made_for if device == "auto" else device.lower()
         found = wanted in here or any(name.startswith(f"{wanted}.") for name in here)
-        if found and wanted.split(".")[0] in _EXECUTION:
+        if found and wanted.split(".")[0] in _DEVICES:
             return wanted
         raise DeviceError(
             f"OpenVINO cannot run on device {wanted!r} here",
@@ -86,21 +80,23 @@ class OpenVinoSession(Session):
             else np.empty(0, np.uint8)
         )
         model = self._core.read_model(xml, _tensor_over(weights))
-        config = self._config()
+        config = self._config(entry)
         if self.device == "cpu" and _multiplies_integers(model) and sums_saturate():
             config[_INTEGER_PRODUCTS] = False
         with _pages_released(weights):
             compiled = self._core.compile_model(model, self.device.upper(), config)
         return compiled, weights
 
-    def _config(self) -> dict[str, Any]:
-        kind, precision = self.device.split(".")[0], self.artifact.manifest["precision"]
+    def _config(self, entry: ProgramEntry) -> dict[str, Any]:
+        """Properties of a compiled program, as the target wrote them into the manifest."""
+        kind = self.device.split(".")[0]
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _EXECUTION[kind].get(precision, _HALF[kind]),
+            "INFERENCE_PRECISION_HINT": entry.details.get("execution", {}).get(kind, _WIDEST),
         }
-        if kind == "cpu" and precision in _GROUPS:
-            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _GROUPS[precision]
+        group = entry.details.get("dynamic_quantization_group")
+        if kind == "cpu" and group is not None:
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
         if self.threads is not None and self.device == "cpu":
             config["INFERENCE_NUM_THREADS"] = self.threads
         return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,9 @@ def write(directory: Path, precision: str = "fp32") -> Path:
         run_passes(program.graph, TARGET.pipeline(precision))
     emission = TARGET.emit(programs, directory, precision=precision, options={})
     entries = {
-        p.name: ProgramEntry(p.inputs, p.outputs, emission.files[p.name]).to_dict()
+        p.name: ProgramEntry(
+            p.inputs, p.outputs, emission.files[p.name], details=emission.details[p.name]
+        ).to_dict()
         for p in programs
     }
     manifest = {
@@ -167,6 +170,25 @@ def test_each_precision_runs_in_its_own_arithmetic(tmp_path: Path, precision: st
     least = {"fp32": 0.0, "fp16": 2.0**-16, "bf16": 2.0**-12 if HAS_BF16 else 2.0**-16}
     most = {"fp32": 2.0**-18, "fp16": 2.0**-10, "bf16": 2.0**-6}
     assert least[precision] < error < most[precision]
+
+
+def test_what_the_manifest_says_is_what_is_asked_of_openvino(tmp_path: Path) -> None:
+    for precision, group in (("bf16", None), ("int8-dynamic", 128), ("int4-weights", 32)):
+        with load(write(tmp_path / precision, precision)) as session:
+            config = session._config(session.entry(None))
+        assert config["INFERENCE_PRECISION_HINT"] == "bf16"
+        assert config.get("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
+
+
+def test_an_artifact_that_says_nothing_is_computed_in_fp32(tmp_path: Path) -> None:
+    path = write(tmp_path / "old")
+    manifest = json.loads((path / "manifest.json").read_text())
+    for program in manifest["programs"].values():
+        program["details"] = {}
+    seal(path, manifest)
+    with load(path) as session:
+        check(session.run(feeds()), feeds())
+        assert session._config(session.entry(None))["INFERENCE_PRECISION_HINT"] == "f32"
 
 
 def test_outputs_stay_when_more_is_run(session: Session) -> None:

@@ -1,8 +1,9 @@
-"""What OpenVINO's kernels take of integers: the schemes of the ``openvino`` target."""
+"""The precisions of the ``openvino`` target: what is quantized, and what its runtime must know."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import onnx_ir as ir
 
@@ -21,3 +22,27 @@ SCHEMES: Mapping[str, Scheme | None] = {
     "int8-weights": Scheme(PER_CHANNEL, runtime_group=32),
     "int4-weights": Scheme(WeightGrid(ir.DataType.UINT4, 64), runtime_group=32),
 }
+
+#: What a device computes floats in, where that is not its half type.
+_EXECUTION = {
+    "cpu": {"fp32": "f32", "fp16": "f32"},
+    "gpu": {"fp32": "f32"},
+    "npu": {},
+}
+_HALF = {"cpu": "bf16", "gpu": "f16", "npu": "f16"}
+
+
+def runtime_details(precision: str) -> dict[str, Any]:
+    """What the runtime must know of a precision, for the manifest: JSON-ready.
+
+    Returns:
+        ``execution``: by device, the type that floats are computed in. Where activations are
+        quantized at run time, ``dynamic_quantization_group``: how many terms together.
+    """
+    execution = {
+        device: types.get(precision, _HALF[device]) for device, types in _EXECUTION.items()
+    }
+    details: dict[str, Any] = {"execution": execution}
+    if (scheme := SCHEMES[precision]) is not None and scheme.runtime_group is not None:
+        details["dynamic_quantization_group"] = scheme.runtime_group
+    return details

@@ -21,7 +21,7 @@ from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.openvino.attention import simplify_attention
 from omnigraph.lowering.openvino.ir import SharedWeights, rewrite_ir, weights_as_inputs
-from omnigraph.lowering.openvino.quantization import SCHEMES
+from omnigraph.lowering.openvino.quantization import SCHEMES, runtime_details
 from omnigraph.lowering.openvino.support import computed_wrongly
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.decompose_partial_rotary import DecomposePartialRotary
@@ -119,7 +119,12 @@ class OpenVinoTarget(Target):
             files[program.name] = {"model": out.name}
         if weights.path.exists():
             files = {name: {**roles, "weights": _WEIGHTS} for name, roles in files.items()}
-        return Emission(files=files, device="cpu", requires={"openvino": ">=2026.4,<2027"})
+        return Emission(
+            files=files,
+            device="cpu",
+            requires={"openvino": ">=2026.4,<2027"},
+            details={program.name: runtime_details(precision) for program in programs},
+        )
 
 
 TARGET = OpenVinoTarget()
