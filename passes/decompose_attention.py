@@ -28,9 +28,9 @@ class DecomposeAttention(SitePass):
 
     After::
 
-        scores = MatMul(Mul(q, scale), Transpose(k))
-        shares = Softmax(Add(scores, mask))       a boolean mask: Where(mask, scores, least)
-        y      = MatMul(shares, v)
+        scores  = MatMul(Mul(q, scale), Transpose(k))
+        weights = Softmax(Add(scores, mask))      a boolean mask: Where(mask, scores, least)
+        y       = MatMul(weights, v)
 
     A row that the mask hides entirely is zero, as the rule of Attention-24 says. Fewer heads of
     keys than of queries are repeated.
@@ -167,14 +167,14 @@ class _Decomposition:
             return self.new.op("Where", self.mask, scores, self.number(float(least)))
         return self.new.op("Add", scores, self.mask)
 
-    def without_hidden_rows(self, shares: ir.Value) -> ir.Value:
+    def without_hidden_rows(self, weights: ir.Value) -> ir.Value:
         """Zero for keys that are hidden, which matters where all of a row are."""
         if self.mask is None:
-            return shares
+            return weights
         if self.mask.dtype == ir.DataType.BOOL:
-            return self.new.op("Where", self.mask, shares, self.number(0.0))
-        undefined = self.new.op("IsNaN", shares)
-        return self.new.op("Where", undefined, self.number(0.0), shares)
+            return self.new.op("Where", self.mask, weights, self.number(0.0))
+        undefined = self.new.op("IsNaN", weights)
+        return self.new.op("Where", undefined, self.number(0.0), weights)
 
     def replace(self, index: int, result: ir.Value) -> None:
         old = self.node.outputs[index]
