@@ -11,9 +11,9 @@ import onnx_ir as ir
 from omnigraph.contract.graph_check import longest_contraction, rounding_depth
 from omnigraph.contract.tolerance import UNIT_ROUNDOFF, Tolerance
 from omnigraph.graph import Graph
-from omnigraph.passes.analysis.attention.mask import KEY, QUERY, NotClosed, meaning
+from omnigraph.passes.analysis.attention.mask import KEY, QUERY, meaning
 from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY
-from omnigraph.passes.analysis.index.expression import Expression, coordinates
+from omnigraph.passes.analysis.index import Expression, NotClosed, coordinates
 from omnigraph.passes.analysis.position.bias import (
     HIDES_ALL,
     PositionBias,

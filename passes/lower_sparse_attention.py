@@ -12,8 +12,7 @@ from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY, MASK, B
 from omnigraph.passes.analysis.block_sparse.layout import BlockPattern, Window, pattern_of
 from omnigraph.passes.analysis.block_sparse.mask import check
 from omnigraph.passes.analysis.block_sparse.reach import reach
-from omnigraph.passes.analysis.index.expression import Linear
-from omnigraph.passes.analysis.index.simplification import every
+from omnigraph.passes.analysis.index import Linear, every
 from omnigraph.passes.matching import axis_size, input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
 

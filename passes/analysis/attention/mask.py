@@ -12,9 +12,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index.bounds import bounds
-from omnigraph.passes.analysis.index.expression import (
-    BOOL,
+from omnigraph.passes.analysis.index import (
     TRUE,
     All,
     Apply,
@@ -24,15 +22,16 @@ from omnigraph.passes.analysis.index.expression import (
     Linear,
     NonNegative,
     Number,
+    apply,
+    bounds,
     coordinate,
     coordinates,
     data,
-    total,
+    deny,
+    every,
+    read,
+    substitute,
 )
-from omnigraph.passes.analysis.index.reading import NotClosed, read
-from omnigraph.passes.analysis.index.simplification import apply, deny, every, substitute
-
-__all__ = ["AXES", "MaskMeaning", "NotClosed", "difference", "meaning", "separate"]
 
 #: The coordinates of a mask [B, H, T, S].
 AXES = BATCH, HEAD, QUERY, KEY = ("b", "h", "i", "j")
@@ -125,7 +124,7 @@ def meaning(value: ir.Value) -> MaskMeaning:
         NotClosed: its elements cannot be read as an expression.
     """
     expression = read(value, AXES)
-    if expression.type == BOOL:
+    if expression.type == ir.DataType.BOOL:
         return MaskMeaning(expression, conjuncts(expression))
     visible, bias, hidden, replaces = _apart(expression)
     return MaskMeaning(expression, visible, bias, hidden, replaces)
@@ -169,17 +168,14 @@ def _apart(
 
 def hiding(expression: Expression) -> float | None:
     """The number of a constant that hides a key, or None."""
-    if not isinstance(expression, Number) or expression.dtype == BOOL:
+    if not isinstance(expression, Number) or expression.dtype == ir.DataType.BOOL:
         return None
     return expression.value if expression.value <= _HIDES else None
 
 
 def difference(expression: Expression, name: str = "d") -> Expression | None:
     """The expression of ``d = j - i``, if it depends on query and key through that alone."""
-    distance = total(
-        [(Linear(0, ((Coordinate(name, signed=True), 1),)), 1), (coordinate(QUERY), 1)]
-    )
-    found = substitute(expression, {KEY: distance})
+    found = substitute(expression, {KEY: coordinate(name, signed=True) + coordinate(QUERY)})
     return None if QUERY in coordinates(found) else found
 
 
@@ -233,7 +229,7 @@ def _separate_integer(linear: Linear, dtype: ir.DataType) -> tuple[Expression, E
 def without_abs(linear: Linear, visible: tuple[Expression, ...]) -> Linear:
     """An integer with ``|x|`` read as ``x`` or ``-x`` where a predicate says which it is."""
     known = [p.sum for p in visible if isinstance(p, NonNegative)]
-    sums = [(Linear(linear.constant), 1)]
+    result = Linear(linear.constant)
     for term, factor in linear.terms:
         one = Linear(0, ((term, 1),))
         if isinstance(term, Apply) and term.op == "Abs" and isinstance(term.args[0], Linear):
@@ -242,5 +238,5 @@ def without_abs(linear: Linear, visible: tuple[Expression, ...]) -> Linear:
                 one = inner
             elif any(bounds(-inner - edge)[0] >= 0 for edge in known):
                 one = -inner
-        sums.append((one, factor))
-    return total(sums)
+        result = result + one * factor
+    return result

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention.mask import MaskMeaning, NotClosed, meaning
+from omnigraph.passes.analysis.attention.mask import MaskMeaning, meaning
 from omnigraph.passes.analysis.attention.past import ConcatenatedPast
-from omnigraph.passes.analysis.index.expression import Linear
-from omnigraph.passes.analysis.index.reading import IndexReader
+from omnigraph.passes.analysis.index import IndexReader, Linear, NotClosed
 from omnigraph.passes.matching import same_dim
 
 

@@ -9,11 +9,17 @@ import onnx_ir as ir
 from omnigraph.passes.analysis.attention.mask import BATCH, HEAD, KEY, QUERY, MaskMeaning, meaning
 from omnigraph.passes.analysis.block_sparse.layout import BlockPattern, Blocks, Layout, Window
 from omnigraph.passes.analysis.block_sparse.mask import block_mask
-from omnigraph.passes.analysis.index.bounds import bounds
-from omnigraph.passes.analysis.index.expression import TRUE, Linear, coordinate, coordinates
-from omnigraph.passes.analysis.index.reading import NotClosed
-from omnigraph.passes.analysis.index.shapes import dimension
-from omnigraph.passes.analysis.index.simplification import every, substitute
+from omnigraph.passes.analysis.index import (
+    TRUE,
+    Linear,
+    NotClosed,
+    bounds,
+    coordinate,
+    coordinates,
+    dimension,
+    every,
+    substitute,
+)
 from omnigraph.passes.decompose_attention import write_out
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (

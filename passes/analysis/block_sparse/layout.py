@@ -17,9 +17,7 @@ from omnigraph.passes.analysis.block_sparse.reach import (
     Rows,
     in_blocks,
 )
-from omnigraph.passes.analysis.index.evaluation import Emitter
-from omnigraph.passes.analysis.index.expression import Coordinate, Linear, coordinate
-from omnigraph.passes.analysis.index.simplification import substitute
+from omnigraph.passes.analysis.index import Emitter, Linear, coordinate, substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.site_pass import Miss
 
@@ -144,8 +142,7 @@ class Layout:
             _ROW: self._axes(within, 1),
             _COLUMN: offset,
         }
-        begin = Linear(0, ((Coordinate(_START), 1),))
-        moved = Linear(0, ((Coordinate(_COLUMN, signed=True), 1),))
+        begin, moved = coordinate(_START), coordinate(_COLUMN, signed=True)
         return Blocks(
             self._rows(start, within),
             columns,

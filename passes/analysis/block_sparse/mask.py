@@ -9,21 +9,20 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import BATCH, HEAD
-from omnigraph.passes.analysis.index.bounds import bounds
-from omnigraph.passes.analysis.index.evaluation import Emitter
-from omnigraph.passes.analysis.index.expression import (
-    BOOL,
+from omnigraph.passes.analysis.index import (
     Choice,
     Coordinate,
     Element,
+    Emitter,
     Expression,
     Length,
     Linear,
     Number,
+    bounds,
     coordinates,
     inside,
+    substitute,
 )
-from omnigraph.passes.analysis.index.simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.site_pass import Miss
 
@@ -101,7 +100,7 @@ def block_mask(
     there = substitute(expression, positions)
     if valid is None:
         return emitter.emit(there)
-    if there.type == BOOL:
+    if there.type == ir.DataType.BOOL:
         return insert.op("And", emitter.emit(there), valid)
     if isinstance(there, Choice) and isinstance(there.otherwise, Number):
         seen = insert.op("And", emitter.emit(there.condition), valid)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from omnigraph.passes.analysis.attention.mask import KEY, QUERY
-from omnigraph.passes.analysis.index.expression import (
+from omnigraph.passes.analysis.index import (
     FALSE,
     All,
     Any,
@@ -22,8 +22,8 @@ from omnigraph.passes.analysis.index.expression import (
     NonNegative,
     coordinate,
     coordinates,
+    substitute,
 )
-from omnigraph.passes.analysis.index.simplification import substitute
 
 
 @dataclass(frozen=True)

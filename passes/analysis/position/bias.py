@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, NotClosed, hiding
-from omnigraph.passes.analysis.index.bounds import Bounds, bounds
-from omnigraph.passes.analysis.index.expression import (
+from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, hiding
+from omnigraph.passes.analysis.index import (
     Apply,
+    Bounds,
     Expression,
+    IndexReader,
     Linear,
+    NotClosed,
+    Number,
+    bounds,
     coordinate,
     coordinates,
     data,
 )
-from omnigraph.passes.analysis.index.reading import IndexReader
-from omnigraph.passes.analysis.index.simplification import constant
 from omnigraph.passes.matching import made_by
 
 #: Numbers at or below this hide a key whatever is added to them.
@@ -95,7 +97,7 @@ def _hidden_beside(user: ir.Node, index: int) -> float | None:
     tensor = ir.convenience.get_const_tensor(other) if other is not None else None
     if tensor is None or tensor.size != 1:
         return None
-    return hiding(constant(tensor.numpy().item(), tensor.dtype))
+    return hiding(Number(float(tensor.numpy().item()), tensor.dtype))
 
 
 def only_masks(value: ir.Value, capped: bool = True) -> bool:

@@ -13,18 +13,18 @@ import onnx_ir as ir
 
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, separate
-from omnigraph.passes.analysis.index.bounds import bounds
-from omnigraph.passes.analysis.index.evaluation import Emitter, compute
-from omnigraph.passes.analysis.index.expression import (
+from omnigraph.passes.analysis.index import (
     Apply,
     Coordinate,
+    Emitter,
     Expression,
-    Length,
+    IndexReader,
     Linear,
+    bounds,
+    compute,
     coordinates,
-    inside,
+    lengths,
 )
-from omnigraph.passes.analysis.index.reading import IndexReader
 from omnigraph.passes.analysis.position.bias import (
     HIDES_ALL,
     PositionBias,
@@ -126,7 +126,7 @@ class Folding:
 def constant_form(site: Folding) -> str | None:
     """All of it, where every size is fixed."""
     bias = site.bias
-    if any(dim.terms for dim in bias.dims) or _has_length(site.expression):
+    if any(dim.terms for dim in bias.dims) or lengths(site.expression):
         return None
     shape = [dim.constant for dim in bias.dims]
     if prod(shape) * site.expression.type.numpy().itemsize > site.budget:
@@ -144,7 +144,7 @@ def row_form(site: Folding) -> str | None:
     """One row per head, of the key's part of a sum, counted from the last key."""
     bias = site.bias
     parts = separate(site.expression, site.visible)
-    if parts is None or not _spreads(bias) or not _is_line(parts[0]) or _has_length(parts[0]):
+    if parts is None or not _spreads(bias) or not _is_line(parts[0]) or lengths(parts[0]):
         return None
     if bias.user.op_type == "Where" and (bias.hidden is None or bias.hidden > HIDES_ALL):
         return None
@@ -219,10 +219,6 @@ def _positions(before: Inserter, graph: ir.Graph, sizes: Sizes) -> dict[str, ir.
         line = before.op("Range", before.integer(0), count, before.integer(1))
         places[name] = before.op("Unsqueeze", line, before.integers(axis))
     return places
-
-
-def _has_length(expression: Expression) -> bool:
-    return any(isinstance(one, Length) for one in inside(expression))
 
 
 def _is_line(expression: Expression) -> bool:

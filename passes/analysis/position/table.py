@@ -9,19 +9,22 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.graph import Graph, range_of
-from omnigraph.passes.analysis.index.evaluation import Emitter, compute
-from omnigraph.passes.analysis.index.expression import (
+from omnigraph.passes.analysis.index import (
     Coordinate,
+    Emitter,
     Expression,
+    IndexReader,
     Length,
     Linear,
+    NotClosed,
+    compute,
     coordinate,
     coordinates,
     data,
     inside,
+    lengths,
+    substitute,
 )
-from omnigraph.passes.analysis.index.reading import IndexReader, NotClosed
-from omnigraph.passes.analysis.index.simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import nodes_of, remove_unused, replace_output, through
 from omnigraph.passes.site_pass import Miss
@@ -102,7 +105,7 @@ def _slice_waves(graph: Graph, node: ir.Node, reader: IndexReader, budget: int) 
     axis = _position_axis(expression, dims)
     start = _start(expression, f"t{axis}")
     moved = substitute(expression, {f"t{axis}": coordinate(f"t{axis}") - start})
-    if any(isinstance(one, Length) for one in inside(moved)):
+    if lengths(moved):
         raise Miss("the angles depend on a length", node)
     others = [None if dim is None or dim.terms else dim.constant for dim in _but(dims, axis)]
     size = dims[axis]
@@ -173,8 +176,7 @@ def _start(expression: Expression, name: str) -> Linear:
     """What is added to a coordinate wherever it stands."""
     for one in inside(expression):
         if isinstance(one, Linear) and one.of(_coordinate(one, name)) == 1:
-            lengths = tuple((t, f) for t, f in one.terms if isinstance(t, Length))
-            return Linear(0, lengths)
+            return Linear(0, tuple((t, f) for t, f in one.terms if isinstance(t, Length)))
     return Linear(0)
 
 

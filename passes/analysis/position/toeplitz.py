@@ -9,16 +9,18 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import HEAD, difference
-from omnigraph.passes.analysis.index.bounds import settled
-from omnigraph.passes.analysis.index.evaluation import Emitter, compute
-from omnigraph.passes.analysis.index.expression import (
-    Coordinate,
+from omnigraph.passes.analysis.index import (
+    Emitter,
     Expression,
     Length,
     Linear,
+    compute,
+    coordinate,
     inside,
+    lengths,
+    settled,
+    substitute,
 )
-from omnigraph.passes.analysis.index.simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import made_by, rank
 
@@ -51,16 +53,15 @@ class Toeplitz:
         found = difference(expression, DISTANCE)
         if found is None:
             return None
-        here = Linear(0, ((Coordinate(DISTANCE, signed=True), 1),))
+        here = coordinate(DISTANCE, signed=True)
         offset = Linear(0)
         for one in inside(found):
             if isinstance(one, Linear) and abs(sign := one.of(here.terms[0][0])) == 1:
-                lengths = [(t, -sign * f) for t, f in one.terms if isinstance(t, Length)]
-                offset = Linear(0, tuple(lengths))
+                sizes = [(t, -sign * f) for t, f in one.terms if isinstance(t, Length)]
+                offset = Linear(0, tuple(sizes))
                 break
         row = substitute(found, {DISTANCE: here + offset})
-        closed = not any(isinstance(one, Length) for one in inside(row))
-        return cls(row, offset, _reach(row), closed)
+        return cls(row, offset, _reach(row), closed=not lengths(row))
 
     def table(self, heads: int, least: int, most: int) -> np.ndarray:
         """The row as numbers [H, most - least + 1], from one distance to another."""
