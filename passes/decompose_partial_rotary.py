@@ -1,4 +1,4 @@
-"""A rotation of the first features of a head is written out in the form that OpenVINO fuses."""
+"""Writes a rotation of the first features of a head in the form that OpenVINO fuses."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class DecomposePartialRotary(Pass):
         c, s = Unsqueeze(Concat(cos, cos), 1), Unsqueeze(Concat(sin, sin), 1)
         y    = Concat(x[:R] * c + Concat(-b, a) * s, x[R:])
 
-    OpenVINO's frontend writes the op as a Concat in a Concat, which its optimizer joins before its
-    plugin looks for a rotation; this form its plugin runs as one RoPE.
+    OpenVINO's frontend writes the op as a Concat in a Concat. Its optimizer joins the two before
+    its plugin looks for a rotation. The plugin runs the form above as one RoPE.
 
-    Needs: known sizes of D and R. Leaves alone: whole heads and neighbours, which the plugin does
-    fuse, rotations by positions from a table, and x of three axes.
+    Needs: known sizes of D and R. Leaves alone: rotations of whole heads or of neighbours, which
+    the plugin fuses; rotations by positions from a table; x of three axes.
     """
 
     def apply(self, graph: Graph) -> bool:

@@ -1,4 +1,4 @@
-"""Attention of three axes gets its heads split: what all other passes and kernels speak of."""
+"""Splits the heads of an Attention of three axes, as other passes and kernels expect."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class LegalizeAttentionAxes(SitePass):
         y = Reshape(Transpose(Attention(split(q), split(k), split(v), mask)), [B, T, H * D])
         split(x) = Transpose[perm=0,2,1,3](Reshape(x, [B, T, H, D]))
 
-    The rule is that of the standard (ONNX Attention-24): heads are the slower part of the last
-    axis. A past, what is present, and scores have four axes in both forms. Needs: ranks. Leaves
-    alone: Attention of four axes.
+    As in the standard (ONNX Attention-24), heads are the slower part of the last axis. Past,
+    present and scores have four axes in both forms. Needs: ranks. Leaves alone: Attention of four
+    axes.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """Each Attention that says how many heads it has."""
+        """Each Attention that has its number of heads as an attribute."""
         return [n for n in nodes_of(graph, "Attention") if "q_num_heads" in n.attributes]
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
