@@ -128,9 +128,9 @@ class _Decomposition:
         new, size = self.new, head_size(self.node, 0)
         assert size is not None
         scale = self.node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(size)
-        turned = new.op("Transpose", self.per_query(self.key), perm=[0, 1, 3, 2])
+        transposed = new.op("Transpose", self.per_query(self.key), perm=[0, 1, 3, 2])
         scaled = new.op("Mul", self.query, self.number(scale))
-        stages = [new.op("MatMul", scaled, turned)]
+        stages = [new.op("MatMul", scaled, transposed)]
         cap = self.node.attributes.get_float("softcap", 0.0)
         if cap:
             bounded = new.op("Tanh", new.op("Div", stages[0], self.number(cap)))

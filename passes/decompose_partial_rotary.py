@@ -60,11 +60,11 @@ def _write_out(node: ir.Node) -> None:
         before.op("Unsqueeze", before.op("Concat", cache, cache, axis=-1), before.integers(1))
         for cache in node.inputs[1:3]
     )
-    turned, rest = _part(before, x, 0, size), _part(before, x, size, axis_size(x, 3) or size)
-    first = _part(before, turned, 0, size // 2)
-    second = _part(before, turned, size // 2, size)
+    rotated, rest = _part(before, x, 0, size), _part(before, x, size, axis_size(x, 3) or size)
+    first = _part(before, rotated, 0, size // 2)
+    second = _part(before, rotated, size // 2, size)
     swapped = before.op("Concat", before.op("Neg", second), first, axis=-1)
-    products = before.op("Mul", turned, cosines), before.op("Mul", swapped, sines)
+    products = before.op("Mul", rotated, cosines), before.op("Mul", swapped, sines)
     y = before.op("Concat", before.op("Add", *products), rest, axis=-1)
     replace_output(node.outputs[0], y)
     assert node.graph is not None

@@ -17,7 +17,7 @@ _HEADS = ("q_num_heads", "kv_num_heads", "kv_num_heads")
 
 @dataclass(frozen=True)
 class LegalizeAttentionAxes(SitePass):
-    """Split the heads before an Attention of three axes, and join them behind it.
+    """Split the heads before an Attention of three axes, and join them after it.
 
     Before, with queries [B, T, H * D] and keys [B, S, K * D]::
 
@@ -61,8 +61,8 @@ class LegalizeAttentionAxes(SitePass):
         heads.type = result.type
         if query.shape is not None and value.shape is not None:
             heads.shape = ir.Shape([*query.shape[:3], value.shape[3]])
-        turned = before.op("Transpose", heads, perm=[0, 2, 1, 3])
-        replace_output(result, before.op("Reshape", turned, before.integers(0, 0, -1)))
+        joined = before.op("Transpose", heads, perm=[0, 2, 1, 3])
+        replace_output(result, before.op("Reshape", joined, before.integers(0, 0, -1)))
         assert node.graph is not None
         node.graph.remove(node, safe=True)
         return "Attention of four axes"

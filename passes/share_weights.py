@@ -55,15 +55,15 @@ class ShareWeights(Pass):
         for value in self._weights(graph):
             alike = seen.setdefault(_fingerprint(value), [])
             kept = next((v for v in alike if _equal(v, value)), None)
-            turned = None
+            transposed = None
             if kept is None and _is_oblong(value):
-                turned = next((v for v in alike if _equal(v, value, turned=True)), None)
+                transposed = next((v for v in alike if _equal(v, value, transposed=True)), None)
             if kept is not None:
                 _replace(graph, value, kept)
-            elif turned is not None:
+            elif transposed is not None:
                 # The one that is looked up by rows stays as it is.
-                table, other = (value, turned) if _is_looked_up(value) else (turned, value)
-                alike[alike.index(turned)] = table
+                table, other = (value, transposed) if _is_looked_up(value) else (transposed, value)
+                alike[alike.index(transposed)] = table
                 _replace(graph, other, _transposed(graph, table))
             else:
                 alike.append(value)
@@ -107,10 +107,10 @@ def _bits(value: ir.Value) -> np.ndarray:
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
 
 
-def _equal(one: ir.Value, other: ir.Value, *, turned: bool = False) -> bool:
-    """Whether two weights are equal, or with ``turned`` one and the transpose of the other."""
+def _equal(one: ir.Value, other: ir.Value, *, transposed: bool = False) -> bool:
+    """Whether two weights are equal, or with ``transposed`` one and the transpose of the other."""
     first, second = _bits(one), _bits(other)
-    if turned:
+    if transposed:
         second = second.T
     if first.shape != second.shape:
         return False

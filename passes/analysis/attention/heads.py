@@ -138,7 +138,7 @@ def scaled_queries(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
     return four_axes(value, heads), scale
 
 
-def turned_keys(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
+def transposed_keys(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
     """Keys [B, H, S, D] from the right factor of the scores [.., D, S], and their scale."""
     value, scale = scaled_factor(value)
     if rank(value) == 3 and heads is not None:
@@ -148,19 +148,19 @@ def turned_keys(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
             scale *= more
     node, axes = made_by(value, "Transpose"), rank(value) or 0
     perm = list(node.attributes.get_ints("perm", ())) if node is not None else []
-    turned = [*perm[:-2], perm[-1], perm[-2]] if perm else []
-    if node is not None and turned == list(range(axes)) and node.inputs[0] is not None:
+    transposed = [*perm[:-2], perm[-1], perm[-2]] if perm else []
+    if node is not None and transposed == list(range(axes)) and node.inputs[0] is not None:
         keys, more = scaled_factor(node.inputs[0])
         return four_axes(keys, heads), scale * more
     if node is not None and perm and axes == 4:
         source, more = scaled_factor(node.inputs[0])  # type: ignore[arg-type]
         shape = source.shape
         if shape is not None:
-            d = [shape[axis] for axis in turned]
+            d = [shape[axis] for axis in transposed]
             return Heads(
                 source,
                 (d[0], d[1], d[2], d[3]),
-                lambda new: new.op("Transpose", source, perm=turned),
+                lambda new: new.op("Transpose", source, perm=transposed),
             ), scale * more
     whole = four_axes(value, heads)
     b, h, size, length = whole.dims

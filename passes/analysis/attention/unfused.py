@@ -11,7 +11,7 @@ from omnigraph.passes.analysis.attention.heads import (
     joined_heads,
     repeated_from,
     scaled_queries,
-    turned_keys,
+    transposed_keys,
 )
 from omnigraph.passes.analysis.attention.joined_mask import check_terms
 from omnigraph.passes.analysis.attention.scores import Scores, read_scores
@@ -44,7 +44,7 @@ class UnfusedAttention:
         assert left is not None and right is not None and value is not None
         self.heads = self.scores.heads or self.weights.heads or joined_heads(left)
         self.query, left_scale = scaled_queries(left, self.heads)
-        self.key, right_scale = turned_keys(right, self.heads)
+        self.key, right_scale = transposed_keys(right, self.heads)
         self.value = four_axes(value, self.heads)
         self.scale = self.scores.scale * left_scale * right_scale
         if not self.scale > 0:

@@ -45,7 +45,7 @@ class Rotation:
 def may_end_rotation(node: ir.Node) -> bool:
     """Whether a node looks like the end of a rotation: a sum, or the Concat of its halves."""
     if node.op_type == "Add":
-        return any(True for _ in _turned_operands(node))
+        return any(True for _ in _rotated_operands(node))
     halves = _joined(node)
     return halves is not None and all(
         made_by(half, op) is not None and len(_products(made_by(half, op))) == 2
@@ -62,7 +62,7 @@ def match_rotation(node: ir.Node) -> Rotation:
     return _match_sum(node) if node.op_type == "Add" else _match_halves(node)
 
 
-# x * cos + turned(x) * sin ------------------------------------------------------------------------
+# x * cos + rotated(x) * sin -----------------------------------------------------------------------
 
 
 def _products(node: ir.Node | None) -> list[ir.Node]:
@@ -71,7 +71,7 @@ def _products(node: ir.Node | None) -> list[ir.Node]:
     return [one for one in found if one is not None] if None not in found else []
 
 
-def _turned_operands(node: ir.Node) -> Iterator[tuple[ir.Node, int, ir.Node]]:
+def _rotated_operands(node: ir.Node) -> Iterator[tuple[ir.Node, int, ir.Node]]:
     """Each product with a rotated x in a sum, the input that is x, and the other product."""
     products = _products(node)
     for one, other in zip(products, reversed(products), strict=True):
@@ -122,10 +122,10 @@ def _joined(node: ir.Node) -> list[ir.Value | None] | None:
 
 def _match_sum(node: ir.Node) -> Rotation:
     miss = Miss("no x is multiplied with the cosines")
-    for product, index, other in _turned_operands(node):
-        turned = _negated_first(product.inputs[index])
-        assert turned is not None
-        second, first, interleaved = turned
+    for product, index, other in _rotated_operands(node):
+        rotated = _negated_first(product.inputs[index])
+        assert rotated is not None
+        second, first, interleaved = rotated
         for place in (0, 1):
             x = other.inputs[place]
             size = axis_size(x, -1)

@@ -68,8 +68,8 @@ def find_output_projection(output: ir.Value, axis: int, owner: np.ndarray) -> Ou
             raise Miss(_read_elsewhere(value))
         if standard(node, "MatMul", "Gemm"):
             weight = _weight_of(node, value, axis)
-            turned = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
-            side = 1 if turned else 0
+            transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
+            side = 1 if transposed else 0
             return OutputProjection(node, weight, side, owner, factor, values, gates, constants)
         if standard(node, "Mul"):
             other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
