@@ -1,4 +1,4 @@
-"""Weights are stored narrow and computed with wide."""
+"""Stores float32 weights as float16."""
 
 from __future__ import annotations
 

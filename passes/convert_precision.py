@@ -39,18 +39,19 @@ class ConvertPrecision(Pass):
     Attention is the kernel's, which does it in fp32. Elements that are only moved are moved in the
     half type, unless they are fp32 on both sides.
 
-    A QuantizeLinear takes what there is, and a DequantizeLinear gives the half type. Their scales
-    for a tensor or a channel stay in fp32: kernels sum products of integers in that type, and fp16
-    ends at 65,504. Those of blocks and of four bits, which are widened first, become half.
+    A QuantizeLinear reads either type, and a DequantizeLinear gives the half type. Scales of a
+    tensor or a channel stay in fp32: kernels sum products of integers in the type of the scale, and
+    fp16 ends at 65,504. Scales of blocks and of four-bit weights, which are widened first, become
+    half.
 
     Graph inputs and outputs keep their names and types. Weights are converted when they are read,
     each once however many nodes share it. A finite constant beyond the half type, such as the
-    least float32 in a mask, becomes the largest half of its sign, and not an infinity, which times
-    zero is no number. An infinity stays one.
+    least float32 in a mask, becomes the largest half of its sign. It does not become an infinity,
+    because an infinity times zero is not a number. An infinity stays one.
 
     Args:
         precision: "fp16" or "bf16".
-        fp32_ops: ops to keep in fp32 besides, such as those a target has in no half type.
+        fp32_ops: more ops to keep in fp32, such as those that a target has in no half type.
 
     Needs: a type on every value. Leaves alone: integers, booleans, other float types, subgraphs.
 
@@ -100,7 +101,7 @@ class _Conversion:
         return bool(narrow)
 
     def _read_halves(self, node: ir.Node, stays: set[ir.Value]) -> None:
-        """Give a node halves to read, or say that it gives them."""
+        """Let a node read halves, or set the half type as the type of its output."""
         if _keeps_scale(node):
             node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", self.half)
             return
@@ -158,7 +159,7 @@ class _Conversion:
         return self.graph.initializers[name]
 
     def _narrow(self, value: ir.Value) -> None:
-        """Give a result the half type; who cannot take that, and the caller, read a cast of it."""
+        """Give a result the half type; other nodes that need fp32, and the caller, read a cast."""
         unable = [(u, i) for u, i in value.uses() if not self._takes_half(u)]
         is_output = value.is_graph_output()
         if unable or is_output:
@@ -208,8 +209,8 @@ def _keeps_scale(node: ir.Node) -> bool:
         return False
     if node.attributes.get_int("block_size", 0):
         return False
-    codes = node.inputs[0]
-    return codes is None or codes.dtype is None or codes.dtype.bitwidth >= 8
+    quantized = node.inputs[0]
+    return quantized is None or quantized.dtype is None or quantized.dtype.bitwidth >= 8
 
 
 def _rounded(
@@ -218,7 +219,7 @@ def _rounded(
     """``array`` in a half type, with finite numbers beyond its range at the end of the range.
 
     Args:
-        least: what smaller numbers become.
+        least: the number that smaller ones become.
     """
     with np.errstate(over="ignore"):
         half = array.astype(dtype)

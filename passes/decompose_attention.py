@@ -1,4 +1,4 @@
-"""Attention that a target has no kernel for becomes products and a softmax."""
+"""Writes attention that no fused kernel takes as products and a softmax."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _QK_OUTPUT = 3
 
 @dataclass(frozen=True)
 class DecomposeAttention(SitePass):
-    """Write out each Attention that is outside what a fused kernel takes.
+    """Write each Attention that no fused kernel takes as products and a softmax.
 
     Before::
 
@@ -28,22 +28,21 @@ class DecomposeAttention(SitePass):
 
     After::
 
-        scores = MatMul(Mul(q, scale), Transpose(k))
-        shares = Softmax(Add(scores, mask))       a boolean mask: Where(mask, scores, least)
-        y      = MatMul(shares, v)
+        scores  = MatMul(Mul(q, scale), Transpose(k))
+        weights = Softmax(Add(scores, mask))      a boolean mask: Where(mask, scores, least)
+        y       = MatMul(weights, v)
 
-    A row that the mask hides entirely is zero, as the rule of Attention-24 says. Fewer heads of
-    keys than of queries are repeated.
+    A row with all keys hidden is zero, as Attention-24 says. Keys and values with fewer heads than
+    the queries are repeated.
 
     Args:
-        smallest_head: head sizes below this have no kernel.
-        largest_head: nor have those above.
-        separate: nor has an Attention whose queries and keys are one tensor.
-        fixed_heads: nor has one whose number of heads is not known, as of attention by blocks.
+        smallest_head, largest_head: the kernel takes head sizes between these.
+        separate: whether the kernel needs queries and keys to be two tensors.
+        fixed_heads: whether the kernel needs a known number of heads; attention by blocks has none.
 
-    Needs: shapes with known heads and head sizes. Leaves alone: what a kernel takes: heads within
-    the limits, of one size for keys and values, no softcap, no output of the scores; and what is
-    not a plain Attention: of three axes, causal, with a past or with ``nonpad_kv_seqlen``.
+    Needs: shapes with known heads and head sizes. Leaves alone: an Attention that the kernel takes
+    (head size within the limits, keys and values of one size, no softcap, no output of the scores);
+    an Attention that is not plain: of three axes, causal, with a past or ``nonpad_kv_seqlen``.
     """
 
     smallest_head: int = 1
@@ -56,7 +55,7 @@ class DecomposeAttention(SitePass):
         return nodes_of(graph, "Attention")
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Write one Attention out, and say why."""
+        """Write one Attention as products and a softmax."""
         if not is_plain(node):
             raise Miss("it is causal, has a past, or its heads are not an axis of their own")
         reason = self.why_no_kernel(node)
@@ -66,7 +65,7 @@ class DecomposeAttention(SitePass):
         return f"products and a softmax, for there is no fused kernel for {reason}"
 
     def why_no_kernel(self, node: ir.Node) -> str | None:
-        """What an Attention has that a fused kernel does not take, or None."""
+        """The property of an Attention that no fused kernel takes; None if one takes it."""
         size = head_size(node, 0)
         if size is not None and not self.smallest_head <= size <= self.largest_head:
             return f"heads of {size}, outside {self.smallest_head} to {self.largest_head}"
@@ -86,7 +85,7 @@ class DecomposeAttention(SitePass):
 
 
 def is_plain(node: ir.Node) -> bool:
-    """Whether a node is an Attention of four axes with no more than a mask beside its tensors."""
+    """Whether a node is an Attention of four axes with no causal flag and no past."""
     if node.domain != "" or node.op_type != "Attention" or "q_num_heads" in node.attributes:
         return False
     if node.attributes.get_int("is_causal", 0) or head_size(node, 0) is None:
@@ -107,7 +106,7 @@ def head_size(node: ir.Node, index: int) -> int | None:
 
 
 def origin(value: ir.Value | None) -> ir.Value | None:
-    """The value behind any copies."""
+    """The value that others are copies of."""
     while value is not None and (node := value.producer()) is not None:
         if node.domain != "" or node.op_type != "Identity":
             break
@@ -116,7 +115,7 @@ def origin(value: ir.Value | None) -> ir.Value | None:
 
 
 class _Decomposition:
-    """One Attention being written out, its new nodes before it."""
+    """Writes the products and the softmax of one Attention before it."""
 
     def __init__(self, node: ir.Node) -> None:
         self.node = node
@@ -129,9 +128,9 @@ class _Decomposition:
         new, size = self.new, head_size(self.node, 0)
         assert size is not None
         scale = self.node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(size)
-        turned = new.op("Transpose", self.per_query(self.key), perm=[0, 1, 3, 2])
+        transposed = new.op("Transpose", self.per_query(self.key), perm=[0, 1, 3, 2])
         scaled = new.op("Mul", self.query, self.number(scale))
-        stages = [new.op("MatMul", scaled, turned)]
+        stages = [new.op("MatMul", scaled, transposed)]
         cap = self.node.attributes.get_float("softcap", 0.0)
         if cap:
             bounded = new.op("Tanh", new.op("Div", stages[0], self.number(cap)))
@@ -167,14 +166,14 @@ class _Decomposition:
             return self.new.op("Where", self.mask, scores, self.number(float(least)))
         return self.new.op("Add", scores, self.mask)
 
-    def without_hidden_rows(self, shares: ir.Value) -> ir.Value:
-        """Zero for keys that are hidden, which matters where all of a row are."""
+    def without_hidden_rows(self, weights: ir.Value) -> ir.Value:
+        """Zero the attention weights of hidden keys, also in rows with all keys hidden."""
         if self.mask is None:
-            return shares
+            return weights
         if self.mask.dtype == ir.DataType.BOOL:
-            return self.new.op("Where", self.mask, shares, self.number(0.0))
-        undefined = self.new.op("IsNaN", shares)
-        return self.new.op("Where", undefined, self.number(0.0), shares)
+            return self.new.op("Where", self.mask, weights, self.number(0.0))
+        undefined = self.new.op("IsNaN", weights)
+        return self.new.op("Where", undefined, self.number(0.0), weights)
 
     def replace(self, index: int, result: ir.Value) -> None:
         old = self.node.outputs[index]

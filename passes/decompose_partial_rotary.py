@@ -1,4 +1,4 @@
-"""A rotation of the first features of a head is written out in the form that OpenVINO fuses."""
+"""Writes a rotation of the first features of a head in the form that OpenVINO fuses."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class DecomposePartialRotary(Pass):
         c, s = Unsqueeze(Concat(cos, cos), 1), Unsqueeze(Concat(sin, sin), 1)
         y    = Concat(x[:R] * c + Concat(-b, a) * s, x[R:])
 
-    OpenVINO's frontend writes the op as a Concat in a Concat, which its optimizer joins before its
-    plugin looks for a rotation; this form its plugin runs as one RoPE.
+    OpenVINO's frontend writes the op as a Concat in a Concat. Its optimizer joins the two before
+    its plugin looks for a rotation. The plugin runs the form above as one RoPE.
 
-    Needs: known sizes of D and R. Leaves alone: whole heads and neighbours, which the plugin does
-    fuse, rotations by positions from a table, and x of three axes.
+    Needs: known sizes of D and R. Leaves alone: rotations of whole heads or of neighbours, which
+    the plugin fuses; rotations by positions from a table; x of three axes.
     """
 
     def apply(self, graph: Graph) -> bool:
@@ -60,11 +60,11 @@ def _write_out(node: ir.Node) -> None:
         before.op("Unsqueeze", before.op("Concat", cache, cache, axis=-1), before.integers(1))
         for cache in node.inputs[1:3]
     )
-    turned, rest = _part(before, x, 0, size), _part(before, x, size, axis_size(x, 3) or size)
-    first = _part(before, turned, 0, size // 2)
-    second = _part(before, turned, size // 2, size)
+    rotated, rest = _part(before, x, 0, size), _part(before, x, size, axis_size(x, 3) or size)
+    first = _part(before, rotated, 0, size // 2)
+    second = _part(before, rotated, size // 2, size)
     swapped = before.op("Concat", before.op("Neg", second), first, axis=-1)
-    products = before.op("Mul", turned, cosines), before.op("Mul", swapped, sines)
+    products = before.op("Mul", rotated, cosines), before.op("Mul", swapped, sines)
     y = before.op("Concat", before.op("Add", *products), rest, axis=-1)
     replace_output(node.outputs[0], y)
     assert node.graph is not None

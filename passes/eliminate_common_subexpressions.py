@@ -1,4 +1,4 @@
-"""What is computed twice is computed once."""
+"""Merges nodes that compute the same thing."""
 
 from __future__ import annotations
 

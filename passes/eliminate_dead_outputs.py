@@ -1,4 +1,4 @@
-"""Outputs, and positions of outputs, that nobody asked for are not computed."""
+"""Removes outputs that are not needed, and all positions of an output but the last."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, rank, same_dim
 
-#: An end of a Slice that is past every end.
+#: The end of a Slice that goes to the end of any axis.
 _TO_THE_END = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True)
 class EliminateDeadOutputs(Pass):
-    """Remove outputs that were not asked for, and all positions but the last where one is asked.
+    """Keep the outputs of ``outputs``, and only the last position of those of ``last``.
 
     Before::
 
@@ -42,7 +42,7 @@ class EliminateDeadOutputs(Pass):
 
     Args:
         outputs: the outputs to keep; empty is all.
-        last: the outputs of which one position is wanted.
+        last: the outputs that keep only their last position.
 
     Raises:
         UsageError: an output of that name is not there, or has no axis of positions.
@@ -92,7 +92,7 @@ def mask_of_positions(
 
 
 def _select_last(graph: Graph, value: ir.Value) -> None:
-    """Make one position of an output [B, T, …] the output, under its name."""
+    """Replace an output [B, T, …] by its last position, under the same name."""
     if (rank(value) or 0) < 3:
         raise UsageError(
             f"Output {value.name!r} has no positions to choose the last of",
@@ -137,9 +137,9 @@ def _last_tokens(
 
 
 def _length(graph: Graph, value: ir.Value, before: Inserter) -> ir.Value:
-    """How many positions an output has: asked of an input, where one is known to have as many.
+    """The number of positions of an output, read from an input that has as many if there is one.
 
-    To ask the output itself would need all of its positions.
+    The Shape of the output itself would need all of its positions.
     """
     assert value.shape is not None
     for given in graph.graph.inputs:
@@ -153,7 +153,7 @@ def _length(graph: Graph, value: ir.Value, before: Inserter) -> ir.Value:
 
 
 def _return_instead(graph: Graph, old: ir.Value, new: ir.Value) -> None:
-    """Let a value computed from an output be the output of its name."""
+    """Replace an output by a value that is computed from it, under the same name."""
     name, position = old.name, graph.graph.outputs.index(old)
     graph.graph.outputs[position] = new
     old.name, new.name = f"{name}_all", name

@@ -1,4 +1,4 @@
-"""What changes nothing goes."""
+"""Removes nodes that change nothing."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _OF_ONE = ("Concat", "Sum", "Mean", "Max", "Min")
 
 @dataclass(frozen=True)
 class EliminateIdentities(Pass):
-    """Remove Identity, casts to the type a value has, and other nodes of no effect.
+    """Remove Identity, casts to the type that a value has, and other nodes without effect.
 
     before:  Relu(Cast[to=FLOAT](Identity(x float)))
     after:   Relu(x)
 
-    Of no effect are also a Concat, Sum, Mean, Max or Min of one value, and a Transpose that keeps
-    the order of the axes.
+    A Concat, Sum, Mean, Max or Min of one value has no effect either, nor has a Transpose that
+    keeps the order of the axes.
 
-    Needs: dtypes on values, where a cast is to be seen as one of no effect. Leaves alone: an
-    Identity between a graph input or output and another output, which gives one value two names;
-    what else stands there becomes one.
+    Needs: dtypes on values, to know which casts have no effect. Leaves alone: an Identity from a
+    graph input or output to another output, which gives one value two names; any other node without
+    effect becomes an Identity there.
     """
 
     def apply(self, graph: Graph) -> bool:
@@ -44,7 +44,7 @@ class EliminateIdentities(Pass):
 
 
 def _replace(node: ir.Node, kept: ir.Value) -> bool:
-    """Put the input in the place of the output, whose name it takes where that is an output's."""
+    """Replace the output of a node by its input; an output of the Graph keeps its name."""
     gone, graph = node.outputs[0], node.graph
     assert graph is not None
     if gone.is_graph_output():

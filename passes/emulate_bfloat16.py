@@ -25,11 +25,11 @@ class EmulateBfloat16(Pass):
 
         y = Cast[to=FLOAT](Cast[to=BFLOAT16](MatMul(x, Cast[to=FLOAT](w))))
 
-    For checking numbers on a machine without bf16 kernels: what a node reads and gives is rounded
-    as it would be, and what it computes inside is not.
+    It checks numbers on a machine without bf16 kernels. The inputs and results of a node are
+    rounded as bf16 kernels round them; what a node computes inside is not rounded.
 
-    Needs: a type on every value. Leaves alone: every other type; nodes that only move elements
-    round nothing; weights stay stored as they are.
+    Needs: a type on every value. Leaves alone: values of other types, and weights as they are
+    stored. Nodes that only move elements round nothing.
     """
 
     def apply(self, graph: Graph) -> bool:

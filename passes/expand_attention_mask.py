@@ -1,4 +1,4 @@
-"""Attention masks get a row for each query."""
+"""Expands attention masks to a row for each query."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MASK = 3
 
 @dataclass(frozen=True)
 class ExpandAttentionMask(Pass):
-    """Write a mask that is the same for every query out for each of them.
+    """Expand a mask with one row for all queries to a row for each query.
 
     before:  Attention(query [B, H, T, D], key, value, mask [B, 1, 1, S])
     after:   Attention(query, key, value, Expand(mask, [1, 1, T, 1]))
 
-    onnxruntime's Attention takes a mask that is broadcast over batch and heads, but not over
-    queries, though the standard allows it (ONNX Attention-23, input attn_mask). Needs: a known
-    number of rows in the mask. Leaves alone: masks with a row for each query, and a single query.
+    onnxruntime's Attention does not broadcast a mask over queries, which the standard allows (ONNX
+    Attention-23, input attn_mask). Needs: a known number of rows in the mask. Leaves alone: masks
+    with a row for each query, and a single query.
     """
 
     def apply(self, graph: Graph) -> bool:

@@ -1,4 +1,4 @@
-"""What depends on no input is computed once."""
+"""Computes now what depends on no input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class FoldConstants(Pass):
 
 
 def _drop_leftovers(graph: ir.Graph) -> None:
-    """Remove what folding made on the way and nothing uses: it came from no module."""
+    """Remove unused nodes that constant folding added; they have no module."""
     for node in reversed(graph):
         used = any(value.uses() or value.is_graph_output() for value in node.outputs)
         if not used and MODULE_KEY not in node.metadata_props:
@@ -49,7 +49,7 @@ def _drop_leftovers(graph: ir.Graph) -> None:
 
 
 def _cast_without_saturation(graph: Graph) -> bool:
-    """Write each CastLike that does not saturate as a Cast, which onnxscript would let saturate."""
+    """Turn each CastLike that does not saturate into a Cast; onnxscript would make it saturate."""
     found = [
         node
         for node in ir.traversal.RecursiveGraphIterator(graph.graph)
@@ -69,7 +69,7 @@ def _cast_without_saturation(graph: Graph) -> bool:
 
 
 def _origins(graph: Graph) -> dict[str, dict[str, str]]:
-    """What is known of where each value came from, by its name."""
+    """The module and source line of each value, by its name."""
     return {
         value.name: node.metadata_props
         for node in ir.traversal.RecursiveGraphIterator(graph.graph)
@@ -79,7 +79,7 @@ def _origins(graph: Graph) -> dict[str, dict[str, str]]:
 
 
 def _inherit(graph: Graph, origins: dict[str, dict[str, str]]) -> None:
-    """Let a node that gives a value of before come from where that value came from."""
+    """Give a new node the module and source line of the old value that it makes."""
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
         if MODULE_KEY not in node.metadata_props:
             for value in node.outputs:

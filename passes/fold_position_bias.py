@@ -1,4 +1,4 @@
-"""Position biases and position tables in the fewest numbers that algebra allows."""
+"""Folds position biases and position tables into the fewest numbers that algebra allows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import onnx_ir as ir
 from omnigraph.contract.graph_check import longest_contraction, rounding_depth
 from omnigraph.contract.tolerance import UNIT_ROUNDOFF, Tolerance
 from omnigraph.graph import Graph
-from omnigraph.passes.analysis.attention.mask import KEY, QUERY, NotClosed, meaning
+from omnigraph.passes.analysis.attention.mask import KEY, QUERY, meaning
 from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY
-from omnigraph.passes.analysis.index.expression import Expression, coordinates
+from omnigraph.passes.analysis.index import Expression, NotClosed, coordinates
 from omnigraph.passes.analysis.position.bias import (
     HIDES_ALL,
     PositionBias,
@@ -38,42 +38,51 @@ _PRECISIONS = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataTy
 
 @dataclass(frozen=True)
 class FoldPositionBias(SitePass):
-    """Compute what depends on positions alone as a row or a table, not for every score.
+    """Compute a position bias as a row or a table of numbers, not anew for every score.
 
-    A bias in a mask ``Where(visible, bias, hidden)`` or ``bias + hiding`` [.., H, T, S] becomes
-    the first of these that it can:
+    Before, for causal ALiBi::
 
-    1. a constant, where its sizes are fixed and it fits in ``budget_bytes``;
-    2. one row per head [H, 1, S], where it is ``f(key) + g(query)`` for visible keys: a softmax
-       does not see what a whole row shares. Causal ALiBi becomes ``slope * (j - (S - 1))``. The
-       score that this is added to is rounded at up to ``slope * S``: it is done where the declared
-       range of S keeps these roundings within half the contract's tolerance;
+        mask = Where(visible [T, S], slopes [H, 1, 1] * (j - i), -inf)
+
+    After (form 2 below)::
+
+        mask = slopes * Range(1 - S, 1) [H, 1, S] + Where(visible, 0, -inf)
+
+    A bias [.., H, T, S] in a mask ``Where(visible, bias, hidden)`` or ``bias + hiding`` becomes the
+    first of these forms that is possible:
+
+    1. A constant, where its sizes are fixed and it fits in ``budget_bytes``.
+    2. One row per head [H, 1, S], where it is ``f(key) + g(query)`` for visible keys: a number that
+       is added to a whole row does not change its softmax. Causal ALiBi becomes
+       ``slope * (j - (S - 1))``. The sum of score and bias is then rounded at up to ``slope * S``:
+       the declared range of S must keep these roundings within half the contract's tolerance.
     3. ``Mul(Where(visible, distance, far), slopes)``, where it is a slope for each head times a
-       distance: one product for each score, and nothing before it is of the size [H, T, S];
-    4. a Toeplitz matrix, where it is a function of ``j - i``: a row [T + S, H] a call, out of a
-       constant table where the function settles at some distance (T5's logarithms and look-ups
-       are in that table), read by one Gather.
+       distance: one product for each score, and nothing before it is of the size [H, T, S].
+    4. A Toeplitz matrix, where it is a function of ``j - i``: each call makes a row [T + S, H],
+       which one Gather reads. Where the function does not change beyond some distance, the row
+       comes from a constant table, which holds T5's logarithms and look-ups.
 
-    A new bias of bounded numbers is added, ``bias + Where(visible, 0, hidden)``: the numbers of
-    ``Where(visible, bias, hidden)``, and onnxruntime adds several times faster than it chooses.
+    A new bias of bounded numbers is added: ``bias + Where(visible, 0, hidden)``. It has the numbers
+    of ``Where(visible, bias, hidden)``, and onnxruntime adds several times faster than it chooses.
 
-    A look-up of learned positions, or sines and cosines, of consecutive positions becomes a Slice
-    of a constant from the past on; of sines and cosines, as far as the declared ranges go.
+    Of consecutive positions, a look-up in a learned table becomes a Slice of that table, from the
+    past on. Sines and cosines become a Slice of a new table, as long as the declared ranges need.
 
     Needs: `fuse-attention` before it; names of dimensions, and their ranges for rows and tables.
     Leaves alone: what depends on data, such as positions counted by an attention mask; masks of
     booleans.
 
     Args:
-        budget_bytes: the most that a constant made here may take.
-        rows_of_products: 4 before 3; on CPUs it moves more memory than it saves operations.
+        budget_bytes: the most bytes of a constant that is made here.
+        rows_of_products: whether form 4 comes before form 3; on CPUs form 4 moves more memory than
+            it saves operations.
     """
 
     budget_bytes: int = 1 << 20
     rows_of_products: bool = False
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """One Attention for each mask of numbers, and where positions become numbers."""
+        """One Attention for each mask of numbers; each node that makes numbers of positions."""
         seen = set[ir.Value]()
         for node in nodes_of(graph, "Attention"):
             mask = input_at(node, _MASK)
@@ -134,10 +143,10 @@ class FoldPositionBias(SitePass):
         ]
 
     def _roundable(self, graph: Graph, dtype: ir.DataType) -> float:
-        """The largest number at which every layer's scores may be rounded once more.
+        """The largest number at which the scores of every layer may be rounded once more.
 
-        Such roundings, of a third of ``(u * number)^2`` in each layer, add like a random walk, and
-        half the tolerance of the contract is theirs.
+        Each layer's rounding has a variance of a third of ``(u * number)^2``. Over the layers they
+        add like a random walk, and may take half the tolerance of the contract.
         """
         precision = _PRECISIONS[dtype]
         layers = sum(1 for _ in nodes_of(graph, "Attention"))

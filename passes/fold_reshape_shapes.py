@@ -1,4 +1,4 @@
-"""Shapes that Reshape can copy from its input are not computed."""
+"""Replaces computed shapes by ones that a Reshape copies from its input."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class FoldReshapeShapes(Pass):
     before:  Reshape(x [batch, sequence, 64], Concat(Shape(x)[0], Shape(x)[1], 4, 16))
     after:   Reshape(x, [0, 0, 4, 16])
 
-    Needs: shapes on the values around a Reshape. Leaves alone: a Reshape with a constant shape, one
-    whose symbolic dimensions stand elsewhere than in its input and are more than one, and one with
+    Needs: shapes on the values around a Reshape. Leaves alone: a Reshape with a constant shape; one
+    with two or more symbolic dimensions that its input does not have on the same axis; and one with
     a dimension of size 0.
     """
 
@@ -40,7 +40,7 @@ class FoldReshapeShapes(Pass):
 
 
 def _copied_shape(source: ir.Shape | None, target: ir.Shape) -> list[int] | None:
-    """A shape of numbers, zeros and at most one -1 that makes ``target`` of ``source``."""
+    """The constant shape that reshapes ``source`` to ``target``: with zeros, and at most one -1."""
     result: list[int] = []
     for axis, dim in enumerate(target):
         if isinstance(dim, int):

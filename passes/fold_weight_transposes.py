@@ -1,4 +1,4 @@
-"""Transposed weights become weights."""
+"""Stores weights transposed, in place of transposing them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from omnigraph.passes.base import Pass
 
 @dataclass(frozen=True)
 class FoldWeightTransposes(Pass):
-    """Store a weight transposed where all that is done with it is to transpose it.
+    """Store a weight transposed where a Transpose is its only reader.
 
     before:  MatMul(x, Transpose(weight))
     after:   MatMul(x, weight_T)            weight_T is computed when it is written, not now
 
-    Needs: nothing. Leaves alone: a weight with any other use (a tied embedding is looked up by
-    rows and must stay as it is), and a transposed value that is a graph output.
+    Needs: nothing. Leaves alone: a weight with another reader (a tied embedding, whose rows are
+    looked up, must stay as it is), and a transposed value that is a graph output.
     """
 
     def apply(self, graph: Graph) -> bool:

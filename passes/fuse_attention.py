@@ -1,4 +1,4 @@
-"""Attention that is written out becomes one Attention node."""
+"""Fuses the products, masks and softmax of an attention into one Attention node."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import onnx_ir as ir
 
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.attention.joined_mask import fitted_mask, joined_mask
-from omnigraph.passes.analysis.attention.mask_kind import is_flag, kind_of, meaning_of
-from omnigraph.passes.analysis.attention.past import AbsorbedPast, absorbed_past
-from omnigraph.passes.analysis.attention.spelling import WrittenAttention
-from omnigraph.passes.analysis.attention.weights import reaches_product
+from omnigraph.passes.analysis.attention.mask_kind import is_causal_flag, kind_of, meaning_of
+from omnigraph.passes.analysis.attention.past import ConcatenatedPast, concatenated_past
+from omnigraph.passes.analysis.attention.sites import reaches_product, softmaxes_of_keys
+from omnigraph.passes.analysis.attention.unfused import UnfusedAttention
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
     axis_size,
-    nodes_of,
     only_use,
     rank,
     remove_unused,
@@ -30,7 +29,7 @@ from omnigraph.passes.site_pass import SitePass
 
 @dataclass(frozen=True)
 class FuseAttention(SitePass):
-    """Make one Attention of products, scales, masks and a softmax that are written out.
+    """Fuse the products, scales, masks and softmax of an attention into one Attention.
 
     Before::
 
@@ -41,60 +40,65 @@ class FuseAttention(SitePass):
 
         y = Attention[scale](q, k, v, mask)
 
-    Taken in: a scale on queries, keys, both or the scores, before or after masks; masks that are
-    added, and conditions by Where; a softcap; keys and values repeated for groups of heads; heads
-    split into four axes or joined with the batch into three; a softmax in another precision;
-    guards that give zero for a row that is hidden wholly; a gate on the shares, which becomes a
-    Mul after the node; scores or shares that are read elsewhere, as ``qk_matmul_output``.
+    The Attention takes in:
 
-    A row hidden wholly by -inf is NaN before unless it is guarded, and zero after, as the standard
-    says. One hidden by finite numbers keeps its numbers: a mask's lowest number becomes the lowest
-    but one, because onnxruntime zeroes rows of the lowest.
+    - a scale on queries, keys, both or the scores, before or after masks;
+    - masks that are added, and conditions of a Where;
+    - a softcap;
+    - keys and values repeated for groups of heads;
+    - heads split into four axes, or joined with the batch into three;
+    - a softmax in another precision;
+    - guards that zero a row with all keys hidden;
+    - a gate on the attention weights, which becomes a Mul after the node;
+    - scores or attention weights that something else reads, as ``qk_matmul_output``.
+
+    A row with all keys hidden by -inf is NaN before, unless it is guarded, and zero after, as the
+    standard says. A row hidden by finite numbers keeps its result: the lowest number in a mask
+    becomes the lowest but one, because onnxruntime zeroes rows of the lowest.
 
     Args:
-        absorb_past: whether keys and values concatenated with a past become ``past_key`` and
-            ``past_value``, and what was concatenated the outputs ``present_*``.
+        absorb_past: whether the concatenation of keys and values with a past becomes the inputs
+            ``past_key`` and ``past_value``, and the outputs ``present_*``.
 
-    Needs: shapes with known ranks. Leaves alone: scores of five axes, random dropout, masks inside
-    a softcap, and what the reasons say.
+    Needs: shapes with known ranks. Leaves alone: scores of five axes, random dropout, and masks
+    inside a softcap; the reason of each site says more.
     """
 
     absorb_past: bool = True
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every Softmax over the last axis whose result reaches a product of matrices."""
-        for node in nodes_of(graph, "Softmax"):
-            axis, axes = node.attributes.get_int("axis", -1), rank(node.inputs[0])
-            if axis in (-1, (axes or 0) - 1) and reaches_product(node):
+        for node in softmaxes_of_keys(graph):
+            if reaches_product(node.outputs[0], "MatMul"):
                 yield node
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Rewrite one site, and say what it became."""
-        return _Rewrite(WrittenAttention(node)).run(self.absorb_past)
+        """Fuse the attention around one Softmax."""
+        return _Rewrite(UnfusedAttention(node)).run(self.absorb_past)
 
 
 class _Rewrite:
-    """One attention being written as an Attention before the product that ends it."""
+    """Writes one Attention before the product that ends the attention."""
 
-    def __init__(self, found: WrittenAttention) -> None:
+    def __init__(self, found: UnfusedAttention) -> None:
         self.found = found
-        self.new = Inserter(found.shares.product)
+        self.new = Inserter(found.weights.product)
 
     def run(self, absorb_past: bool) -> str:
-        """Write the Attention in the place of the site, and say what it is."""
+        """Put the Attention in the place of the site, and describe it."""
         found, new = self.found, self.new
         query, key, value = (heads.made(new) for heads in (found.query, found.key, found.value))
         mask = joined_mask(new, found.scores.terms, found.dtype, found.heads)
         if mask is not None:
             mask = fitted_mask(new, mask, query, key)
-        past = absorbed_past(key, value, [query, mask]) if absorb_past else None
+        past = concatenated_past(key, value, [query, mask]) if absorb_past else None
         mask, causal, kind = self._named(mask, query, key, past)
         inputs = [query, key, value, mask]
         if past is not None:
             inputs = [query, past.new_key, past.new_value, mask, past.key, past.value]
         elif mask is None:
             inputs.pop()
-        outputs = 4 if found.seen is not None else 3 if past is not None else 1
+        outputs = 4 if found.qk_output is not None else 3 if past is not None else 1
         node = new.node("Attention", *inputs, outputs=outputs, **self._attributes(causal))
         node.name = found.softmax.name
         replaced = [past.keys, past.values] if past is not None else []
@@ -102,8 +106,8 @@ class _Rewrite:
             past.replace(node.outputs[1], node.outputs[2])
         elif outputs == 4:
             node.outputs[1].name = node.outputs[2].name = ""
-        if found.seen is not None and (maker := found.seen.producer()) is not None:
-            replace_output(found.seen, self._with_axes(node.outputs[3], rank(found.seen)))
+        if found.qk_output is not None and (maker := found.qk_output.producer()) is not None:
+            replace_output(found.qk_output, self._with_axes(node.outputs[3], rank(found.qk_output)))
             replaced.append(maker)
         self._put(node.outputs[0])
         for before in replaced:  # which the site itself read too
@@ -118,14 +122,14 @@ class _Rewrite:
         mask: ir.Value | None,
         query: ir.Value,
         key: ir.Value,
-        past: AbsorbedPast | None,
+        past: ConcatenatedPast | None,
     ) -> tuple[ir.Value | None, bool, str]:
-        """The mask unless it need not be there, whether it is the causal flag, and its name."""
+        """The mask if it is needed, whether the causal flag replaces it, and its kind."""
         if mask is None or (meant := meaning_of(mask)) is None:
             return mask, False, "" if mask is None else "added mask"
         shows_all = not meant.visible and not meant.bias
-        causal = not shows_all and is_flag(meant, query, key, past)
-        if self.found.seen is not None or not (shows_all or causal):
+        causal = not shows_all and is_causal_flag(meant, query, key, past)
+        if self.found.qk_output is not None or not (shows_all or causal):
             return mask, False, kind_of(meant)
         if (maker := mask.producer()) is not None:
             remove_unused(maker)
@@ -141,13 +145,13 @@ class _Rewrite:
             attributes["softmax_precision"] = int(precision)
         if causal:
             attributes["is_causal"] = 1
-        if found.seen is not None:
-            attributes["qk_matmul_output_mode"] = found.mode
+        if found.qk_output is not None:
+            attributes["qk_matmul_output_mode"] = found.qk_mode
         return attributes
 
     def _put(self, result: ir.Value) -> None:
-        """Give the result [B, H, T, D] to the users of the product, in their layout."""
-        new, last, gates = self.new, self.found.shares.product, self.found.shares.gates
+        """Give the result [B, H, T, D] to the readers of the product, in their layout."""
+        new, last, gates = self.new, self.found.weights.product, self.found.weights.gates
         old = last.outputs[0]
         user, heads = only_use(old), self.found.heads
         if user is not None and heads is not None and not gates and _splits(user, heads):
@@ -169,7 +173,7 @@ class _Rewrite:
             return new.op("Squeeze", value, new.integers(*((0, 1) if axes == 2 else (1,))))
         return value
 
-    def _became(self, mask: str, past: AbsorbedPast | None) -> str:
+    def _became(self, mask: str, past: ConcatenatedPast | None) -> str:
         found = self.found
         heads, groups = found.query.dims[1], found.key.dims[1]
         parts = [
@@ -178,7 +182,7 @@ class _Rewrite:
             mask,
             "softcap" if found.scores.softcap else "",
             "past" if past is not None else "",
-            "gated" if found.shares.gates else "",
+            "gated" if found.weights.gates else "",
         ]
         return ", ".join(filter(None, parts))
 

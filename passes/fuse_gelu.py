@@ -1,4 +1,4 @@
-"""Gelu that is written out, by erf, by tanh or by a sigmoid, becomes one op."""
+"""Fuses a Gelu by erf, by tanh or by a sigmoid into one op."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from omnigraph.passes.site_pass import SitePass
 
 @dataclass(frozen=True)
 class FuseGelu(SitePass):
-    """Fuse a written-out Gelu into Gelu, and the quick one into Swish with alpha 1.702.
+    """Fuse the ops of a Gelu into Gelu, and those of the quick one into Swish with alpha 1.702.
 
     Before, in any order and with any split of the constants over products and quotients::
 
@@ -46,7 +46,7 @@ class FuseGelu(SitePass):
         y = Gelu(x)    y = Gelu[approximate=tanh](x)    y = Swish[alpha=1.702](x)
 
     (Hendrycks and Gimpel 2016, section 2.) Needs: constants within eight roundings of these.
-    Leaves alone: one whose parts are read elsewhere too, and functions of other constants.
+    Leaves alone: a Gelu with parts that something else reads, and functions of other constants.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
@@ -70,7 +70,7 @@ class FuseGelu(SitePass):
 
 @dataclass(frozen=True)
 class _Form:
-    """A Gelu around one function: what that is of, what is made of it, and the op for it all."""
+    """A Gelu around one function: the function's argument, the result, and the op for both."""
 
     inner: Polynomial
     argument: str

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm that are written out become the one op of the standard."""
+"""Fuses LayerNorm and RMSNorm into the op that the standard has for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.graph import Graph
-from omnigraph.passes.analysis.arithmetic.norm import WrittenNorm, divides_by_root_mean, match_norm
+from omnigraph.passes.analysis.arithmetic.norm import UnfusedNorm, divides_by_root_mean, match_norm
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
     axis_size,
@@ -23,13 +23,13 @@ from omnigraph.passes.matching import (
 )
 from omnigraph.passes.site_pass import Miss, SitePass
 
-#: What the standard ops compute in where ``stash_type`` is 1, and the types that they take.
+#: The type in which the standard ops compute with ``stash_type`` 1, and the types of their inputs.
 _STASH, _TYPES = ir.DataType.FLOAT, ("FLOAT", "FLOAT16", "BFLOAT16")
 
 
 @dataclass(frozen=True)
 class FuseNorm(SitePass):
-    """Fuse a LayerNorm or RMSNorm that is written out into LayerNormalization, RMSNormalization.
+    """Fuse the ops of a LayerNorm or RMSNorm into LayerNormalization or RMSNormalization.
 
     Before, with ``c = x - mean(x)`` for a LayerNorm and ``c = x`` for an RMSNorm::
 
@@ -39,14 +39,15 @@ class FuseNorm(SitePass):
 
         y = LayerNormalization(x, scale, bias)    or    y = RMSNormalization(x, scale)
 
-    The square may be Pow or Mul; the root is divided by, or its Reciprocal, 1 / root or power -0.5
-    multiplied with; the scale is multiplied on either side, or with the root first; without a
-    scale it is all ones. A half tensor that is cast to fp32, normalized and cast back before it is
-    scaled becomes one op on the half tensor (``stash_type`` 1), which rounds at the same place.
+    The square may be a Pow or a Mul. The norm may divide by the root, or multiply by its
+    Reciprocal, by 1 / root or by a power of -0.5. The scale may be on either side of its product,
+    or multiply the root first; a norm without a scale gets ones. A half tensor that is cast to
+    fp32, normalized and cast back before it is scaled becomes one op on the half tensor
+    (``stash_type`` 1), which rounds at the same place.
 
     Needs: dtypes and ranks, and fixed sizes of the axes normalized. Leaves alone: means over other
-    axes than the last ones, float64 (the standard op computes in fp32), a scale that is not one
-    number for each feature (it stays a Mul after the op), and residual sums before the norm.
+    axes than the last ones; float64, since the standard op computes in fp32; a scale that is not
+    one number for each feature, which stays a Mul after the op; residual sums before the norm.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
@@ -69,7 +70,7 @@ class FuseNorm(SitePass):
 
 @dataclass
 class _Norm:
-    """What becomes one op: a norm, with what follows it as far as the op takes it in."""
+    """A norm, and the casts, scale and bias after it that the op takes in."""
 
     op_type: str
     x: ir.Value
@@ -81,7 +82,7 @@ class _Norm:
     bias: ir.Value | None = None
 
     @classmethod
-    def of(cls, found: WrittenNorm) -> _Norm:
+    def of(cls, found: UnfusedNorm) -> _Norm:
         """The norm alone.
 
         Raises:
@@ -149,7 +150,7 @@ class _Norm:
         return sizes == (1,) * (dims - self.axes) + self.sizes
 
     def inputs(self, before: Inserter) -> list[ir.Value]:
-        """x, scale and, where there is one, bias, as the op takes them."""
+        """The inputs of the op: x, scale, and bias if there is one."""
         assert self.x.dtype is not None
         if self.scale is None:
             ones = before.constant(np.ones(self.sizes or (), self.x.dtype.numpy()))

@@ -1,4 +1,4 @@
-"""Products of one input with several weights become one product with all of them side by side."""
+"""Fuses the linear layers of one input into one with all of their weights side by side."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from omnigraph.passes.site_pass import Miss, SitePass
 
 @dataclass(frozen=True)
 class FuseProjections(SitePass):
-    """Make one MatMul of those of one input: queries, keys and values, gate and up.
+    """Fuse the MatMuls of one input into one: queries, keys and values, or gate and up.
 
     Before::
 
         q, k, v = Add(MatMul(x, w_q), b_q), Add(MatMul(x, w_k), b_k), Add(MatMul(x, w_v), b_v)
 
-    After, with the weights and biases joined where they are written, not in memory::
+    After, with weights and biases that are joined when they are written, not in memory::
 
         q, k, v = Split(Add(MatMul(x, [w_q | w_k | w_v]), [b_q | b_k | b_v]), axis=-1)
 
-    Keys and values of a cross-attention, which read another input than the queries, are joined
-    with each other. The order of sums within an element does not change. A bias is joined where
-    every product has one, or none has.
+    In a cross-attention, keys and values read another input than the queries, and are fused with
+    each other. The order of sums within an element does not change.
 
-    Needs: weights [C, N] as initializers that nothing else reads; shapes. Leaves alone: a product
-    by itself; weights of one input in different types. It is in no target's pipeline, for it was
-    measured to pay on none (``omnigraph/lowering/onnx/kernels.py``): it is there to be asked for
-    with ``--passes fuse-projections``.
+    No target's pipeline has this pass, since it was measured to make none faster
+    (``omnigraph/lowering/onnx/kernels.py``). ``--passes fuse-projections`` adds it.
+
+    Needs: weights [C, N] as initializers that nothing else reads; shapes; a bias in every MatMul or
+    in none. Leaves alone: a single MatMul of an input; weights of different types.
 
     Args:
-        most_columns: products whose result is wider, such as logits, are left alone.
+        most_columns: MatMuls with a wider result, such as logits, are left alone.
     """
 
     most_columns: int = 1 << 15
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """The first of the products of each input that has more than one."""
+        """The first MatMul of each input that has more than one."""
         first: dict[ir.Value, ir.Node] = {}
         several: dict[ir.Node, None] = {}
         for node in nodes_of(graph, "MatMul"):
@@ -55,10 +55,10 @@ class FuseProjections(SitePass):
         yield from several
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Join all products of the input of one."""
+        """Fuse all MatMuls of the input of one."""
         shared = node.inputs[0]
         assert shared is not None
-        found = [_projection(user) for user in _products(shared) if user.graph is node.graph]
+        found = [_projection(user) for user in _matmuls(shared) if user.graph is node.graph]
         projections = [p for p in found if p.columns <= self.most_columns]
         with_bias = [p for p in projections if p.bias is not None]
         if with_bias and len(with_bias) != len(projections):
@@ -92,7 +92,7 @@ class FuseProjections(SitePass):
 
 @dataclass(frozen=True)
 class _Projection:
-    """A product with a weight, and the bias added to it, if there is one."""
+    """A MatMul with a weight, and the bias added to it, if there is one."""
 
     nodes: tuple[ir.Node, ...] = field(compare=False)
     weight: ir.Value
@@ -116,8 +116,8 @@ def _is_stored(value: ir.Value | None) -> bool:
     return alone and not value.is_graph_input() and not value.is_graph_output()
 
 
-def _products(shared: ir.Value) -> list[ir.Node]:
-    """The products of a value with a weight, in the order of the Graph."""
+def _matmuls(shared: ir.Value) -> list[ir.Node]:
+    """The MatMuls of a value with a weight, in the order of the Graph."""
     users = dict.fromkeys(user for user, index in shared.uses() if index == 0)
     return [u for u in users if standard(u, "MatMul") and _is_weight(u.inputs[1])]
 
@@ -135,7 +135,7 @@ def _projection(node: ir.Node) -> _Projection:
 
 
 def _side_by_side(graph: Graph, values: Sequence[ir.Value]) -> ir.Value:
-    """Initializers joined along their last axis, when they are read."""
+    """Initializers joined along their last axis; they are joined when they are read."""
     tensors = [value.const_value for value in values]
     first = tensors[0]
     assert first is not None
@@ -153,7 +153,7 @@ def _side_by_side(graph: Graph, values: Sequence[ir.Value]) -> ir.Value:
 
 
 def _joined_name(names: Sequence[str]) -> str:
-    """layer.query.weight and layer.key.weight are layer.query+key.weight."""
+    """One name for several: layer.query.weight, layer.key.weight -> layer.query+key.weight."""
     parts = [name.split(".") for name in names]
     if len({len(part) for part in parts}) == 1:
         columns = [list(dict.fromkeys(column)) for column in zip(*parts, strict=True)]

@@ -1,4 +1,4 @@
-"""Rotary positions that are written out become RotaryEmbedding."""
+"""Fuses the ops of a rotary embedding into RotaryEmbedding."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class FuseRotary(SitePass):
 
         y = RotaryEmbedding[interleaved, rotary_embedding_dim](x, cos, sin)
 
-    Features that are only carried along (``Concat(turned, rest)``) are taken in. An x of
-    [B, T, H, D] is transposed before, and not back where the next node would transpose it.
+    Features that are not rotated, as in ``Concat(rotated, rest)``, are taken in. An x [B, T, H, D]
+    is transposed first; the result is not transposed back where the next node transposes it again.
 
-    Needs: shapes of x, the cosines and the sines. Where these have R features, a proof that both
-    of a pair have the same: a Concat or Expand of one value, or a constant table. Leaves alone:
-    x of three axes, angles that differ by head.
+    Needs: shapes of x, the cosines and the sines. Cosines and sines of R features must have equal
+    numbers for the two of a pair, as a Concat or Expand of one value has, or a constant table.
+    Leaves alone: x of three axes, angles that differ by head.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """Every sum with a turned x, and every two turned halves that are put together."""
+        """Every sum with a rotated x, and every Concat or Reshape of two rotated halves."""
         return (n for n in nodes_of(graph, "Add", "Concat", "Reshape") if may_end_rotation(n))
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
@@ -82,31 +82,30 @@ class FuseRotary(SitePass):
 
 
 def _head_axis(rotation: Rotation) -> int:
-    """The axis of heads of x, along which cosines and sines are the same.
+    """The axis of heads of x; cosines and sines are the same along it.
 
     Raises:
-        Miss: x is not of batch, heads, positions and features, or the angles not of positions.
+        Miss: x has other axes than batch, heads, positions and features, or the angles are not one
+            for each position.
     """
     shape = rotation.x.shape
     if shape is None or len(shape) != 4 or axis_size(rotation.x, 3) is None:
         raise Miss("x is not known to have axes of batch, heads, positions and features")
     features = rotation.size if rotation.twice else rotation.size // 2
     for axis in (1, 2):
-        wanted = [shape[0], shape[1], shape[2], features]
-        wanted[axis] = 1
-        if all(_fits(table, wanted) for table in (rotation.cosines, rotation.sines)):
+        one_head = [shape[0], shape[1], shape[2], features]
+        one_head[axis] = 1
+        if all(_fits(table, one_head) for table in (rotation.cosines, rotation.sines)):
             return axis
     found = [str(table.shape) for table in (rotation.cosines, rotation.sines)]
     raise Miss(f"cosines and sines are not one for each position: {' and '.join(found)}")
 
 
-def _fits(table: ir.Value, wanted: list[int | ir.SymbolicDim]) -> bool:
+def _fits(table: ir.Value, sizes: list[int | ir.SymbolicDim]) -> bool:
     if table.shape is None or not 2 <= len(table.shape) <= 4:
         return False
     dims = [1] * (4 - len(table.shape)) + list(table.shape)
-    return (dims[0] == 1 or same_dim(dims[0], wanted[0])) and all(
-        map(same_dim, dims[1:], wanted[1:])
-    )
+    return (dims[0] == 1 or same_dim(dims[0], sizes[0])) and all(map(same_dim, dims[1:], sizes[1:]))
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,14 @@ class _Cache:
     """How to make cosines or sines [1 or B, T, R/2], from a table that is broadcast with x."""
 
     half: Half
-    heads: int | None  # the axis of heads that is still to go
+    heads: int | None  # the axis of heads, where the table has one
 
     @classmethod
     def of(cls, rotation: Rotation, table: ir.Value, head_axis: int) -> _Cache:
-        """Of the cosines or sines of a rotation.
+        """The cache of the cosines or the sines of a rotation.
 
         Raises:
-            Miss: they hold two for each pair, which are not known to be equal.
+            Miss: they have two numbers for each pair, which are not known to be equal.
         """
         dims = rank(table) or 0
         heads: int | None = head_axis - (4 - dims) if dims == 4 or head_axis == 2 else None
@@ -138,7 +137,7 @@ class _Cache:
         return cls(half, heads)
 
     def make(self, graph: Graph, before: Inserter, x: ir.Value) -> ir.Value:
-        """The cosines or sines for each of the batch of x [B, H, T, D]."""
+        """Make the cosines or sines for the batch of x [B, H, T, D]."""
         value = self.half(before)
         if self.heads is not None:
             value = before.op("Squeeze", value, before.integers(self.heads))
@@ -150,7 +149,7 @@ class _Cache:
 
 
 def _put(before: Inserter, end: ir.Node, y: ir.Value, head_axis: int) -> None:
-    """Let y be read for the output of the end, without a Transpose back if all readers have one."""
+    """Replace the output of the end by y, transposed back unless all readers transpose it again."""
     old = end.outputs[0]
     users = [user for user, _ in old.uses()]
     if head_axis == 2:

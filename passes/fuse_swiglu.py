@@ -1,4 +1,4 @@
-"""SiLU that is written out becomes Swish, and a packed gate and its other half one Split."""
+"""Fuses a SiLU into Swish, and splits a packed gate and its other half once."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class FuseSwiglu(SitePass):
         y        = Swish(gate) * up
 
     The halves of Gelu(gate) * up are split in the same way, in either order. Needs: a fixed size
-    of p's last axis. Leaves alone: a Sigmoid whose product is with anything else than what it is
-    of (a gate of its own, such as GLU has), and halves that are split already.
+    of p's last axis. Leaves alone: a Sigmoid that multiplies anything but its own argument, as the
+    gate of a GLU does; halves that are split already.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """Every Sigmoid that is multiplied, and every Swish or Gelu of one of two slices."""
+        """Every Sigmoid in a product, and every Swish or Gelu of one of two slices."""
         for node in nodes_of(graph, "Sigmoid", "Swish", "Gelu"):
             if node.op_type == "Sigmoid":
                 if any(standard(user, "Mul") for user, _ in node.outputs[0].uses()):
@@ -56,7 +56,7 @@ class FuseSwiglu(SitePass):
                 yield node
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Make a Swish of a Sigmoid, and a Split of the slices around it."""
+        """Fuse a Sigmoid into a Swish, and the slices around it into a Split."""
         said = "slices of an activation's gate"
         if node.op_type == "Sigmoid":
             node, said = _fuse_swish(node)
@@ -83,7 +83,7 @@ def _fuse_swish(node: ir.Node) -> tuple[ir.Node, str]:
 
 
 def _other_half(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
-    """The slices of the two halves of one value: of the gate, and of what it is multiplied with."""
+    """The slices of the two halves of one value: the gate, and the half that it multiplies."""
     gate = made_by(node.inputs[0], "Slice")
     part = last_axis_part(node.inputs[0])
     if gate is None or part is None or not _is_half(part):
@@ -108,7 +108,7 @@ def _is_half(part: Part) -> bool:
 
 
 def _split(gate: ir.Node, up: ir.Node) -> None:
-    """Put the outputs of one Split in the place of two Slices."""
+    """Replace two Slices by one Split."""
     part = last_axis_part(gate.outputs[0])
     assert part is not None
     first, second = (gate, up) if part.start == 0 else (up, gate)

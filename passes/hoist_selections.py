@@ -1,4 +1,4 @@
-"""Positions are selected before they are computed, not after."""
+"""Selects positions before they are computed, not after."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omnigraph.passes.site_pass import Miss, SitePass
 
 @dataclass(frozen=True)
 class HoistSelections(SitePass):
-    """Select rows of what a row is computed from, where the other rows are computed for nothing.
+    """Select rows before they are computed, where nothing needs the other rows.
 
     Before, with hidden [B, T, C]::
 
@@ -27,14 +27,14 @@ class HoistSelections(SitePass):
 
         y      = MatMul(LayerNormalization(Slice(hidden, T - 1, T, axis=1)), weight)
 
-    A Slice, Gather or GatherND of one axis goes up through elementwise ops, products with a weight,
-    norms, softmaxes, transposes and reshapes that keep the axis, and the queries of an Attention,
-    as far as nothing else needs the other rows. Residuals are followed on both sides, so the whole
-    feed-forward part of a last layer is computed for what is selected alone. Exact: each row is
+    A Slice, Gather or GatherND of one axis moves up through elementwise ops, linear layers, norms,
+    softmaxes, transposes and reshapes that keep the axis, and the queries of an Attention, until
+    something else needs the other rows. It moves up both sides of a residual, so the whole
+    feed-forward part of a last layer is computed for the selected rows alone. Exact: each row is
     computed from the same numbers.
 
-    Needs: shapes. Leaves alone: what selects along the last axis, where nothing is saved that an
-    op computes; rows that another node or an output needs too.
+    Needs: shapes. Leaves alone: selections along the last axis, which save no computation; rows
+    that another node or an output needs too.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
@@ -87,7 +87,7 @@ def _fewer(node: ir.Node, data: ir.Value, selection: Selection) -> bool:
 
 
 def _move(site: ir.Node, passed: list[str]) -> list[ir.Node]:
-    """Move one selection before the node that makes its data; the selections that it became."""
+    """Move one selection before the node that makes its data, and return the new selections."""
     selection, data = selection_of(site), site.inputs[0]
     assert selection is not None and data is not None
     producer = data.producer()
@@ -126,7 +126,11 @@ def _move(site: ir.Node, passed: list[str]) -> list[ir.Node]:
 
 
 def _all_uses_select(data: ir.Value, selection: Selection, producer: ir.Node) -> list[ir.Node]:
-    """The nodes that read a value, if each of them selects the same rows of it."""
+    """The nodes that read a value, each of which selects the same rows.
+
+    Raises:
+        Miss: something needs other rows.
+    """
     if data.is_graph_output() or any(v.uses() or v.is_graph_output() for v in producer.outputs[1:]):
         raise Miss("an output of the program needs all rows", producer)
     twins = []
@@ -140,7 +144,7 @@ def _all_uses_select(data: ir.Value, selection: Selection, producer: ir.Node) ->
 
 
 def _selected(value: ir.Value, selection: Selection, site: ir.Node, before: Inserter) -> ir.Value:
-    """The selected rows of a value, the axis kept; selected once, however often it is asked for."""
+    """The selected rows of a value, with the axis kept; an equal selection is used again."""
     old = selection_of(site)
     assert old is not None
     for user, _ in value.uses():

@@ -1,4 +1,4 @@
-"""New nodes with the types and shapes of what they give, put before a node of a Graph."""
+"""Inserts new nodes before a node of a Graph, with the types and shapes of their results."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import onnx_ir as ir
 
 from omnigraph.graph import OPSET
 
-#: Constants up to this many bytes are shown to shape inference: shapes, axes, bounds.
+#: Shape inference reads constants up to this many bytes: shapes, axes, bounds.
 _SMALL_BYTES = 1024
 
 
 class Inserter:
     """Inserts nodes of the standard before one node, each result with its type and shape.
 
-    They belong to the module and source line of that node. Scalars and small arrays that are asked
-    for twice are one Constant.
+    New nodes belong to the module and source line of that node. Equal arrays are one Constant.
 
     Args:
         before: the node that the new ones stand before.
@@ -35,7 +34,7 @@ class Inserter:
     def node(
         self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any
     ) -> ir.Node:
-        """A new node with as many outputs as asked for."""
+        """A new node with so many outputs."""
         new = ir.node(op_type, inputs, attributes, num_outputs=outputs)
         infer_outputs(new)
         self._prepend(new)
@@ -77,15 +76,15 @@ class Inserter:
         return self.op("Squeeze", self.op("Shape", value, start=axis, end=axis + 1))
 
     def _prepend(self, new: ir.Node) -> None:
-        """Put a node there, as one of the module that the node after it is of."""
+        """Insert a node, with the module and source line of the node after it."""
         new.metadata_props.update(self._before.metadata_props)
         self._before.prepend(new)
 
 
 def infer_outputs(node: ir.Node) -> None:
-    """Give the outputs of a node the types and shapes that the ONNX standard infers, where it can.
+    """Give the outputs of a node the types and shapes that ONNX infers.
 
-    Symbolic dimensions keep their names. What cannot be inferred is left without.
+    Symbolic dimensions keep their names. An output that ONNX cannot infer gets no type or shape.
     """
     known: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}

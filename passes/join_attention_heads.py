@@ -1,4 +1,4 @@
-"""Attention takes projections as they are, heads side by side, without transposes around it."""
+"""Gives Attention its projections with heads side by side, without transposes around it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SWAP = (0, 2, 1, 3)
 
 @dataclass(frozen=True)
 class JoinAttentionHeads(SitePass):
-    """Give Attention its inputs as [B, T, H * D], where they were split into heads before it.
+    """Give an Attention its inputs as [B, T, H * D], without splitting heads before it.
 
     Before::
 
@@ -40,15 +40,16 @@ class JoinAttentionHeads(SitePass):
 
         y = Attention[q_num_heads=H, kv_num_heads=H](x, x_k, x_v, mask)
 
-    A RotaryEmbedding between the two goes along, with ``num_heads``. Mask, past, flags and numbers
-    stay as they are. The kernel of onnxruntime then splits heads itself, in fewer steps.
+    A RotaryEmbedding between the two stays, with ``num_heads``. Mask, past and attributes stay as
+    they are. The kernel of onnxruntime then splits heads itself, in fewer steps.
 
-    Needs: shapes. Leaves alone: keys and values that come with their heads apart, such as from a
-    past that is concatenated outside; an Attention whose number of queries is fixed and above
-    ``longest``, where that kernel is the slower one (``omnigraph/lowering/onnx/kernels.py``).
+    Needs: shapes. Leaves alone: keys and values whose heads are an axis already, such as those of a
+    past that is concatenated outside; an Attention with a fixed number of queries above
+    ``longest``, where that kernel is slower (``omnigraph/lowering/onnx/kernels.py``).
 
     Args:
-        longest: the most queries for which it pays; a length that is not fixed counts as fewer.
+        longest: the most queries for which the kernel is faster; a length that is not fixed counts
+            as fewer.
     """
 
     longest: int = 512
@@ -69,10 +70,10 @@ class JoinAttentionHeads(SitePass):
 
 
 def join_heads(node: ir.Node) -> ir.Node:
-    """Make an Attention of four axes one of three, which is returned.
+    """Replace an Attention of four axes by one of three, and return the new node.
 
     Raises:
-        Miss: its inputs are not split, or its result not joined, just around it; nothing changed.
+        Miss: heads are not split just before it, or not joined just after it; nothing changed.
     """
     if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
         raise Miss("its scores are read")
@@ -114,7 +115,7 @@ _NAMES = ("queries", "keys", "values")
 
 
 def _joined(value: ir.Value | None, name: str) -> tuple[ir.Value, ir.Node | None, int]:
-    """What a value [B, H, T, D] is split from, a rotation on the way, and the number of heads."""
+    """The value before its heads were split, a rotation on the way, and the number of heads."""
     rotation = made_by(value, "RotaryEmbedding")
     if rotation is not None:
         if only_use(rotation.outputs[0]) is None:
@@ -134,7 +135,11 @@ def _joined(value: ir.Value | None, name: str) -> tuple[ir.Value, ir.Node | None
 
 
 def _joined_result(node: ir.Node) -> ir.Value:
-    """The result as [B, T, H * D], which must be all that is read of it."""
+    """The result as [B, T, H * D].
+
+    Raises:
+        Miss: something reads the result with its heads apart.
+    """
     swap = only_use(node.outputs[0])
     if not standard(swap, "Transpose") or swap is None or swap.attributes.get_ints("perm") != _SWAP:
         raise Miss("its heads are not joined just after")

@@ -1,4 +1,4 @@
-"""Attention of three axes gets its heads split: what all other passes and kernels speak of."""
+"""Splits the heads of an Attention of three axes, as other passes and kernels expect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEADS = ("q_num_heads", "kv_num_heads", "kv_num_heads")
 
 @dataclass(frozen=True)
 class LegalizeAttentionAxes(SitePass):
-    """Split the heads before an Attention of three axes, and join them behind it.
+    """Split the heads before an Attention of three axes, and join them after it.
 
     Before, with queries [B, T, H * D] and keys [B, S, K * D]::
 
@@ -28,13 +28,13 @@ class LegalizeAttentionAxes(SitePass):
         y = Reshape(Transpose(Attention(split(q), split(k), split(v), mask)), [B, T, H * D])
         split(x) = Transpose[perm=0,2,1,3](Reshape(x, [B, T, H, D]))
 
-    The rule is that of the standard (ONNX Attention-24): heads are the slower part of the last
-    axis. A past, what is present, and scores have four axes in both forms. Needs: ranks. Leaves
-    alone: Attention of four axes.
+    As in the standard (ONNX Attention-24), heads are the slower part of the last axis. Past,
+    present and scores have four axes in both forms. Needs: ranks. Leaves alone: Attention of four
+    axes.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """Each Attention that says how many heads it has."""
+        """Each Attention that has its number of heads as an attribute."""
         return [n for n in nodes_of(graph, "Attention") if "q_num_heads" in n.attributes]
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
@@ -61,8 +61,8 @@ class LegalizeAttentionAxes(SitePass):
         heads.type = result.type
         if query.shape is not None and value.shape is not None:
             heads.shape = ir.Shape([*query.shape[:3], value.shape[3]])
-        turned = before.op("Transpose", heads, perm=[0, 2, 1, 3])
-        replace_output(result, before.op("Reshape", turned, before.integers(0, 0, -1)))
+        joined = before.op("Transpose", heads, perm=[0, 2, 1, 3])
+        replace_output(result, before.op("Reshape", joined, before.integers(0, 0, -1)))
         assert node.graph is not None
         node.graph.remove(node, safe=True)
         return "Attention of four axes"

@@ -1,4 +1,4 @@
-"""Attention that keeps its own cache becomes Attention over a concatenated one."""
+"""Concatenates past keys and values outside of Attention."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class LegalizeAttentionPast(Pass):
         y             = Attention(q, present_key, present_value, mask)
 
     Needs: nothing. Leaves alone: Attention without a past; Attention of three axes, whose heads
-    are not split yet; causal Attention, whose alignment would change (`LegalizeCausalMask` writes
-    its mask out, and runs first).
+    are not split yet; causal Attention, whose alignment would change (`LegalizeCausalMask` runs
+    first and writes its mask out).
     """
 
     def apply(self, graph: Graph) -> bool:

@@ -1,4 +1,4 @@
-"""Causal Attention that runtimes read in two ways, or not at all, gets its mask written out."""
+"""Writes the causal mask out where runtimes read the causal flag in two ways, or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MASK, _PAST_KEY, _NONPAD = 3, 4, 6
 
 @dataclass(frozen=True)
 class LegalizeCausalMask(Pass):
-    """Write out the mask of a causal Attention, unless it is square and has no other mask.
+    """Write the mask of a causal Attention out, unless it is square and has no other mask.
 
     Before::
 
@@ -28,13 +28,13 @@ class LegalizeCausalMask(Pass):
         visible = Range(0, S) <= Unsqueeze(Range(0, T) + P)       S = P + keys, P of a past
         y       = Attention(q, k, v, Where(visible, mask, -inf))
 
-    The ONNX rule (Attention-24): query i sees key j if and only if j <= i + P. Runtimes have
-    aligned it to the other corner where queries and keys differ in number, and TensorRT takes
-    either a mask or the flag.
+    The ONNX rule (Attention-24): query i sees key j if and only if j <= i + P. Some runtimes align
+    to the other corner where queries and keys differ in number; TensorRT takes either a mask or the
+    flag.
 
-    Needs: shapes of queries and keys, to see that they are equally many. Leaves alone: a square
-    Attention without a mask or past, which has one reading; Attention with ``nonpad_kv_seqlen``;
-    Attention of three axes, whose heads are not split.
+    Needs: shapes of queries and keys, to know whether they are equally many. Leaves alone: a square
+    Attention without a mask or past, which all runtimes read alike; Attention with
+    ``nonpad_kv_seqlen``; Attention of three axes, whose heads are not split.
     """
 
     def apply(self, graph: Graph) -> bool:

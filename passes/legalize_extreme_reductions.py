@@ -1,4 +1,4 @@
-"""The largest of infinities is an infinity, where a runtime begins at the largest finite number."""
+"""Guards the maximum of infinities, for a runtime that starts at a finite number."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from omnigraph.passes.matching import (
 )
 from omnigraph.passes.site_pass import Miss, SitePass
 
-#: What a reduction gives of nothing, and of nothing but this (ONNX ReduceMax-20, ReduceMin-20).
+#: The result for no elements, and for elements that all are this (ONNX ReduceMax-20, ReduceMin-20).
 _STARTS = {"ReduceMax": -np.inf, "ReduceMin": np.inf}
 
 
 @dataclass(frozen=True)
 class LegalizeExtremeReductions(SitePass):
-    """Let the largest of elements that are all minus infinity be minus infinity.
+    """Give minus infinity as the maximum of elements that are all minus infinity.
 
     Before, with floats::
 
@@ -37,15 +37,15 @@ class LegalizeExtremeReductions(SitePass):
         seen = ReduceMax(Not(Equal(x, -inf)), axes)
         y    = Where(seen, ReduceMax(x, axes), -inf)
 
-    ReduceMin is the mirror image. Rows of a mask that hides everything are such rows, and what
-    guards a softmax against them asks for exactly this. OpenVINO 2026.4 gives the least finite
+    ReduceMin is the mirror image. The row of a mask that hides all keys is such a case, and the
+    guard of a softmax against such rows needs this result. OpenVINO 2026.4 gives the least finite
     number instead, for no elements as well.
 
     Needs: dtypes. Leaves alone: integers and booleans.
     """
 
     def sites(self, graph: Graph) -> list[ir.Node]:
-        """Each reduction of numbers to an extreme that is not behind its own guard."""
+        """Each maximum and minimum of numbers without a guard."""
         found = nodes_of(graph, *_STARTS)
         return [node for node in found if node.inputs[0] is not None and not _guarded(node)]
 
@@ -71,7 +71,7 @@ class LegalizeExtremeReductions(SitePass):
 
 
 def _guarded(node: ir.Node) -> bool:
-    """Whether a reduction is one that this pass made, or reduces the booleans of one."""
+    """Whether this pass made a reduction, of numbers or of the booleans of a guard."""
     value, user = node.inputs[0], only_use(node.outputs[0])
     if value is not None and value.dtype == ir.DataType.BOOL:
         return True

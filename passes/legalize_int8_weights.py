@@ -1,4 +1,4 @@
-"""Every product of an int8 weight reads codes and zero points of its own."""
+"""Gives every reader of an int8 weight quantized values and zero points of its own."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from omnigraph.passes.site_pass import Miss, SitePass
 
 @dataclass(frozen=True)
 class LegalizeInt8Weights(SitePass):
-    """Name the zero points of int8 weights, and give every reader initializers of its own.
+    """Write the zero points of int8 weights, and give every reader initializers of its own.
 
-    Before, with codes int8 [K, N] and scales [N]::
+    Before, with quantized values int8 [K, N] and scales [N]::
 
-        w  = DequantizeLinear(codes, scales)
+        w  = DequantizeLinear(values, scales)
         y  = MatMul(a, w)        z = MatMul(b, w)
 
-    After, ``codes_1`` having the content of ``codes``, and so its place in the file of weights::
+    After, where ``values_1`` has the content of ``values``, and so its place in the weights file::
 
-        y  = MatMul(a, DequantizeLinear(codes, scales, codes_zero_point))
-        z  = MatMul(b, DequantizeLinear(codes_1, scales, codes_1_zero_point))
+        y  = MatMul(a, DequantizeLinear(values, scales, values_zero_point))
+        z  = MatMul(b, DequantizeLinear(values_1, scales, values_1_zero_point))
 
-    On CPUs without VNNI, onnxruntime makes weights unsigned at load, lest sums of products u8 * s8
-    be cut off. It does so for each reader, and fails at the second one of an initializer; and where
-    there are no zero points, it gives one for all channels, which DequantizeLinear refuses.
+    On CPUs without VNNI, onnxruntime makes weights unsigned at load, because sums of products
+    u8 * s8 would saturate. It does so for each reader, and fails at the second reader of an
+    initializer. Where there are no zero points, it adds one for all channels, which
+    DequantizeLinear refuses.
 
-    Needs: codes and scales as initializers. Leaves alone: what looks rows up. Exact.
+    Needs: quantized values and scales as initializers. Leaves alone: lookups of rows. Exact.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """Every DequantizeLinear of an int8 weight that has something to share or to name."""
+        """Every DequantizeLinear of an int8 weight with several readers, or without zero points."""
         return [node for node in nodes_of(graph, "DequantizeLinear") if _is_site(node)]
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Give each reader of one widened weight a DequantizeLinear of its own."""
+        """Give each reader of one dequantized weight a DequantizeLinear of its own."""
         scales = node.inputs[1]
         if input_at(node, 2) is None and (scales is None or not is_weight(scales)):
             raise Miss("its scales are no constants")
@@ -59,11 +60,11 @@ class LegalizeInt8Weights(SitePass):
 
 
 def _is_site(node: ir.Node) -> bool:
-    codes, zeros, wide = node.inputs[0], input_at(node, 2), node.outputs[0]
-    if codes is None or not is_weight(codes) or codes.dtype != ir.DataType.INT8:
+    quantized, zeros, wide = node.inputs[0], input_at(node, 2), node.outputs[0]
+    if quantized is None or not is_weight(quantized) or quantized.dtype != ir.DataType.INT8:
         return False
-    shares = len(wide.uses()) + wide.is_graph_output() > 1
-    return zeros is None or shares or _is_shared(codes) or _is_shared(zeros)
+    several = len(wide.uses()) + wide.is_graph_output() > 1
+    return zeros is None or several or _is_shared(quantized) or _is_shared(zeros)
 
 
 def _is_shared(value: ir.Value) -> bool:
@@ -73,15 +74,15 @@ def _is_shared(value: ir.Value) -> bool:
 
 def _own_initializers(graph: Graph, node: ir.Node | None) -> None:
     assert node is not None and node.inputs[0] is not None
-    codes, zeros = node.inputs[0], input_at(node, 2)
-    if _is_shared(codes):
-        codes = _copy(graph, codes)
-        node.replace_input_with(0, codes)
+    quantized, zeros = node.inputs[0], input_at(node, 2)
+    if _is_shared(quantized):
+        quantized = _copy(graph, quantized)
+        node.replace_input_with(0, quantized)
     if zeros is None:
         scales = node.inputs[1]
         assert scales is not None and scales.shape is not None
         array = np.zeros(scales.shape.numpy(), np.int8)
-        name = f"{codes.name}_zero_point"
+        name = f"{quantized.name}_zero_point"
         node.resize_inputs(3)
         node.replace_input_with(2, initializer(graph, ir.tensor(array, name=name)))
     elif _is_shared(zeros):
@@ -89,7 +90,7 @@ def _own_initializers(graph: Graph, node: ir.Node | None) -> None:
 
 
 def _copy(graph: Graph, value: ir.Value) -> ir.Value:
-    """An initializer of the same content by another name."""
+    """An initializer of the same content with another name."""
     tensor, known = value.const_value, graph.graph.initializers
     assert tensor is not None
     name = next(n for i in range(1, len(known) + 2) if (n := f"{value.name}_{i}") not in known)

@@ -1,4 +1,4 @@
-"""Rows of an integer table are looked up behind its DequantizeLinear."""
+"""Dequantizes an integer table before its rows are looked up."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ _INTEGERS = (ir.DataType.INT8, ir.DataType.INT4)
 
 @dataclass(frozen=True)
 class LegalizeIntegerLookups(SitePass):
-    """Widen a table and look rows up, where a target takes integer weights in no other op.
+    """Dequantize an integer table before its rows are looked up, not after.
 
-    Before, with codes [V, C] of int8 or int4 and a scale for each row::
+    Before, with quantized values [V, C] of int8 or int4 and a scale for each row::
 
-        y = Mul(Cast(Gather(codes, ids)), Unsqueeze[axes=-1](Gather(scales, ids)))
+        y = Mul(Cast(Gather(values, ids)), Unsqueeze[axes=-1](Gather(scales, ids)))
 
     After::
 
-        y = Gather(DequantizeLinear[axis=0](codes, scales), ids)
+        y = Gather(DequantizeLinear[axis=0](values, scales), ids)
 
-    which a compiler that fuses the two computes for the rows it looks up alone. A table that is
-    widened already, for logits, is widened once by `EliminateCommonSubexpressions`.
+    For targets that take integer weights in a DequantizeLinear alone. A compiler that fuses the two
+    nodes dequantizes only the rows that it looks up. Where logits dequantize the same table,
+    `EliminateCommonSubexpressions` merges the two DequantizeLinear.
 
-    Needs: codes and scales as initializers. Leaves alone: tables with zero points. Exact.
+    Needs: quantized values and scales as initializers. Leaves alone: tables with zero points.
+    Exact.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
@@ -50,9 +52,9 @@ class LegalizeIntegerLookups(SitePass):
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
         """Rewrite one lookup."""
-        codes, ids = node.inputs[0], node.inputs[1]
-        assert codes is not None
-        if node.attributes.get_int("axis", 0) != 0 or rank(codes) != 2:
+        values, ids = node.inputs[0], node.inputs[1]
+        assert values is not None
+        if node.attributes.get_int("axis", 0) != 0 or rank(values) != 2:
             raise Miss("it does not look up rows of a matrix")
         cast = only_use(node.outputs[0])
         if cast is None or not standard(cast, "Cast"):
@@ -62,10 +64,10 @@ class LegalizeIntegerLookups(SitePass):
             raise Miss("its rows are not multiplied by their scales alone", product)
         scales = _scales(product, cast, ids)
         before = Inserter(product)
-        wide = before.op("DequantizeLinear", codes, scales, axis=0)
+        wide = before.op("DequantizeLinear", values, scales, axis=0)
         replace_output(product.outputs[0], before.op("Gather", wide, ids, axis=0))
         remove_unused(product)
-        return f"Gather of a widened {codes.dtype.name.lower() if codes.dtype else ''} table"
+        return f"Gather of a widened {values.dtype.name.lower() if values.dtype else ''} table"
 
 
 def _reads_integers(node: ir.Node) -> bool:
@@ -74,7 +76,7 @@ def _reads_integers(node: ir.Node) -> bool:
 
 
 def _scales(product: ir.Node, cast: ir.Node, ids: ir.Value | None) -> ir.Value:
-    """The scale of each row, by what the rows looked up are multiplied with."""
+    """The scale of each row, from the factor of the rows that are looked up."""
     other = product.inputs[1 if product.inputs[0] is cast.outputs[0] else 0]
     column = made_by(other, "Unsqueeze")
     lookup = made_by(column.inputs[0], "Gather") if column is not None else None

@@ -1,4 +1,4 @@
-"""Attention masks hide with the lowest number but one, where they hid with the lowest."""
+"""Lets attention masks hide with the lowest number but one, not with the lowest."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class LegalizeLowestMask(Pass):
     before:  Attention(query, key, value, Where(seen, bias, -3.4028235e38))
     after:   Attention(query, key, value, Where(seen, bias, -3.4028233e38))
 
-    A query whose keys are all hidden by a finite number sees all of them alike, in torch and by the
-    standard (ONNX Attention-24). onnxruntime 1.32's CPU kernel takes the lowest number itself for
-    minus infinity, and gives zeros. A key that is hidden beside one that is seen has a share of 0
-    either way. Needs: nothing. Leaves alone: boolean masks, minus infinity, and what else reads
-    the mask, which is copied up to where its number comes from.
+    Where a finite number hides all keys of a query, torch and the standard (ONNX Attention-24) give
+    all of them the same attention weight. onnxruntime 1.32's CPU kernel takes the lowest number for
+    minus infinity, and gives zeros. A hidden key beside a visible one has an attention weight of 0
+    both ways. Needs: nothing. Leaves alone: boolean masks, minus infinity, and other readers of the
+    mask: the nodes from its number on are copied.
     """
 
     def apply(self, graph: Graph) -> bool:

@@ -1,4 +1,4 @@
-"""Blocks of weights that do not fill their axis become shorter ones that do."""
+"""Shortens blocks of weights until they fill their axis."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from omnigraph.passes.site_pass import Miss, SitePass
 class LegalizeRaggedBlocks(SitePass):
     """Give every block of a quantized weight the same length.
 
-    Before, with 200 terms in blocks of 64, of which the last has 8::
+    Before, with 200 terms in blocks of 64, the last of 8::
 
-        DequantizeLinear[block_size=64](codes [200, N], scales [4, N])
+        DequantizeLinear[block_size=64](values [200, N], scales [4, N])
 
-    After, each scale eight times but the last::
+    After, with each scale eight times, and the last one once::
 
-        DequantizeLinear[block_size=8](codes [200, N], scales [25, N])
+        DequantizeLinear[block_size=8](values [200, N], scales [25, N])
 
-    For targets that divide the axis by the number of scales to know a block's length, and so would
-    read other blocks than are meant. The new length is the greatest that divides both.
+    For targets that divide the size of the axis by the number of scales to get the length of a
+    block, which gives a wrong length here. The new length is the greatest that divides both the
+    axis and the old length.
 
     Needs: scales (and zero points) as initializers. Leaves alone: blocks that fill their axis, and
-    an axis that is one block. Exact.
+    an axis of one block. Exact.
 
     Args:
-        longer: shorten blocks that are longer than their axis, too.
+        longer: whether to shorten blocks that are longer than their axis too.
     """
 
     longer: bool = False
@@ -67,7 +68,7 @@ class LegalizeRaggedBlocks(SitePass):
 def blocks_of(node: ir.Node) -> tuple[int, int, int]:
     """The axis of the blocks of a DequantizeLinear or QuantizeLinear, its size, and their length.
 
-    A block of 0 is none; a size of 0 is not known.
+    A length of 0 means no blocks, and a size of 0 that it is not known.
     """
     block = node.attributes.get_int("block_size", 0)
     data = input_at(node, 0)
@@ -78,13 +79,13 @@ def blocks_of(node: ir.Node) -> tuple[int, int, int]:
 
 
 def ragged(node: ir.Node) -> bool:
-    """Whether a DequantizeLinear has several blocks, of which the last is not full."""
+    """Whether a DequantizeLinear has several blocks, and the last one is not full."""
     _, size, block = blocks_of(node)
     return bool(block) and size > block and size % block != 0
 
 
 def _is_longer(node: ir.Node) -> bool:
-    """Whether a block is longer than the axis that it is along."""
+    """Whether a block is longer than its axis."""
     if node.attributes.get_int("block_size", 0) == 0:
         return False
     _, size, block = blocks_of(node)
@@ -92,7 +93,7 @@ def _is_longer(node: ir.Node) -> bool:
 
 
 def _repeated(graph: Graph, value: ir.Value, times: int, axis: int, count: int) -> ir.Value:
-    """An initializer with each entry of an axis repeated, cut to ``count`` entries."""
+    """An initializer with each entry of an axis repeated: the first ``count`` entries of that."""
     name = f"{value.name}_by_{times}"
     if name not in graph.graph.initializers:
         tensor = value.const_value

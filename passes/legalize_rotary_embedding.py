@@ -1,4 +1,4 @@
-"""RotaryEmbedding with caches or positions for a batch of one gets them for its whole batch."""
+"""Expands caches and positions of RotaryEmbedding from a batch of one to its batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COS, _SIN, _POSITIONS = 1, 2, 3
 
 @dataclass(frozen=True)
 class LegalizeRotaryEmbedding(Pass):
-    """Repeat what a RotaryEmbedding has for a batch of one, as many times as its batch asks.
+    """Expand caches or positions of a RotaryEmbedding from a batch of one to its batch.
 
     Before, with x [B, H, T, D] and cos, sin [1, T, R/2]::
 
@@ -27,8 +27,8 @@ class LegalizeRotaryEmbedding(Pass):
 
         y = RotaryEmbedding(x, Expand(cos, [B, 1, 1]), Expand(sin, [B, 1, 1]))
 
-    and so with positions [1, T]. The ONNX rule (RotaryEmbedding-23) is one row for each element of
-    the batch; torch's exporter writes one for all, which onnxruntime refuses.
+    and the same for positions [1, T]. The ONNX rule (RotaryEmbedding-23) is one row for each
+    element of the batch. torch's exporter writes one row for all, which onnxruntime refuses.
 
     Needs: shapes of x and the caches. Leaves alone: a batch that is 1 for all inputs.
     """

@@ -1,4 +1,4 @@
-"""TensorScatter becomes ScatterElements."""
+"""Replaces TensorScatter by ScatterElements."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class LegalizeTensorScatter(Pass):
         rows    = Reshape(write_indices, [B, 1, 1, 1]) + Reshape(Range(0, T), [1, 1, T, 1])
         present = ScatterElements[axis=2](cache, Expand(rows, Shape(update)), update)
 
-    With ``mode="circular"``, rows are taken modulo C. Without ``write_indices``, they begin at 0.
-    The rule is that of the ONNX standard (TensorScatter-24). Needs: the rank of the cache.
-    Leaves alone: a TensorScatter whose cache has no known rank.
+    With ``mode="circular"``, rows are taken modulo C. Without ``write_indices``, they begin at 0
+    (ONNX TensorScatter-24). Needs: the rank of the cache. Leaves alone: a TensorScatter whose cache
+    has no known rank.
     """
 
     def apply(self, graph: Graph) -> bool:
@@ -45,7 +45,7 @@ class LegalizeTensorScatter(Pass):
 
 
 class _Rewrite:
-    """One TensorScatter on its way to ScatterElements."""
+    """Writes the ScatterElements of one TensorScatter."""
 
     def __init__(self, node: ir.Node) -> None:
         self.node = node

@@ -1,4 +1,4 @@
-"""Attention without a mask gets one that hides nothing."""
+"""Gives Attention without a mask one that hides nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MASK, _PAST_KEY, _NONPAD = 3, 4, 6
 
 @dataclass(frozen=True)
 class LegalizeUnmaskedAttention(Pass):
-    """Give an Attention that sees every key a mask that says so.
+    """Give an Attention without a mask one that hides nothing.
 
     Before, with queries [B, H, T, D] and keys [B, H, S, D]::
 
@@ -26,12 +26,12 @@ class LegalizeUnmaskedAttention(Pass):
         all = Expand(True, [T, S])
         y   = Attention(q, k, v, all)
 
-    OpenVINO 2026.4's CPU kernel divides by a wrong sum where it has no mask, or one number for a
-    mask, and 16 keys or more. The mask is shared by all Attention of the same named lengths.
+    OpenVINO 2026.4's CPU kernel divides by a wrong sum where it has 16 keys or more, and no mask or
+    a mask of one number. All Attention of the same named lengths shares one mask.
 
-    Needs: nothing. Leaves alone: Attention with a mask, and causal Attention, whose mask the
-    runtime makes; with a past (`LegalizeAttentionPast` concatenates it, and runs first) or with
-    ``nonpad_kv_seqlen``; of three axes, whose heads are not split.
+    Needs: nothing. Leaves alone: Attention with a mask; causal Attention, whose mask the runtime
+    makes; Attention with a past (`LegalizeAttentionPast` runs first and concatenates it) or with
+    ``nonpad_kv_seqlen``; Attention of three axes, whose heads are not split.
     """
 
     def apply(self, graph: Graph) -> bool:
@@ -59,7 +59,7 @@ def _sees_all(node: ir.Node) -> bool:
 
 
 def _length(node: ir.Node, index: int) -> int | str | None:
-    """How many queries or keys an Attention has: a number, a name, or None where it is unknown."""
+    """The number of queries or keys of an Attention: a number, a name, or None if not known."""
     value = node.inputs[index]
     if value is None or value.shape is None:
         return None

@@ -1,4 +1,4 @@
-"""Constants become initializers."""
+"""Turns constants into initializers."""
 
 from __future__ import annotations
 

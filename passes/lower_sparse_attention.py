@@ -1,4 +1,4 @@
-"""Attention whose mask shows each query few keys becomes Attention of blocks over those keys."""
+"""Computes Attention whose mask shows few keys to each query in blocks, over those keys alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY, MASK, B
 from omnigraph.passes.analysis.block_sparse.layout import BlockPattern, Window, pattern_of
 from omnigraph.passes.analysis.block_sparse.mask import check
 from omnigraph.passes.analysis.block_sparse.reach import reach
-from omnigraph.passes.analysis.index.expression import Linear
-from omnigraph.passes.analysis.index.simplification import every
+from omnigraph.passes.analysis.index import Linear, every
 from omnigraph.passes.matching import axis_size, input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
 
@@ -22,34 +21,35 @@ from omnigraph.passes.site_pass import Miss, SitePass
 class LowerSparseAttention(SitePass):
     """Compute a sliding window or a block-sparse pattern block by block, at a cost linear in T.
 
-    Before, of q [B, H, T, D], with a mask that hides all keys but those near each query::
+    Before, with q [B, H, T, D] and a mask that hides all keys but those near each query::
 
         y = Attention(q, k, v, mask [B or 1, H or 1, T, S])
 
-    After, with T in N blocks of b queries, each of which sees K keys::
+    After, with N blocks of b queries, each of which sees K keys::
 
         qb = Reshape(Gather[axis=2](q, rows [N, b]), [B*H, N, b, D])
         kb = Reshape(Gather[axis=2](k, columns [N, K]), [B*H, N, K, D])       vb alike
         y  = Slice(Reshape(Attention(qb, kb, vb, mask at the blocks), [B, H, N*b, D]), T)
 
-    The mask is read as an expression of positions (`attention_mask`). What it can show is proved
-    from that (`mask_reach`), and its elements are made again at the blocks alone: bias, padding
-    and what else there is in it come along, and the T x S mask goes. First blocks of queries that
-    see every key (OmniNet's global blocks) are an Attention of their own.
+    The mask is read as an expression of positions (``analysis/attention/mask.py``). From the
+    expression it is proved which keys the mask can show (``analysis/block_sparse/reach.py``). The
+    elements of the mask are then computed at the blocks alone, with bias, padding and everything
+    else in it; the T x S mask is never made. The first blocks of queries, where they see every key
+    (OmniNet's global blocks), are an Attention of their own.
 
-    Needs: shapes with known heads and named lengths; a mask made from positions. Exact: a hidden
-    key's share is 0 either way. Leaves alone: masks that may show every key; those whose rows may
-    be hidden entirely by a finite number, as such a row is the mean over all keys; Attention of
-    three axes, with a past of its own, or with an output of the scores.
+    Needs: shapes with known heads and named lengths; a mask made from positions. Exact: the
+    attention weight of a hidden key is 0 both ways. Leaves alone: masks that may show every key;
+    masks that may hide all keys of a row by a finite number, because such a row is the mean over
+    all keys; Attention of three axes, with a past of its own, or with an output of the scores.
 
     Args:
         block: the most queries in a block of a window.
-        products: write the blocks out as products and a softmax, which OpenVINO fuses as well; an
-            Attention whose sizes are not known it gives a padded copy of the mask, and of the keys
-            a transposed one.
-        shortest: lengths that are known or declared to be less are left to the dense form, which
-            is then as fast (``python -m benchmarks.sparse_attention``).
-        at_once: the most heads whose scores are held at one time, where they share a mask.
+        products: whether to write blocks as products and a softmax in place of Attention. OpenVINO
+            fuses these as well; for an Attention of unknown sizes it makes a padded copy of the
+            mask and a transposed copy of the keys.
+        shortest: an Attention whose lengths are known or declared to be less is left alone: its
+            dense form is then as fast (``python -m benchmarks.sparse_attention``).
+        at_once: the most heads whose scores are held at one time, where heads share a mask.
     """
 
     block: int = 128
@@ -58,13 +58,13 @@ class LowerSparseAttention(SitePass):
     at_once: int = 4
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """Every Attention with a mask that is not of blocks already."""
+        """Every Attention with a mask that is not in blocks already."""
         for node in nodes_of(graph, "Attention"):
             if input_at(node, MASK) is not None and BLOCKS_KEY not in node.metadata_props:
                 yield node
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Put blocks in the place of one Attention."""
+        """Compute one Attention in blocks."""
         site = Site.of(node)
         pattern = pattern_of(reach(every(site.mask.visible), site.past))
         check(site.mask.expression, graph.graph)
@@ -86,7 +86,7 @@ class LowerSparseAttention(SitePass):
 
 
 def _longest(graph: Graph, value: ir.Value, axis: int) -> int | None:
-    """The most that an axis can be, where that is known or declared."""
+    """The largest size of an axis, if it is known or declared."""
     size = axis_size(value, axis)
     if size is not None or value.shape is None:
         return size

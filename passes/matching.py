@@ -1,7 +1,7 @@
-"""The few questions that passes ask of a Graph when they look for a pattern by hand.
+"""Small questions about nodes and values, for passes that match a pattern by hand.
 
-Where the form is fixed, ``onnxscript.rewriter`` patterns read better; these are for patterns with
-many spellings, which are followed value by value.
+Where the form is fixed, ``onnxscript.rewriter`` patterns read better. These functions are for
+patterns with many spellings, which a pass follows value by value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-#: Constants with more elements are weights, and are not read to be looked at.
+#: Constants with more elements are weights, which are not read.
 _MOST_ELEMENTS = 1 << 16
 
 
@@ -49,9 +49,9 @@ def scalar(value: ir.Value | None) -> float | None:
 
 
 def with_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """The other input and the number, of a node of two inputs one of which is a scalar constant.
+    """The other input and the number, where one of two inputs of a node is a scalar constant.
 
-    The number is the second input unless the op commutes.
+    Only in an op that commutes may the number be the first input.
     """
     sides = [(0, 1), (1, 0)] if node.op_type in ("Add", "Mul", "Max", "Min") else [(0, 1)]
     for one, other in sides:
@@ -62,13 +62,13 @@ def with_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:
 
 
 def only_use(value: ir.Value) -> ir.Node | None:
-    """The one node that reads a value, if it is one and the value is no output of the Graph."""
+    """The only node that reads a value; None if there are more, or it is an output of the Graph."""
     users = list(value.uses())
     return users[0].node if len(users) == 1 and not value.is_graph_output() else None
 
 
 def through(value: ir.Value | None, *op_types: str) -> ir.Value | None:
-    """The value behind any number of nodes of these ops, by their first inputs."""
+    """The value before any number of nodes of these ops, by their first inputs."""
     while (node := made_by(value, *op_types)) is not None:
         value = node.inputs[0]
     return value
@@ -95,14 +95,14 @@ def rank(value: ir.Value | None) -> int | None:
 
 
 def same_dim(one: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
-    """Whether two dimensions are equal for all inputs; two without a name never are known to be."""
+    """Whether two dimensions are known to be equal; two without a name are not."""
     return one == other and (isinstance(one, int) or one.value is not None)
 
 
 def replace_output(old: ir.Value, new: ir.Value) -> None:
-    """Let a new value be read, named and returned in the place of an old one.
+    """Replace an old value by a new one, for all readers and as an output of the Graph.
 
-    The new value takes the name of the old, and its type and shape where it has none.
+    The new value takes the name of an old output, and the type and shape where it has none.
     """
     name, new.type, new.shape = old.name, new.type or old.type, new.shape or old.shape
     if old.is_graph_output():
@@ -111,7 +111,7 @@ def replace_output(old: ir.Value, new: ir.Value) -> None:
 
 
 def remove_unused(node: ir.Node) -> None:
-    """Remove a node that nothing reads, and those before it that only it read; else nothing."""
+    """Remove a node if nothing reads it, and the nodes before it that only it read."""
     waiting = [node]
     while waiting:
         last = waiting.pop()

@@ -1,4 +1,4 @@
-"""Products with an odd number of output channels get a few more, which are cut off again."""
+"""Pads linear layers with an odd number of output channels, and slices the padding off again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from omnigraph.passes.site_pass import Miss, SitePass
 
 @dataclass(frozen=True)
 class PadOddChannels(SitePass):
-    """Make the output channels of a large product a multiple of 8, where their number is odd.
+    """Pad the output channels of a large linear layer to a multiple of 8, where they are odd.
 
     Before, with a vocabulary of 50,257 that embeddings and logits share::
 
@@ -35,24 +35,24 @@ class PadOddChannels(SitePass):
 
         logits = Slice(MatMul(x, Transpose(table [50264, C])), 0, 50257)
 
-    For targets whose kernels want aligned rows, and that would keep a padded copy of the weight
-    beside the one that embeddings read. The rows that are added are zeros; those of a quantized
-    weight are too, with scales of 1. Exact.
+    For targets whose kernels need aligned rows: they would keep a padded copy of the weight beside
+    the one that embeddings read. The added rows are zeros, also in a quantized weight, where their
+    scales are 1. Exact.
 
     Needs: weights as initializers, and ids of embeddings that count from the front, as those of
-    torch do. Leaves alone: weights that anything but a product, a lookup of rows or a
-    DequantizeLinear reads; a Gemm with a bias; fewer channels than ``least``.
+    torch do. Leaves alone: weights that anything but a linear layer, a lookup of rows or a
+    DequantizeLinear reads; a Gemm with a bias.
 
     Args:
-        least: channels from which on a product is looked at; less weigh nothing.
-        multiple: what the channels become a multiple of.
+        least: layers with fewer channels are left alone, because their weights are small.
+        multiple: the padded number of channels is a multiple of this.
     """
 
     least: int = 256
     multiple: int = 8
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """Every product with an odd number of channels, at least so many."""
+        """Every linear layer with an odd number of channels, at least ``least``."""
         return [node for node in nodes_of(graph, "MatMul", "Gemm") if self._is_odd(node)]
 
     def _is_odd(self, node: ir.Node) -> bool:
@@ -60,7 +60,7 @@ class PadOddChannels(SitePass):
         return channels is not None and channels >= self.least and channels % 2 == 1
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Pad the weight of one product, and of every other product that reads it."""
+        """Pad the weight of one linear layer, and slice the result of every layer that reads it."""
         weight, axis = _weight_of(node)
         readers = list(_readers(weight, axis))
         channels = axis_size(weight, axis)
@@ -70,19 +70,23 @@ class PadOddChannels(SitePass):
             _pad(value, along, more, filling)
         for reader in readers:
             if standard(reader, "MatMul", "Gemm"):
-                _cut(reader, channels)
+                _slice_channels(reader, channels)
             elif not standard(reader, "Gather"):
                 infer_outputs(reader)
         return f"{channels + more} channels, of which {channels} are kept"
 
 
 def _channel_axis(node: ir.Node) -> int:
-    """The axis of the second factor of a product that is its output channels."""
+    """The axis of output channels in the second factor of a product."""
     return 0 if node.attributes.get_int("transB", 0) else 1
 
 
 def _weight_of(node: ir.Node) -> tuple[ir.Value, int]:
-    """The initializer behind the second factor of a product, and its axis of channels."""
+    """The weight of a product, before it is dequantized or transposed, and its axis of channels.
+
+    Raises:
+        Miss: the second factor is no weight of two axes.
+    """
     value, axis = node.inputs[1], _channel_axis(node)
     if (transpose := made_by(value, "Transpose")) is not None:
         value, axis = transpose.inputs[0], 1 - axis
@@ -94,10 +98,10 @@ def _weight_of(node: ir.Node) -> tuple[ir.Value, int]:
 
 
 def _readers(value: ir.Value, axis: int) -> Iterator[ir.Node]:
-    """All nodes that a weight reaches before it is multiplied or looked up, those included.
+    """All nodes from a weight to its products and lookups, these included.
 
     Raises:
-        Miss: one of them would see the channels that are added.
+        Miss: one of them would compute something else with the added channels.
     """
     for user, index in value.uses():
         yield user
@@ -118,7 +122,7 @@ def _readers(value: ir.Value, axis: int) -> Iterator[ir.Node]:
 
 
 def _tables(weight: ir.Value, axis: int, readers: list[ir.Node]) -> dict[ir.Value, tuple[int, int]]:
-    """What is padded: the weight, its scales and zero points; along which axis, and with what."""
+    """The initializers to pad (weight, scales, zero points), each with its axis and the filling."""
     found = {weight: (axis, 0)}
     for node in readers:
         if not standard(node, "DequantizeLinear"):
@@ -138,7 +142,7 @@ def _tables(weight: ir.Value, axis: int, readers: list[ir.Node]) -> dict[ir.Valu
 
 
 def _is_lookup(node: ir.Node) -> bool:
-    """Whether a node looks up rows, by ids that are below the number of rows there were."""
+    """Whether a node looks up rows; its ids never reach the added ones."""
     return standard(node, "Gather") and node.attributes.get_int("axis", 0) == 0
 
 
@@ -161,8 +165,8 @@ def _pad(value: ir.Value, axis: int, more: int, filling: int) -> None:
     value.shape = ir.Shape(longer)
 
 
-def _cut(product: ir.Node, channels: int) -> None:
-    """Let who reads a product read its first channels."""
+def _slice_channels(product: ir.Node, channels: int) -> None:
+    """Replace a product by a Slice of its first channels."""
     before = Inserter(product)
     attributes = {name: attribute.value for name, attribute in product.attributes.items()}
     whole = before.op(product.op_type, *product.inputs[:2], **attributes)

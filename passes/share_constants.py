@@ -1,4 +1,4 @@
-"""Small constants of equal content are one."""
+"""Merges small constants of equal content."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ class ShareConstants(Pass):
     before:  Range(zero_a, n, one), Range(zero_b, n, one)
     after:   Range(zero, n, one), Range(zero, n, one)      which now are common subexpressions
 
-    Needs: constants as initializers. Leaves alone: larger ones; weights of equal content are
-    stored once when they are written.
+    Needs: constants as initializers. Leaves alone: larger constants; `ShareWeights` merges weights.
     """
 
     limit: int = 16

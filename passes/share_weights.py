@@ -1,4 +1,4 @@
-"""Weights of equal content are one, and so are a weight and its transpose."""
+"""Stores equal weights once, and a weight and its transpose once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omnigraph.passes.base import Pass
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, rank
 
-#: Elements of a matrix along each axis that are looked at before all of them are.
+#: Elements along each axis of a matrix that are compared before all of them are.
 _SAMPLES = 8
 #: Rows that are compared at a time.
 _ROWS = 1024
@@ -21,7 +21,7 @@ _ROWS = 1024
 
 @dataclass(frozen=True)
 class ShareWeights(Pass):
-    """Store a weight once that is there twice: tied embeddings, as they are or transposed.
+    """Store equal weights once, such as tied embeddings, also where one is the transpose.
 
     Before, with head [C, V] the transpose of table [V, C]::
 
@@ -33,15 +33,14 @@ class ShareWeights(Pass):
         hidden = Gather(table, ids)
         logits = MatMul(x, Transpose(table))
 
-    onnxruntime, OpenVINO and TensorRT compute the transpose of a weight when they load or compile,
-    into the packed copy that a product has in any case, and never per call; so this is the form
-    that keeps one copy in the file (``python -m benchmarks.kernels --only tied``).
+    The file then has one copy of the weight. The transpose costs nothing per call: onnxruntime,
+    OpenVINO and TensorRT compute it when they load or compile, into the packed copy that a linear
+    layer has in any case (``python -m benchmarks.kernels --only tied``).
 
-    Needs: weights as initializers; it runs before `FoldWeightTransposes`, which would store the
-    transpose of one of two equal weights. Leaves alone: tensors under ``least_bytes``, which
-    `ShareConstants` merges; weights that are inputs or outputs of the program; vectors, for biases
-    and norms are often equal by chance, and cost nothing twice; the transpose of a square weight,
-    which is equal by chance or by symmetry only.
+    Needs: weights as initializers; to run before `FoldWeightTransposes`, which would store the
+    transpose of one of two equal weights. Leaves alone: tensors under ``least_bytes``; weights that
+    are inputs or outputs of the program; vectors, since biases and norms are often equal by chance
+    and small; the transpose of a square weight, which is equal only by chance or by symmetry.
 
     Args:
         least_bytes: smaller tensors are left alone.
@@ -56,15 +55,15 @@ class ShareWeights(Pass):
         for value in self._weights(graph):
             alike = seen.setdefault(_fingerprint(value), [])
             kept = next((v for v in alike if _equal(v, value)), None)
-            turned = None
+            transposed = None
             if kept is None and _is_oblong(value):
-                turned = next((v for v in alike if _equal(v, value, turned=True)), None)
+                transposed = next((v for v in alike if _equal(v, value, transposed=True)), None)
             if kept is not None:
                 _replace(graph, value, kept)
-            elif turned is not None:
+            elif transposed is not None:
                 # The one that is looked up by rows stays as it is.
-                table, other = (value, turned) if _is_looked_up(value) else (turned, value)
-                alike[alike.index(turned)] = table
+                table, other = (value, transposed) if _is_looked_up(value) else (transposed, value)
+                alike[alike.index(transposed)] = table
                 _replace(graph, other, _transposed(graph, table))
             else:
                 alike.append(value)
@@ -84,7 +83,7 @@ class ShareWeights(Pass):
 
 
 def _fingerprint(value: ir.Value) -> tuple[object, ...]:
-    """A type, sizes and some elements, the same for a matrix and its transpose."""
+    """Type, sizes and some elements of a weight; a matrix and its transpose have the same."""
     array = _bits(value)
     if array.ndim > 2:
         return value.dtype, array.shape, array.reshape(-1)[: _SAMPLES**2].tobytes()
@@ -100,7 +99,7 @@ def _is_oblong(value: ir.Value) -> bool:
 
 
 def _bits(value: ir.Value) -> np.ndarray:
-    """The elements as unsigned integers, so that what is compared is what is stored."""
+    """The elements as unsigned integers, so that their bits are compared."""
     assert value.const_value is not None
     array = value.const_value.numpy()
     if array.dtype.itemsize not in (1, 2, 4, 8):
@@ -108,10 +107,10 @@ def _bits(value: ir.Value) -> np.ndarray:
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
 
 
-def _equal(one: ir.Value, other: ir.Value, *, turned: bool = False) -> bool:
-    """Whether two weights have the same elements, or one those of the other's transpose."""
+def _equal(one: ir.Value, other: ir.Value, *, transposed: bool = False) -> bool:
+    """Whether two weights are equal, or with ``transposed`` one and the transpose of the other."""
     first, second = _bits(one), _bits(other)
-    if turned:
+    if transposed:
         second = second.T
     if first.shape != second.shape:
         return False
@@ -126,7 +125,7 @@ def _is_looked_up(value: ir.Value) -> bool:
 
 
 def _transposed(graph: Graph, table: ir.Value) -> ir.Value:
-    """The transpose of a weight as a value, at the start of the Graph; one for all who need it."""
+    """The transpose of a weight, made once at the start of the Graph."""
     for user, _ in table.uses():
         if user.op_type == "Transpose" and user.domain == "":
             return user.outputs[0]

@@ -1,4 +1,4 @@
-"""Long causal attention becomes onnxruntime's GroupQueryAttention, whose kernel works in blocks."""
+"""Replaces long causal attention by onnxruntime's GroupQueryAttention, which works in blocks."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _SEVERAL = 2
 
 @dataclass(frozen=True)
 class UseGroupQueryAttention(SitePass):
-    """Give causal self-attention over many tokens to the kernel that never holds all scores.
+    """Replace causal self-attention over many tokens by an op that never holds all scores.
 
     Before, with T tokens known to be at least ``shortest``::
 
         y = Attention[is_causal=1, q_num_heads=H, kv_num_heads=G](q, k, v, mask)
 
-    After, in onnxruntime's own domain, which stands at the end of the ``onnx`` target alone::
+    After, with an op of onnxruntime's own domain, which no other runtime has::
 
         last = Expand(T - 1, [B])
         y    = com.microsoft::GroupQueryAttention[num_heads=H, kv_num_heads=G](
                    q, k, v, seqlens_k=last, total_sequence_length=T,
                    attention_bias=Where(mask, 0, -inf))
 
-    A row that the mask hides wholly is zero in both. Its time and memory were measured to be less
-    from 1,024 tokens on, and more below (``omnigraph/lowering/onnx/kernels.py``).
+    A row with all keys hidden is zero in both. From 1,024 tokens on, the op was measured to take
+    less time and memory, and more below (``omnigraph/lowering/onnx/kernels.py``).
 
-    Needs: float32, sizes of the heads, heads that are split and joined just around the node or not
-    at all. Leaves alone: fewer tokens than ``shortest``, or a number of them that may be less; an
-    Attention with a past, a softcap, other keys than its own tokens', or scores that are read.
+    Needs: float32; known sizes of the heads; heads that are split and joined just around the node
+    or not at all. Leaves alone: an Attention that may have fewer tokens than ``shortest``; one with
+    a past, a softcap, keys of other tokens, or scores that something reads.
 
     Args:
-        shortest: the fewest tokens for which it pays.
+        shortest: the fewest tokens for which the op is faster.
     """
 
     shortest: int = 1024
@@ -55,7 +55,7 @@ class UseGroupQueryAttention(SitePass):
                 yield node
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Make one Attention a GroupQueryAttention."""
+        """Replace one Attention by a GroupQueryAttention."""
         tokens = self._tokens(graph, node)
         mask = input_at(node, _MASK)
         if mask is not None:
@@ -101,7 +101,7 @@ class UseGroupQueryAttention(SitePass):
         """The fewest tokens that a site may have.
 
         Raises:
-            Miss: they are too few, or the op does not compute what the site does.
+            Miss: they are too few, or the op computes something else.
         """
         query, key = node.inputs[:2]
         assert query is not None and key is not None
@@ -130,7 +130,7 @@ class UseGroupQueryAttention(SitePass):
 
 
 def _check_mask(mask: ir.Value) -> None:
-    """Refuse a mask that the op does not take: it wants [B or 1, H or 1, T, T] in float32."""
+    """Refuse a mask that the op does not take: it takes [B or 1, H or 1, T, T] in float32."""
     if rank(mask) != 4 or mask.shape is None:
         raise Miss("its mask is not of four axes")
     if mask.dtype not in (ir.DataType.BOOL, ir.DataType.FLOAT):

@@ -1,4 +1,4 @@
-"""Gates on heads that depend on the input: which heads are open, and whether one was missed."""
+"""Gates on heads that depend on the input: which are open, and whether a variant missed one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.insertion import infer_outputs
 from omnigraph.passes.matching import made_by, with_scalar
 
-#: The output of a variant that says, for each row, whether a gate was open for a head it lacks.
+#: The output of a variant: for each row, whether a gate was open for a head that it lacks.
 MISSED = "missed_heads"
 _MOVES = ("Transpose", "Unsqueeze", "Squeeze", "Reshape")
 
 
 def add_missed(graph: Graph, removed: Mapping[str, tuple[int, ...]]) -> None:
-    """Add the output that says whether a gate is open for a removed head: [B], 0 where none is."""
+    """Add an output [B] that is 0 where the gates of all removed heads are closed."""
     worst: list[ir.Value] = []
     for path, site in head_sites(graph)[0].items():
         gate = site.gate()
@@ -36,14 +36,15 @@ def add_missed(graph: Graph, removed: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def gates_alone(graph: Graph, name: str) -> tuple[Graph, dict[str, float]] | None:
-    """A Graph of the gates that depend on no attention, if there are any.
+    """A Graph of the gates that depend on no attention; None if there are none.
 
-    Where a gate asks whether a score is above a threshold, the score is given: a narrower precision
-    changes it by a rounding, and the gate perhaps from 0 to 1.
+    Where a gate compares a score with a threshold, the output is the score: a narrower precision
+    changes a score by a rounding, but may change the gate from 0 to 1.
 
     Returns:
-        The Graph, with outputs [B, H] called by the module path of the attention, the largest over
-        all positions; and for each what it is above where a head is open.
+        The Graph, with an output [B, H] for each attention, named by its module path: the largest
+        gate or score over all positions. And the threshold of each output: above it, a head is
+        open.
     """
     graph = graph.clone()
     graph.graph.name = name
@@ -70,7 +71,7 @@ def gates_alone(graph: Graph, name: str) -> tuple[Graph, dict[str, float]] | Non
 
 
 def _score(graph: Graph, gate: ir.Value) -> tuple[ir.Value | None, float]:
-    """What a gate compares with a threshold, in the gate's layout, and the threshold."""
+    """The score that a gate compares with a threshold, in the gate's layout; and the threshold."""
     moves: list[ir.Node] = []
     value: ir.Value | None = gate
     while (node := made_by(value, "Cast", *_MOVES)) is not None:

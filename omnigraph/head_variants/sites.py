@@ -1,4 +1,4 @@
-"""The attentions of a program whose heads can be taken away: where, how many, how important."""
+"""The attentions of a program whose heads can be removed, and how important each head is."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from omnigraph.tracing.names import own_path
 
 @dataclass(frozen=True)
 class HeadSite:
-    """One attention of a Graph, with the way from its heads to the projection that mixes them.
+    """One attention of a Graph, and the output projection of its heads.
 
     Args:
         path: the module path of the attention, which is its name.
-        heads: how many query heads it has.
-        projection: the output projection, and what stands before it.
+        heads: the number of query heads.
+        projection: the output projection, and the values on the way to it.
     """
 
     path: str
@@ -44,21 +44,21 @@ class HeadSite:
         return self.projection.node.metadata_props.get(MODULE_KEY, "")
 
     def gate(self) -> ir.Value | None:
-        """The input-dependent gate [B, H, 1 or T, 1] on its heads, if there is one such."""
+        """The gate [B, H, 1 or T, 1] on its heads that depends on the input, if there is one."""
         for _, gate in self.projection.gates:
             if rank(gate) == 4 and axis_size(gate, 1) == self.heads and axis_size(gate, 3) == 1:
                 return gate
         return None
 
     def features(self, heads: Sequence[int]) -> list[int]:
-        """The features, of what the output projection reads, that are of these heads."""
+        """The features of these heads in the input of the output projection."""
         return np.flatnonzero(np.isin(self.projection.owner, list(heads))).tolist()
 
     def energies(self, context: np.ndarray) -> np.ndarray:
-        """What each head adds to the layer, squared and summed: [..., features] -> [H].
+        """The squared norm of what each head adds to the layer: [..., features] -> [H].
 
-        With X the features of a head and W its rows, this is the square of the norm of X W, by
-        products of D by D alone.
+        With X the features of a head and W its rows, this is the squared norm of X W. Products of
+        D by D are enough to compute it.
         """
         tensor = ir.convenience.get_const_tensor(self.projection.weight)
         assert tensor is not None
@@ -72,7 +72,7 @@ class HeadSite:
 
 
 def head_sites(graph: Graph) -> tuple[dict[str, HeadSite], dict[str, str]]:
-    """The attentions of a Graph by module path; and those that must stay whole, with the reason."""
+    """The attentions of a Graph by module path; and those that keep all heads, with the reason."""
     sites: dict[str, HeadSite] = {}
     whole: dict[str, str] = {}
     for node in nodes_of(graph, "Attention"):
@@ -92,7 +92,7 @@ def head_sites(graph: Graph) -> tuple[dict[str, HeadSite], dict[str, str]]:
 
 
 def measured_importance(graph: Graph, references: Sequence[Reference]) -> dict[str, np.ndarray]:
-    """How much each head adds to its layer over some input sets, gates included: [H] by site."""
+    """How much each head adds to its layer over the input sets, after its gates: [H] by site."""
     probe = graph.clone()
     sites, _ = head_sites(probe)
     contexts = {path: site.projection.node.inputs[0] for path, site in sites.items()}
@@ -124,9 +124,9 @@ def not_silenceable(program: Program, sites: Mapping[str, HeadSite]) -> dict[str
 def silenced(
     program: Program, sites: Mapping[str, HeadSite], removed: Mapping[str, Sequence[int]]
 ) -> Iterator[None]:
-    """Within the block, these heads of a program's torch model give nothing.
+    """Silence these heads of a program's torch model within the block.
 
-    What the output projection reads of them is set to 0, as a gate of 0 on their output would.
+    The output projection reads 0 for them, as after a gate of 0.
     """
     modules = _modules(program)
     hooks = [

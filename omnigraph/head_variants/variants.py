@@ -1,16 +1,16 @@
-"""Variants: the programs of a model again, with fewer attention heads, in one artifact.
+"""Variants: more programs of the same model with fewer attention heads, in one artifact.
 
-``heads=12,8`` makes of each program two more, in which every attention keeps its 12, or 8, most
-important heads. The others are removed from the weights (`PruneHeads`); feed-forward layers,
-embeddings and all else are stored once for all. A variant's numbers are those of the torch model
-with a gate of 0 on the heads that it lacks, and it is compared with that.
+``heads=12,8`` adds two variants of each program, in which every attention keeps its 12, or 8, most
+important heads. `PruneHeads` removes the others from the weights; the variants share all other
+weights. A variant computes what the torch model computes with a gate of 0 on the heads that it
+lacks, and it is compared with that.
 
-Where heads have gates that depend on the input, the variants of a program without a state say in
-one more output, ``missed_heads``, whether a gate was open for a head that they lack. If none was,
-a variant's numbers are those of the whole model. That is how a Session can choose by itself: it
-runs the program ``gates``, which computes the gates that depend on no attention, takes the smallest
-variant that has all heads that these leave open, and goes on to the next larger one if that missed
-a head further up. What it returns is what the whole program would have.
+Where heads have gates that depend on the input, and the program has no state, a variant has one
+more output: ``missed_heads`` says whether a gate was open for a head that it lacks. If none was,
+the variant's numbers are those of the whole model. So a Session can choose a variant by itself. It
+runs the program ``gates``, which computes the gates that depend on no attention. It takes the
+smallest variant that has every head with an open gate. If that variant missed a head in a later
+layer, it runs the next larger one. It returns the numbers of the whole program.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from omnigraph.head_variants.sites import (
     not_silenceable,
     silenced,
 )
-from omnigraph.passes.analysis.pruning.axis_map import Cut
-from omnigraph.passes.analysis.pruning.axis_slice import KEPT
-from omnigraph.passes.analysis.pruning.head_removal import cut_output
+from omnigraph.passes.analysis.pruning.axis_slice import AxisSlice
+from omnigraph.passes.analysis.pruning.head_removal import slice_output
 from omnigraph.passes.analysis.pruning.importance import least_important, read_importance
+from omnigraph.passes.analysis.pruning.slicer import KEPT
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.pipelines import canonical, fused
@@ -79,7 +79,7 @@ def parse_variants(text: str | None, importance: str | None = None) -> tuple[int
 
 @dataclass
 class Variants:
-    """The programs that an export adds, and what its manifest says of them."""
+    """The programs that an export adds, and their entry in the manifest."""
 
     programs: list[TracedProgram] = field(default_factory=list)
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -94,12 +94,11 @@ def make_variants(
     """Make the variants of traced programs.
 
     Args:
-        programs: the programs, whose torch modules give the references.
-        traced: the same, traced; they stay as they are.
-        keeps: how many heads each attention keeps; a number that takes none away is the programs
-            as they are.
-        importance: a file with the importance of each head (`read_importance`), in place of how
-            much it adds to its layer over the input sets of the contract.
+        programs: the programs; their torch modules give the references.
+        traced: the same programs, traced; they do not change.
+        keeps: how many heads each attention keeps; a number that removes no head adds no variant.
+        importance: a file with the importance of each head (`read_importance`). Without it, a
+            head's importance is what it adds to its layer over the input sets of the contract.
 
     Raises:
         UsageError: no attention can lose heads, or the file is not of this model.
@@ -133,7 +132,7 @@ def make_variants(
 
 @dataclass
 class _Maker:
-    """One program, and what can be made of it."""
+    """Makes the variants of one program."""
 
     program: Program
     traced: TracedProgram
@@ -145,7 +144,7 @@ class _Maker:
     def of(cls, program: Program, traced: TracedProgram) -> _Maker:
         assert traced.graph is not None
         graph = traced.graph.clone()
-        # Before position biases are folded: a bias that is computed by head is cut with its heads.
+        # Before position biases are folded: a bias that is computed by head is sliced too.
         run_passes(graph, (*canonical(), *fused()))
         sites, whole = head_sites(graph)
         whole |= not_silenceable(program, sites)
@@ -154,7 +153,7 @@ class _Maker:
     def prune(
         self, removed: Mapping[str, tuple[int, ...]], *, missed: bool
     ) -> tuple[Graph, dict[str, str]]:
-        """The Graph without these heads; and the sites that stayed whole, with the reason."""
+        """The Graph without these heads; and the sites that kept all of theirs, with the reason."""
         graph = self.graph.clone()
         if missed:
             add_missed(graph, removed)
@@ -164,15 +163,15 @@ class _Maker:
     def trace(
         self, name: str, graph: Graph, removed: Mapping[str, tuple[int, ...]]
     ) -> TracedProgram:
-        """The variant with what torch gives where the removed heads give nothing."""
+        """The variant, with references from torch in which the removed heads are silenced."""
         run_passes(graph, [EliminateDeadCode()])
         graph.graph.name = name
         inputs = {value.name or "": value for value in graph.graph.inputs}
-        cuts = {v.name or "": v.meta[KEPT] for v in _boundary(graph) if KEPT in v.meta}
+        slices = {v.name or "": v.meta[KEPT] for v in _boundary(graph) if KEPT in v.meta}
         with silenced(self.program, self.sites, removed):
             cases = [r.case for r in (*self.traced.references, self.traced.golden)]
-            *references, golden = (_cut(reference_for(self.program, c), cuts) for c in cases)
-        specs = tuple(_cut_spec(spec, inputs[spec.name]) for spec in self.traced.inputs)
+            *references, golden = (_sliced(reference_for(self.program, c), slices) for c in cases)
+        specs = tuple(_sliced_spec(spec, inputs[spec.name]) for spec in self.traced.inputs)
         return replace(
             self.traced,
             name=name,
@@ -223,7 +222,7 @@ def _make(
     keep: int,
     whole: dict[str, str],
 ) -> dict[str, Any]:
-    """Add the programs of one variant, and give what the manifest says of it."""
+    """Add the programs of one variant, and return its entry in the manifest."""
     while True:
         removed = {
             path: gone for path, gone in least_important(scores, keep).items() if path not in whole
@@ -247,7 +246,7 @@ def _make(
     programs, automatic = {}, []
     for maker in makers:
         own, graph = maker.traced.name, pruned[maker.traced.name]
-        _cut_outputs(graph, shared)
+        _slice_outputs(graph, shared)
         gone = {path: heads for path, heads in removed.items() if path in maker.sites}
         same_tensors = not any(KEPT in value.meta for value in _boundary(graph))
         if not gone and same_tensors:
@@ -272,14 +271,14 @@ def _boundary(graph: Graph) -> Iterable[ir.Value]:
     return (*graph.graph.inputs, *graph.graph.outputs)
 
 
-def _cut_outputs(graph: Graph, shared: Mapping[str, Cut]) -> None:
-    """Cut the outputs that another program of the variant takes cut: keys of the encoder, say."""
+def _slice_outputs(graph: Graph, shared: Mapping[str, AxisSlice]) -> None:
+    """Slice the outputs that are sliced inputs of another program, such as keys of the encoder."""
     for output in list(graph.graph.outputs):
-        cut = shared.get(output.name or "")
-        if cut is None or KEPT in output.meta:
+        axis_slice = shared.get(output.name or "")
+        if axis_slice is None or KEPT in output.meta:
             continue
         try:
-            cut_output(graph, output, cut)
+            slice_output(graph, output, axis_slice)
         except Miss as miss:
             raise UsageError(
                 f"Output {output.name!r} of program {graph.graph.name!r} cannot lose heads, which "
@@ -289,13 +288,13 @@ def _cut_outputs(graph: Graph, shared: Mapping[str, Cut]) -> None:
             ) from miss
 
 
-def _cut(reference: Reference, cuts: Mapping[str, Cut]) -> Reference:
-    """Inputs and outputs without the heads that a variant does not take or give."""
+def _sliced(reference: Reference, slices: Mapping[str, AxisSlice]) -> Reference:
+    """A reference whose inputs and outputs have the heads of the variant alone."""
 
     def without(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {
-            name: np.ascontiguousarray(array.take(cuts[name].kept, axis=cuts[name].axis))
-            if name in cuts
+            name: np.ascontiguousarray(array.take(slices[name].kept, axis=slices[name].axis))
+            if name in slices
             else array
             for name, array in arrays.items()
         }
@@ -303,11 +302,12 @@ def _cut(reference: Reference, cuts: Mapping[str, Cut]) -> Reference:
     return Reference(reference.case, without(reference.feeds), without(reference.outputs))
 
 
-def _cut_spec(spec: TensorSpec, value: ir.Value) -> TensorSpec:
-    cut = value.meta.get(KEPT)
-    if cut is None:
+def _sliced_spec(spec: TensorSpec, value: ir.Value) -> TensorSpec:
+    axis_slice = value.meta.get(KEPT)
+    if axis_slice is None:
         return spec
-    shape = tuple(len(cut.kept) if a == cut.axis else d for a, d in enumerate(spec.shape))
+    kept = len(axis_slice.kept)
+    shape = tuple(kept if a == axis_slice.axis else d for a, d in enumerate(spec.shape))
     return replace(spec, shape=shape)
 
 
@@ -317,9 +317,9 @@ def _cut_spec(spec: TensorSpec, value: ir.Value) -> TensorSpec:
 def _gates(
     makers: Sequence[_Maker], choices: Sequence[Mapping[str, Any]]
 ) -> tuple[TracedProgram | None, dict[str, float]]:
-    """The program of the gates that depend on no attention, if a variant may be chosen by them.
+    """The program of the gates that depend on no attention, and the threshold of each output.
 
-    And for each of its outputs, what it is above where a head is open. Its reference is the traced
+    None where no variant may be chosen by these gates. The reference of the program is the traced
     Graph, which was compared with torch before.
     """
     automatic = {name for choice in choices for name in choice["automatic"]}
@@ -349,6 +349,6 @@ def _gates(
 
 
 def _feeds(gates: TracedProgram | None, makers: Sequence[_Maker], name: str) -> bool:
-    """Whether a program has all inputs that the gates need."""
+    """Whether a program has every input that the gates read."""
     inputs = next(m.traced.inputs for m in makers if m.traced.name == name)
     return gates is not None and set(gates.inputs) <= set(inputs)

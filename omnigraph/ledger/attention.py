@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from omnigraph.errors import FusionError
 from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph
-from omnigraph.passes.analysis.attention.sites import written_out_attention
+from omnigraph.passes.analysis.attention.sites import unfused_attention
 from omnigraph.passes.analysis.block_sparse.attention import BLOCKS_KEY
 from omnigraph.passes.base import Finding, PassRecord
 from omnigraph.passes.matching import axis_size, input_at
@@ -75,7 +75,7 @@ def attention_sites(graph: Graph, records: Sequence[PassRecord]) -> list[Attenti
         records: what that pipeline's passes found.
     """
     findings = [finding for record in records for finding in record.findings]
-    unfused = set(written_out_attention(graph))
+    unfused = set(unfused_attention(graph))
     sites = []
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
         blocks = BLOCKS_KEY in node.metadata_props and node.op_type == "Softmax"

@@ -1,1 +1,1 @@
-"""Arithmetic spelled out in ops, read back as what it computes: norms, activations."""
+"""Reads arithmetic as what it computes: polynomials, activations, norms."""

@@ -1,4 +1,4 @@
-"""An activation that is written out: arithmetic around one Erf, Tanh or Sigmoid of x."""
+"""Reads an activation from its ops: arithmetic around one Erf, Tanh or Sigmoid of x."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from omnigraph.passes.analysis.arithmetic.polynomial import (
 from omnigraph.passes.matching import only_use
 from omnigraph.passes.site_pass import Miss
 
-#: How many nodes there may be from the function to the result.
+#: The most nodes from the function to the result.
 _MOST_STEPS = 6
 
 
 def match_activation(
     node: ir.Node, inner: Callable[[Polynomial], bool], outer: Polynomial, said: tuple[str, str]
 ) -> tuple[ir.Value, ir.Node, Polynomial]:
-    """The x and the last node of an activation, and what its function is of.
+    """The x, the last node, and the argument of the function as a polynomial of x.
 
     Args:
-        node: the Erf, Tanh or Sigmoid f.
-        inner: whether f is of the right polynomial of x.
-        outer: what the result is of x and of f, by their powers.
-        said: the two in words, for the reason of a miss.
+        node: the function f: an Erf, Tanh or Sigmoid.
+        inner: tells whether a polynomial of x is the right argument of f.
+        outer: the result as a polynomial of x and f.
+        said: argument and result in words, for the reason of a miss.
 
     Raises:
-        Miss: it is another function of x, or none.
+        Miss: the node is not part of this activation.
     """
     f = node.outputs[0]
     under = node.inputs[0]

@@ -1,4 +1,4 @@
-"""A norm that is written out: values divided by the root of the mean of their squares."""
+"""Reads a norm from its ops: values divided by the root of the mean of their squares."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from omnigraph.passes.site_pass import Miss
 
 
 @dataclass
-class WrittenNorm:
+class UnfusedNorm:
     """A norm over the last axes, from ``x`` to the output of ``end``.
 
     Args:
-        centred: whether the mean of x was taken off first, which makes a LayerNorm of an RMSNorm.
-        axes: how many of the last axes.
-        factor: what the root was multiplied with first, if it was.
+        x: the values that are normalized.
+        centred: True for a LayerNorm, which subtracts the mean of x first; False for an RMSNorm.
+        axes: the number of last axes that are normalized.
+        epsilon: the number added to the mean.
+        end: the last node.
+        factor: the scale, where it multiplies the root before x does; else None.
     """
 
     x: ir.Value
@@ -40,12 +43,12 @@ class WrittenNorm:
 
 
 def divides_by_root_mean(node: ir.Node) -> bool:
-    """Whether a Mul or Div divides by the root of a mean, whatever the mean is of."""
+    """Whether a Mul or Div divides by the root of a mean of anything."""
     return any(_roots(node))
 
 
 def _roots(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
-    """What a node divides by the root of a mean, and that mean with its epsilon added."""
+    """The value that a node divides by the root of a mean, and the mean with its epsilon."""
     for index in (1,) if node.op_type == "Div" else (0, 1):
         divided, root = node.inputs[1 - index], node.inputs[index]
         power = 0.5 if node.op_type == "Div" else -0.5
@@ -55,7 +58,7 @@ def _roots(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
 
 
 def _under_root(value: ir.Value | None, power: float) -> ir.Value | None:
-    """The value of which another is the square root, or the reciprocal of the root."""
+    """The value under a square root, or under the reciprocal of one."""
     if (node := made_by(through(value, "Cast"), "Sqrt", "Pow", "Reciprocal", "Div")) is None:
         return None
     if node.op_type == "Sqrt":
@@ -74,11 +77,11 @@ def _mean_of(value: ir.Value) -> ir.Node | None:
     return next((m for v in inputs if (m := made_by(through(v, "Cast"), "ReduceMean"))), None)
 
 
-def match_norm(node: ir.Node) -> WrittenNorm:
-    """The norm that a Mul or Div which `divides_by_root_mean` is the end of.
+def match_norm(node: ir.Node) -> UnfusedNorm:
+    """The norm that ends with a Mul or Div for which `divides_by_root_mean` is True.
 
     Raises:
-        Miss: it is none, or not one over the last axes.
+        Miss: it is no norm, or not one over the last axes.
     """
     miss = Miss("the root is of no mean of squares")
     for divided, under in _roots(node):
@@ -102,13 +105,13 @@ def match_norm(node: ir.Node) -> WrittenNorm:
             end, factor = after, divided
         x = _before_centring(squared, axes)
         if x is None:
-            return WrittenNorm(squared, False, axes, sum_of[1], end, factor)
-        return WrittenNorm(x, True, axes, sum_of[1], end, factor)
+            return UnfusedNorm(squared, False, axes, sum_of[1], end, factor)
+        return UnfusedNorm(x, True, axes, sum_of[1], end, factor)
     raise miss
 
 
 def _squared(value: ir.Value | None) -> ir.Value | None:
-    """The value of which another is the square."""
+    """The value that is squared."""
     node = made_by(through(value, "Cast"), "Pow", "Mul")
     if node is None:
         return None
@@ -119,7 +122,7 @@ def _squared(value: ir.Value | None) -> ir.Value | None:
 
 
 def _same(one: ir.Value | None, other: ir.Value | None) -> bool:
-    """Whether two values are one, or the same difference or cast computed twice."""
+    """Whether two values are the same, or the same difference or cast computed twice."""
     if one is None or other is None or one is other:
         return one is other and one is not None
     for op_type in ("Sub", "Cast"):
@@ -144,7 +147,7 @@ def _same_or_mean(one: ir.Value | None, other: ir.Value | None) -> bool:
 
 
 def _before_centring(value: ir.Value, axes: int) -> ir.Value | None:
-    """The x of ``x - mean(x)`` over as many of the last axes."""
+    """The x of ``x - mean(x)`` over so many of the last axes."""
     node = made_by(value, "Sub")
     mean = made_by(node.inputs[1], "ReduceMean") if node is not None else None
     if node is None or mean is None or not _same(mean.inputs[0], node.inputs[0]):
@@ -166,10 +169,10 @@ def _axes(mean: ir.Node) -> tuple[int, ...] | None:
 
 
 def _last_axes(mean: ir.Node) -> int:
-    """How many of the last axes a mean goes over.
+    """The number of last axes that a mean is over.
 
     Raises:
-        Miss: it goes over others, or drops them.
+        Miss: it is over other axes, or drops them.
     """
     axes = _axes(mean)
     if axes is None:

@@ -1,4 +1,4 @@
-"""A value as a polynomial of other values: how an activation is spelled then does not matter."""
+"""Reads a value as a polynomial of other values, in any spelling."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Polynomial = dict[tuple[int, ...], float]
 
 _ARITHMETIC = ("Add", "Sum", "Sub", "Mul", "Div", "Neg", "Pow")
 _MOST_NODES, _HIGHEST_POWER = 12, 4
-#: How far a constant may be from the number that it stands for, in roundings of its type.
+#: How far a constant may be from the exact number, in roundings of its type.
 _ROUNDINGS = 8
 _ROUNDOFF = {"FLOAT16": 2.0**-11, "BFLOAT16": 2.0**-8, "FLOAT": 2.0**-24, "DOUBLE": 2.0**-53}
 
 
 def polynomial(value: ir.Value | None, *variables: ir.Value) -> Polynomial | None:
-    """A value as a polynomial of others with constant coefficients; None where it is not one."""
+    """A value as a polynomial of others with constant coefficients; None where it is none."""
     return _Reader(variables).read(value)
 
 
 def arithmetic(node: ir.Node | None) -> bool:
-    """Whether a node is one of the ops that polynomials are made of."""
+    """Whether a node can be part of a polynomial."""
     return standard(node, *_ARITHMETIC)
 
 
 def operands(value: ir.Value) -> list[ir.Value]:
-    """A value and those that it is made of by arithmetic, nearest first, constants left out."""
+    """A value and those that arithmetic makes it of, nearest first, constants left out."""
     found = [value]
     for one in found:
         node = made_by(one, *_ARITHMETIC) if len(found) < _MOST_NODES else None
@@ -40,13 +40,13 @@ def operands(value: ir.Value) -> list[ir.Value]:
 
 
 def rounded_equal(one: float, other: float, like: ir.Value) -> bool:
-    """Whether two numbers are one, but for the rounding of a constant to the type of a value."""
+    """Whether two numbers are equal, up to the rounding of a constant to the type of a value."""
     roundoff = _ROUNDOFF.get(like.dtype.name, 0.0) if like.dtype is not None else 0.0
     return math.isclose(one, other, rel_tol=_ROUNDINGS * roundoff)
 
 
 def same_polynomial(one: Polynomial | None, other: Polynomial, like: ir.Value) -> bool:
-    """Whether two polynomials are one, but for the rounding of their coefficients."""
+    """Whether two polynomials are equal, up to the rounding of their coefficients."""
     if one is None or one.keys() != other.keys():
         return False
     return all(rounded_equal(one[powers], other[powers], like) for powers in one)

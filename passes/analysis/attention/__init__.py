@@ -1,1 +1,1 @@
-"""Attention in any spelling: where it stands, its scores, mask, past and heads."""
+"""Reads attention in any spelling: its scores, mask, past, heads and attention weights."""

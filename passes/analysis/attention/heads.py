@@ -1,4 +1,4 @@
-"""Queries, keys and values as tensors of four axes, whatever layout a product of them has."""
+"""Queries, keys and values as tensors of four axes, from any layout of a product."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _WHOLE = 2**31 - 1
 
 @dataclass(frozen=True)
 class Heads:
-    """A tensor [B, H, T, D] that is there, or that `make` inserts.
+    """A tensor [B, H, T, D]: a value of the Graph, or one that `make` inserts.
 
     Args:
-        source: the value it is made from.
+        source: the value that it is made from.
         dims: its four dimensions.
-        make: gives the value, with new nodes where they are needed; None where it is the source.
+        make: inserts the nodes that make it; None where it is the source.
     """
 
     source: ir.Value
@@ -45,7 +45,7 @@ class Heads:
 
 
 def scaled_factor(value: ir.Value) -> tuple[ir.Value, float]:
-    """A factor of the scores without what multiplies it by a number, and that number."""
+    """A factor of the scores before it is multiplied by a number, and the number."""
     scale = 1.0
     while (node := made_by(value, "Mul", "Div", "Identity")) is not None:
         one, by = node.inputs[0], 1.0
@@ -73,10 +73,10 @@ def joined_heads(value: ir.Value | None) -> int | None:
 
 
 def four_axes(value: ir.Value, heads: int | None) -> Heads:
-    """A factor [B, H, M, N], [B*H, M, N] or [M, N] as one of four axes.
+    """A factor [B, H, M, N], [B*H, M, N] or [M, N] with four axes.
 
     Raises:
-        Miss: its axes are not known, or are others.
+        Miss: its axes are not known, or it has others.
     """
     shape = value.shape
     if shape is None:
@@ -138,7 +138,7 @@ def scaled_queries(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
     return four_axes(value, heads), scale
 
 
-def turned_keys(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
+def transposed_keys(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
     """Keys [B, H, S, D] from the right factor of the scores [.., D, S], and their scale."""
     value, scale = scaled_factor(value)
     if rank(value) == 3 and heads is not None:
@@ -148,19 +148,19 @@ def turned_keys(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
             scale *= more
     node, axes = made_by(value, "Transpose"), rank(value) or 0
     perm = list(node.attributes.get_ints("perm", ())) if node is not None else []
-    turned = [*perm[:-2], perm[-1], perm[-2]] if perm else []
-    if node is not None and turned == list(range(axes)) and node.inputs[0] is not None:
+    transposed = [*perm[:-2], perm[-1], perm[-2]] if perm else []
+    if node is not None and transposed == list(range(axes)) and node.inputs[0] is not None:
         keys, more = scaled_factor(node.inputs[0])
         return four_axes(keys, heads), scale * more
     if node is not None and perm and axes == 4:
         source, more = scaled_factor(node.inputs[0])  # type: ignore[arg-type]
         shape = source.shape
         if shape is not None:
-            d = [shape[axis] for axis in turned]
+            d = [shape[axis] for axis in transposed]
             return Heads(
                 source,
                 (d[0], d[1], d[2], d[3]),
-                lambda new: new.op("Transpose", source, perm=turned),
+                lambda new: new.op("Transpose", source, perm=transposed),
             ), scale * more
     whole = four_axes(value, heads)
     b, h, size, length = whole.dims
@@ -172,7 +172,7 @@ def turned_keys(value: ir.Value, heads: int | None) -> tuple[Heads, float]:
 
 
 def _split_source(value: ir.Value | None) -> ir.Value | None:
-    """[B, H, M, N] that a Reshape joins to a value [B*H, M, N]."""
+    """The value [B, H, M, N] that a Reshape joins to [B*H, M, N]."""
     node = made_by(value, "Reshape")
     source = node.inputs[0] if node is not None else None
     if value is None or source is None or rank(value) != 3 or rank(source) != 4:
@@ -183,7 +183,7 @@ def _split_source(value: ir.Value | None) -> ir.Value | None:
 
 
 def repeated_from(value: ir.Value) -> ir.Value | None:
-    """[B, G, S, D] where a value [B, H, S, D] has each of its G heads H/G times in a row."""
+    """The value [B, G, S, D] whose heads are repeated, each H/G times in a row, to [B, H, S, D]."""
     total = axis_size(value, 1)
     if rank(value) != 4 or total is None:
         return None
@@ -195,8 +195,8 @@ def repeated_from(value: ir.Value) -> ir.Value | None:
         source, indices = node.inputs[0], constant(node.inputs[1])
         groups = axis_size(source, 1)
         if groups and indices is not None and total % groups == 0 and rank(source) == 4:
-            wanted = np.repeat(np.arange(groups), total // groups)
-            return source if np.array_equal(indices % groups, wanted) else None
+            in_a_row = np.repeat(np.arange(groups), total // groups)
+            return source if np.array_equal(indices % groups, in_a_row) else None
         return None
     node = made_by(value, "Expand", "Tile", "Concat")
     source = _same_part(node) if node is not None else None
@@ -204,10 +204,10 @@ def repeated_from(value: ir.Value) -> ir.Value | None:
 
 
 def _from_five_axes(value: ir.Value, repeated: ir.Value | None) -> ir.Value | None:
-    """[B, G, S, D] behind [B, G, 1, S, D], repeated to [B, G, R, S, D]."""
-    node = made_by(uncut(repeated), "Expand", "Tile", "Concat")
+    """The value [B, G, S, D] that is repeated as [B, G, R, S, D]."""
+    node = made_by(_unsliced(repeated), "Expand", "Tile", "Concat")
     apart = _same_part(node) if node is not None else repeated  # repeated once is not at all
-    apart = uncut(apart)
+    apart = _unsliced(apart)
     if apart is None or repeated is None or axis_size(apart, 2) != 1:
         return None
     groups, each, total = axis_size(repeated, 1), axis_size(repeated, 2), axis_size(value, 1)
@@ -216,14 +216,14 @@ def _from_five_axes(value: ir.Value, repeated: ir.Value | None) -> ir.Value | No
     if not _only_axis(apart, repeated, 2) or not _same_axes(repeated, (3, 4), value, (2, 3)):
         return None
     split = made_by(apart, "Unsqueeze", "Reshape")
-    source = uncut(split.inputs[0]) if split is not None else None
+    source = _unsliced(split.inputs[0]) if split is not None else None
     if rank(source) != 4 or axis_size(source, 1) != groups:
         return None
     return source if _same_axes(source, (2, 3), apart, (3, 4)) else None
 
 
-def uncut(value: ir.Value | None) -> ir.Value | None:
-    """The value behind copies and Slices that take the whole of it."""
+def _unsliced(value: ir.Value | None) -> ir.Value | None:
+    """The value before copies, and before Slices that take all of it."""
     while (node := made_by(value, "Identity", "Slice")) is not None:
         if node.op_type == "Slice":
             starts, ends = constant(node.inputs[1]), constant(node.inputs[2])
@@ -237,7 +237,7 @@ def uncut(value: ir.Value | None) -> ir.Value | None:
 
 
 def _same_part(node: ir.Node) -> ir.Value | None:
-    """What an Expand or a Tile repeats, or a Concat of one value with itself."""
+    """The value that an Expand, a Tile, or a Concat of one value with itself repeats."""
     if node.op_type == "Concat" and any(v is not node.inputs[0] for v in node.inputs):
         return None
     return node.inputs[0]

@@ -1,4 +1,4 @@
-"""The masks of an attention's scores, joined to the one mask that Attention takes."""
+"""Joins the masks of an unfused attention to the one mask that Attention takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, constant, made_by, rank, same_dim
 from omnigraph.passes.site_pass import Miss
 
-#: Ops that a mask's lowest number goes through unchanged, with the inputs it may come by.
+#: Ops that pass the lowest number of a mask on unchanged, with the inputs that may bring it.
 _CARRIERS = {
     "Where": (1, 2),
     "Add": (0, 1),
@@ -33,16 +33,16 @@ _CARRIERS = {
 
 
 def check_terms(terms: list[Term], dtype: ir.DataType, zeroed: list[tuple[ir.Value, bool]]) -> None:
-    """Refuse masks that one mask cannot stand for, before anything is changed.
+    """Refuse masks that one mask cannot replace, before anything is changed.
 
-    A score that is replaced by a large finite number becomes one that a finite number is added
-    to. In a row of which some keys are seen, a hidden share is zero both ways. In one that is
-    hidden wholly all shares are equal, which takes a number so large that the sum with any score
-    is that number: the lowest of a type with 8 bits of exponent.
+    Where a score was replaced by a large finite number, that number is now added to it. In a row
+    with visible keys, the attention weight of a hidden key is zero both ways. In a row with all
+    keys hidden, all attention weights are equal: for that, the sum of the number and any score
+    must be the number, as it is with the lowest of a type with 8 bits of exponent.
 
     Args:
-        zeroed: conditions that shares are zeroed under afterwards; where one is that of a term,
-            the term hides rows wholly, and becomes -inf.
+        zeroed: the condition of each Where that zeroes attention weights afterwards. A term with
+            the same condition becomes -inf, so that a row with all keys hidden is zero.
 
     Raises:
         Miss: naming the mask and why.
@@ -65,7 +65,7 @@ def check_terms(terms: list[Term], dtype: ir.DataType, zeroed: list[tuple[ir.Val
 
 
 def plain_dtype(value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
-    """A value, or what it was cast from, in a dtype; None where neither is of it."""
+    """A value of a dtype, or the value of that dtype that it was cast from; else None."""
     while value.dtype != dtype:
         node = made_by(value, "Cast", "CastLike")
         if node is None or node.inputs[0] is None:
@@ -87,7 +87,7 @@ def _without_not(value: ir.Value, truth: bool) -> tuple[ir.Value, bool]:
 
 
 def _lowest(dtype: ir.DataType) -> np.generic:
-    """The lowest number of a type but one: onnxruntime zeroes rows of the lowest itself."""
+    """The lowest number of a type but one, because onnxruntime zeroes rows of the lowest."""
     import ml_dtypes
 
     kind = dtype.numpy()
@@ -98,12 +98,11 @@ def _lowest(dtype: ir.DataType) -> np.generic:
 def joined_mask(
     new: Inserter, terms: list[Term], dtype: ir.DataType, heads: int | None
 ) -> ir.Value | None:
-    """The mask of an Attention [.., T, S] that does what all the terms do, or None for no terms.
+    """One mask [.., T, S] with the effect of all terms; None for no terms.
 
     Args:
         terms: checked by `check_terms`, the innermost first.
         heads: H where scores of three axes are [B*H, T, S]; None where they are [B, T, S].
-
     """
     mask: ir.Value | None = None
     for term in terms:
@@ -154,10 +153,10 @@ def _in_layout(new: Inserter, value: ir.Value, axes: int, heads: int | None) -> 
 
 
 def fitted_mask(new: Inserter, mask: ir.Value, queries: ir.Value, keys: ir.Value) -> ir.Value:
-    """A mask with a row for each query and a column for each key, of two axes or four.
+    """A mask of two or four axes with a row for each query and a column for each key.
 
-    The standard reads a last axis that is shorter than the keys as hidden keys, and onnxruntime
-    does not broadcast over queries.
+    By the standard, keys beyond a shorter last axis are hidden. onnxruntime does not broadcast a
+    mask over queries.
     """
     if rank(mask) == 3:
         mask = new.op("Unsqueeze", mask, new.integers(0))
@@ -173,16 +172,15 @@ def fitted_mask(new: Inserter, mask: ir.Value, queries: ir.Value, keys: ir.Value
     return wide
 
 
-def _fits(own: Dim, wanted: Dim) -> bool:
+def _fits(own: Dim, size: Dim) -> bool:
     if isinstance(own, int) or own.value is None:
-        return same_dim(own, wanted)
+        return same_dim(own, size)
     return True
 
 
 def above_lowest(new: Inserter, mask: ir.Value) -> ir.Value:
-    """A mask whose hidden scores get the lowest number but one, where they got the lowest."""
-    copies: dict[ir.Value, ir.Value] = {}
-    return _copied(new, mask, copies, 16)
+    """A mask with the lowest number but one in the place of the lowest number."""
+    return _copied(new, mask, {}, 16)
 
 
 def _copied(

@@ -1,8 +1,8 @@
-"""What the mask of an attention means: which keys a query sees, and with what bias.
+"""Reads the meaning of a mask: which keys a query sees, and with what bias.
 
-A mask is read as an expression of batch ``b``, head ``h``, query ``i`` and key ``j``, numbered from
-0 in the mask's own axes, and taken apart: a conjunction of predicates says what is visible, a sum
-of terms is the bias of what is.
+A mask is read as an expression of batch ``b``, head ``h``, query ``i`` and key ``j``, which count
+from 0 in the mask's own axes. The expression is taken apart into predicates, which all hold where a
+key is visible, and terms, whose sum is the bias of a visible key.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.index.bounds import bounds
-from omnigraph.passes.analysis.index.expression import (
-    BOOL,
+from omnigraph.passes.analysis.index import (
     TRUE,
     All,
     Apply,
@@ -24,19 +22,20 @@ from omnigraph.passes.analysis.index.expression import (
     Linear,
     NonNegative,
     Number,
+    apply,
+    bounds,
     coordinate,
     coordinates,
     data,
-    total,
+    deny,
+    every,
+    read,
+    substitute,
 )
-from omnigraph.passes.analysis.index.reading import NotClosed, read
-from omnigraph.passes.analysis.index.simplification import apply, deny, every, substitute
-
-__all__ = ["AXES", "MaskMeaning", "NotClosed", "difference", "meaning", "separate"]
 
 #: The coordinates of a mask [B, H, T, S].
 AXES = BATCH, HEAD, QUERY, KEY = ("b", "h", "i", "j")
-#: At or below this, a number added to a score hides the key.
+#: A number at or below this hides a key when it is added to the score.
 _HIDES = -1e4
 
 
@@ -45,12 +44,12 @@ class MaskMeaning:
     """A mask taken apart.
 
     Args:
-        expression: an element of the mask, of ``b``, ``h``, ``i`` and ``j``.
-        visible: predicates that all hold where a key is visible; none: all keys are.
-        bias: terms whose sum is added to the score of a visible key; none: nothing is.
-        hidden: what a hidden score gets: -inf, or a finite number; None for a mask of booleans.
-        replaces: whether ``hidden`` stands in the place of the bias, ``Where(visible, bias,
-            hidden)``, and is not added to it.
+        expression: an element of the mask, by ``b``, ``h``, ``i`` and ``j``.
+        visible: predicates that all hold where a key is visible; empty if all keys are.
+        bias: terms whose sum is added to the score of a visible key; empty if there are none.
+        hidden: the number of a hidden key: -inf, or finite; None for a mask of booleans.
+        replaces: whether ``hidden`` replaces the bias, as in ``Where(visible, bias, hidden)``, and
+            is not added to it.
     """
 
     expression: Expression
@@ -61,17 +60,17 @@ class MaskMeaning:
 
     @cached_property
     def right(self) -> Linear | None:
-        """A query sees no key beyond ``j <= i + right``; None: no such bound."""
+        """The bound ``j <= i + right`` on visible keys; None if there is none."""
         return self._edge(-1)
 
     @cached_property
     def left(self) -> Linear | None:
-        """A query sees no key before ``j >= i - left``; None: no such bound."""
+        """The bound ``j >= i - left`` on visible keys; None if there is none."""
         return self._edge(1)
 
     @cached_property
     def positional(self) -> tuple[Expression, ...]:
-        """The predicates that depend on positions alone and are no edge: blocks, for example."""
+        """The predicates of positions alone that are no such bound: blocks, for example."""
         return tuple(p for p in self.visible if not data(p) and self._edge_of(p) is None)
 
     @cached_property
@@ -81,7 +80,7 @@ class MaskMeaning:
 
     @property
     def is_positional(self) -> bool:
-        """Whether nothing of the mask depends on data."""
+        """Whether the mask depends on no data."""
         return not data(self.expression)
 
     def is_causal(self, offset: Linear) -> bool:
@@ -119,20 +118,20 @@ def _named(expression: Expression, name: str) -> bool:
 
 
 def meaning(value: ir.Value) -> MaskMeaning:
-    """What a mask [B or 1, H or 1, T or 1, S] means; of fewer axes, the first are left out.
+    """The meaning of a mask [B or 1, H or 1, T or 1, S]; leading axes may be left out.
 
     Raises:
         NotClosed: its elements cannot be read as an expression.
     """
     expression = read(value, AXES)
-    if expression.type == BOOL:
+    if expression.type == ir.DataType.BOOL:
         return MaskMeaning(expression, conjuncts(expression))
     visible, bias, hidden, replaces = _apart(expression)
     return MaskMeaning(expression, visible, bias, hidden, replaces)
 
 
 def conjuncts(predicate: Expression) -> tuple[Expression, ...]:
-    """The predicates whose conjunction it is."""
+    """The predicates that a predicate is the conjunction of."""
     if predicate == TRUE:
         return ()
     return predicate.args if isinstance(predicate, All) else (predicate,)
@@ -141,7 +140,7 @@ def conjuncts(predicate: Expression) -> tuple[Expression, ...]:
 def _apart(
     expression: Expression,
 ) -> tuple[tuple[Expression, ...], tuple[Expression, ...], float | None, bool]:
-    """An additive mask: predicates, bias, the hidden number, whether it replaces the bias."""
+    """The parts of an additive mask: visible, bias, hidden and replaces of its meaning."""
     if isinstance(expression, Number) and expression.value == 0:
         return (), (), None, True
     if isinstance(expression, Choice):
@@ -168,29 +167,29 @@ def _apart(
 
 
 def hiding(expression: Expression) -> float | None:
-    """The number of a constant that hides a key, or None."""
-    if not isinstance(expression, Number) or expression.dtype == BOOL:
+    """The number of a constant that hides a key; else None."""
+    if not isinstance(expression, Number) or expression.dtype == ir.DataType.BOOL:
         return None
     return expression.value if expression.value <= _HIDES else None
 
 
 def difference(expression: Expression, name: str = "d") -> Expression | None:
-    """The expression of ``d = j - i``, if it depends on query and key through that alone."""
-    distance = total(
-        [(Linear(0, ((Coordinate(name, signed=True), 1),)), 1), (coordinate(QUERY), 1)]
-    )
-    found = substitute(expression, {KEY: distance})
+    """The expression by ``d = j - i``; None if it depends on query or key in another way."""
+    found = substitute(expression, {KEY: coordinate(name, signed=True) + coordinate(QUERY)})
     return None if QUERY in coordinates(found) else found
 
 
 def separate(
     expression: Expression, visible: tuple[Expression, ...] = ()
 ) -> tuple[Expression, Expression] | None:
-    """Two expressions, without the query and without the key, whose sum it is in real arithmetic.
+    """Split an expression into a sum of one without the query and one without the key.
+
+    The sum is equal in real arithmetic. None if there is no such sum.
 
     Args:
         expression: of floats.
-        visible: what holds where the sum is asked for: ``|j - i|`` is ``i - j`` below an edge.
+        visible: predicates that hold wherever the sum is used; below an edge, ``|j - i|`` is
+            ``i - j``.
     """
     here, zero = coordinates(expression), Number(0.0, expression.type)
     if QUERY not in here:
@@ -231,9 +230,9 @@ def _separate_integer(linear: Linear, dtype: ir.DataType) -> tuple[Expression, E
 
 
 def without_abs(linear: Linear, visible: tuple[Expression, ...]) -> Linear:
-    """An integer with ``|x|`` read as ``x`` or ``-x`` where a predicate says which it is."""
+    """An integer with ``x`` or ``-x`` in the place of ``|x|``, where a predicate gives the sign."""
     known = [p.sum for p in visible if isinstance(p, NonNegative)]
-    sums = [(Linear(linear.constant), 1)]
+    result = Linear(linear.constant)
     for term, factor in linear.terms:
         one = Linear(0, ((term, 1),))
         if isinstance(term, Apply) and term.op == "Abs" and isinstance(term.args[0], Linear):
@@ -242,5 +241,5 @@ def without_abs(linear: Linear, visible: tuple[Expression, ...]) -> Linear:
                 one = inner
             elif any(bounds(-inner - edge)[0] >= 0 for edge in known):
                 one = -inner
-        sums.append((one, factor))
-    return total(sums)
+        result = result + one * factor
+    return result

@@ -1,26 +1,30 @@
-"""What the mask of an Attention is: the flag that it may be instead, and its name for a person."""
+"""Names the kind of a mask for a person, and tells whether the causal flag can replace it."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention.mask import MaskMeaning, NotClosed, meaning
-from omnigraph.passes.analysis.attention.past import AbsorbedPast
-from omnigraph.passes.analysis.index.expression import Linear
-from omnigraph.passes.analysis.index.reading import IndexReader
+from omnigraph.passes.analysis.attention.mask import MaskMeaning, meaning
+from omnigraph.passes.analysis.attention.past import ConcatenatedPast
+from omnigraph.passes.analysis.index import IndexReader, Linear, NotClosed
 from omnigraph.passes.matching import same_dim
 
 
 def meaning_of(mask: ir.Value) -> MaskMeaning | None:
-    """What a mask means, if its elements can be read as an expression of positions and data."""
+    """The meaning of a mask; None where its elements cannot be read as an expression."""
     try:
         return meaning(mask)
     except NotClosed:
         return None
 
 
-def is_flag(meant: MaskMeaning, query: ir.Value, key: ir.Value, past: AbsorbedPast | None) -> bool:
-    """Whether a mask is what ``is_causal`` means: ``j <= i + past``, and read one way by all."""
+def is_causal_flag(
+    meant: MaskMeaning, query: ir.Value, key: ir.Value, past: ConcatenatedPast | None
+) -> bool:
+    """Whether a mask is ``j <= i + past`` and nothing else, as ``is_causal`` says.
+
+    Without a past, queries and keys must be equally many: then all runtimes read the flag alike.
+    """
     if past is not None:
         offset = IndexReader().dims(past.key)[2]
         return offset is not None and meant.is_causal(offset)
@@ -29,7 +33,7 @@ def is_flag(meant: MaskMeaning, query: ir.Value, key: ir.Value, past: AbsorbedPa
 
 
 def kind_of(meant: MaskMeaning) -> str:
-    """What a mask is, for a person."""
+    """The kind of a mask, for a person: "causal, window of 128"."""
     left, right = meant.left, meant.right
     parts = [] if right is None or left == right else ["causal"]
     if left is not None:

@@ -1,4 +1,4 @@
-"""Keys and values concatenated with a past, which Attention can do itself."""
+"""Finds keys and values that are concatenated with a past, which Attention does by itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omnigraph.passes.matching import made_by, rank, replace_output, same_dim
 
 
 @dataclass(frozen=True)
-class AbsorbedPast:
+class ConcatenatedPast:
     """The Concats of pasts [B, H, P, D] with new keys and values [B, H, T, D].
 
     Args:
@@ -43,27 +43,31 @@ class AbsorbedPast:
         return _given(self.values, 1)
 
     def replace(self, present_key: ir.Value, present_value: ir.Value) -> None:
-        """Let what Attention gives be read in the place of what was concatenated."""
+        """Put the present of an Attention in the place of the concatenated keys and values."""
         replace_output(self.keys.outputs[0], present_key)
         replace_output(self.values.outputs[0], present_value)
 
 
-def absorbed_past(
+def concatenated_past(
     key: ir.Value, value: ir.Value, others: Iterable[ir.Value | None]
-) -> AbsorbedPast | None:
-    """The past that keys and values [B, H, S, D] were concatenated with, if Attention may do it.
+) -> ConcatenatedPast | None:
+    """The past of keys and values [B, H, S, D], if the Attention itself can concatenate it.
 
-    It may not where what it reads, ``others`` among it, is made from the concatenation: a mask as
-    long as the keys, for example.
+    It cannot where one of its inputs depends on the concatenation: a mask as long as the keys, for
+    example.
+
+    Args:
+        key, value: the keys and the values, with their past.
+        others: the other inputs of the Attention.
     """
     joins = [_join(key), _join(value)]
     if joins[0] is None or joins[1] is None or joins[0] is joins[1]:
         return None
-    past = AbsorbedPast(joins[0], joins[1])
+    past = ConcatenatedPast(joins[0], joins[1])
     if not same_dim(_length(past.key), _length(past.value)):
         return None
     read = [*others, past.key, past.value, past.new_key, past.new_value]
-    return None if _made_from(read, {past.keys, past.values}) else past
+    return None if _depend_on(read, {past.keys, past.values}) else past
 
 
 def _join(value: ir.Value) -> ir.Node | None:
@@ -86,7 +90,7 @@ def _given(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
-def _made_from(values: list[ir.Value | None], nodes: set[ir.Node]) -> bool:
+def _depend_on(values: list[ir.Value | None], nodes: set[ir.Node]) -> bool:
     stack, seen = list(values), set()
     while stack:
         value = stack.pop()

@@ -1,4 +1,4 @@
-"""How an attention's scores come from its product of queries and keys: scales, softcap, masks."""
+"""Reads an attention's scores back to the product of queries and keys: masks, softcap, scale."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from omnigraph.passes.site_pass import Miss
 
 #: Scores replaced by a number at or below this are hidden: exp(-1e4) is zero in every precision.
 _HIDDEN = -1.0e4
-#: Nodes between the product and the softmax beyond which a branch is not looked into.
+#: The most nodes between the product and the softmax on one branch.
 _FARTHEST = 24
-#: Ops that scores may go through, and the inputs that may be the scores.
+#: Ops on the way of the scores, and the inputs that may be the scores.
 _WAYS = {
     "Cast": (0,),
     "CastLike": (0,),
@@ -31,7 +31,7 @@ _WAYS = {
     "Squeeze": (0,),
     "Unsqueeze": (0,),
 }
-#: Ops that change no number, only the type or the axes.
+#: Ops that change the type or the axes, and no number.
 _SAME_NUMBERS = ("Cast", "CastLike", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand")
 
 
@@ -41,11 +41,11 @@ class Term:
 
     Args:
         node: the Add, Sub or Where.
-        value: what is added, or the condition.
-        factor: what multiplies the added value, by scales after it.
-        fill: what a hidden score is replaced by; None where the value is added.
-        shown: the truth of the condition where a score is kept.
-        rank: how many axes the scores have here.
+        value: the value added, or the condition.
+        factor: the factor of the added value, from scales after it.
+        fill: the number in the place of a hidden score; None where the value is added.
+        shown: the condition where a score is visible.
+        rank: the number of axes of the scores here.
     """
 
     node: ir.Node
@@ -62,11 +62,11 @@ class Scores:
 
     Args:
         product: the MatMul of queries [.., T, D] and transposed keys [.., D, S].
-        scale: what multiplies the product.
+        scale: the factor of the product.
         softcap: c of ``c * tanh(x / c)``; 0 for none.
         terms: the masks, the innermost first.
-        nodes: what was read, from the softmax to the product.
-        modes: which ``qk_matmul_output_mode`` of Attention-24 gives each value on the way.
+        nodes: the nodes that were read, from the softmax to the product.
+        modes: the ``qk_matmul_output_mode`` of Attention-24 that gives each value on the way.
         heads: the number of heads, where a Reshape on the way splits or joins them.
         zeros: masks of zeros, which are no terms.
     """
@@ -82,10 +82,10 @@ class Scores:
 
 
 def read_scores(softmax: ir.Node) -> Scores:
-    """The scores that a Softmax reads, followed back to their product.
+    """Follow the scores of a Softmax back to the product of queries and keys.
 
     Raises:
-        Miss: they are made in a way that Attention-24 does not hold.
+        Miss: Attention-24 does not compute these scores.
     """
     value = softmax.inputs[0]
     assert value is not None
@@ -140,7 +140,7 @@ def read_scores(softmax: ir.Node) -> Scores:
 
 
 def is_row_maximum(node: ir.Node) -> bool:
-    """Whether a node takes from each row of scores that row's largest."""
+    """Whether a node subtracts from each row of scores the largest of the row."""
     if not standard(node, "Sub"):
         return False
     most = made_by(node.inputs[1], "ReduceMax")
@@ -159,7 +159,7 @@ def _input(node: ir.Node, index: int) -> ir.Value:
 
 
 def _scaling(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """The scores and their factor, of a node that multiplies or divides them by a number."""
+    """The scores and their factor, where a node multiplies or divides them by a number."""
     if node.op_type == "Div" and (by := number(node.inputs[1])) is not None and by != 0:
         return _input(node, 0), 1 / by
     if node.op_type == "Mul":
@@ -193,7 +193,7 @@ def _masked(node: ir.Node, factor: float) -> tuple[ir.Value, Term]:
 
 
 def distance(value: ir.Value | None, limit: int = _FARTHEST) -> float:
-    """Nodes from a value back to the nearest MatMul, over ops that scores go through."""
+    """The number of nodes from a value back to the nearest MatMul, on the way of scores."""
     node = made_by(value, "MatMul", *_WAYS) if limit else None
     if node is None:
         return math.inf
@@ -205,7 +205,11 @@ def distance(value: ir.Value | None, limit: int = _FARTHEST) -> float:
 
 
 def split_heads(node: ir.Node) -> int | None:
-    """H of a Reshape between [B, H, T, S] and [B*H, T, S]; all others are no scores of ours."""
+    """H of a Reshape between [B, H, T, S] and [B*H, T, S].
+
+    Raises:
+        Miss: it is another Reshape.
+    """
     before, after = node.inputs[0], node.outputs[0]
     ranks = {rank(before), rank(after)}
     joined, split = (before, after) if rank(before) == 3 else (after, before)
@@ -223,14 +227,14 @@ def split_heads(node: ir.Node) -> int | None:
 
 
 def is_product(product: ir.SymbolicDim | int, one: ir.SymbolicDim | int, by: int) -> bool:
-    """Whether a dimension is another times a number, both known or named by torch: ``4*batch``."""
+    """Whether a dimension is another one times a number; torch names it ``4*batch``."""
     if isinstance(product, int) or isinstance(one, int):
         return isinstance(product, int) and isinstance(one, int) and product == one * by
     return one.value is not None and product.value in (f"{by}*{one.value}", f"{one.value}*{by}")
 
 
 def _modes(scores: Scores, ways: list[tuple[ir.Value, float, bool]]) -> dict[ir.Value, int]:
-    """Which output mode gives each value that was read, where one does."""
+    """The output mode that gives each value that was read, where there is one."""
     modes: dict[ir.Value, int] = {}
     masks = {term.node.outputs[0] for term in scores.terms}
     masked = True
@@ -247,7 +251,7 @@ def _modes(scores: Scores, ways: list[tuple[ir.Value, float, bool]]) -> dict[ir.
 
 
 def number(value: ir.Value | None, depth: int = 8) -> float | None:
-    """The number that every element of a value is, where it follows from constants and sizes."""
+    """The number of which all elements of a value are, if it follows from constants and sizes."""
     if value is None:
         return None
     if (known := scalar(value)) is not None:
@@ -256,15 +260,7 @@ def number(value: ir.Value | None, depth: int = 8) -> float | None:
     if node is None or node.domain != "" or depth == 0 or not node.inputs:
         return None
     first = node.inputs[0]
-    if node.op_type in (
-        "Cast",
-        "CastLike",
-        "Identity",
-        "Reshape",
-        "Unsqueeze",
-        "Squeeze",
-        "Expand",
-    ):
+    if node.op_type in _SAME_NUMBERS:
         return number(first, depth - 1)
     if node.op_type == "Gather" and made_by(first, "Shape"):
         return _size(first, constant(node.inputs[1]))
@@ -282,7 +278,7 @@ def number(value: ir.Value | None, depth: int = 8) -> float | None:
 
 
 def _kept_sizes(shape: ir.Value | None) -> list[int | None]:
-    """The elements that the output of a Shape has, each where it is known."""
+    """The elements of the output of a Shape; None for each that is not known."""
     node = made_by(shape, "Shape")
     axes = rank(node.inputs[0]) if node is not None else None
     if node is None or axes is None:

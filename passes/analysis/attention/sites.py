@@ -1,4 +1,4 @@
-"""Where a Graph has attention that is written out: products, a softmax, and a product again."""
+"""Finds the unfused attention of a Graph: products, a softmax, and a product again."""
 
 from __future__ import annotations
 
@@ -7,51 +7,58 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from omnigraph.graph import Graph
-from omnigraph.passes.matching import made_by, nodes_of, rank
+from omnigraph.passes.matching import made_by, nodes_of, rank, standard
 
-#: What may stand between the softmax and the product with the values: types, guards, gates, shapes.
-_BETWEEN = frozenset("Cast Identity Dropout Where Mul Reshape Transpose Unsqueeze Squeeze".split())
-#: How many such nodes at the most.
+#: Ops between the softmax and the product with the values: types, guards, gates, shapes.
+_BETWEEN = "Cast CastLike Dropout Identity Mul Reshape Squeeze Transpose Unsqueeze Where".split()
 _MOST_BETWEEN = 6
-#: What may stand between the product of queries and keys and the softmax.
+#: Ops between the product of queries and keys and the softmax.
 _BEFORE = frozenset(
     "Cast Identity Where Add Sub Mul Div Tanh Reshape Transpose Unsqueeze Squeeze Max Clip".split()
 )
 _MOST_BEFORE = 12
+_PRODUCTS = ("MatMul", "Einsum", "Gemm")
 
 
-def written_out_attention(graph: Graph) -> Iterator[ir.Node]:
-    """Each Softmax over the last axis that is between two products of matrices, in order.
+def unfused_attention(graph: Graph) -> Iterator[ir.Node]:
+    """The Softmax of each attention that is not one node, in order.
 
-    A softmax of which neither is seen within a few nodes (of classes, of a router) is not one.
+    Each is a Softmax over the last axis, a few nodes after one product of matrices and a few nodes
+    before another. The softmax of a classifier or of a router is not.
     """
-    for node in nodes_of(graph, "Softmax"):
-        last = (rank(node.inputs[0]) or 0) - 1
-        if node.attributes.get_int("axis", -1) not in (-1, last):
-            continue
-        if _reaches_product(node.outputs[0], _MOST_BETWEEN) and _from_product(
+    for node in softmaxes_of_keys(graph):
+        if reaches_product(node.outputs[0], *_PRODUCTS, steps=_MOST_BETWEEN) and _from_product(
             node.inputs[0], _MOST_BEFORE
         ):
             yield node
 
 
-def _reaches_product(value: ir.Value, steps: int) -> bool:
-    for use in value.uses():
-        if use.node.domain != "":
-            continue
-        if use.node.op_type in ("MatMul", "Einsum", "Gemm"):
+def softmaxes_of_keys(graph: Graph) -> Iterator[ir.Node]:
+    """Every Softmax over the last axis, which is that of the keys in an attention."""
+    for node in nodes_of(graph, "Softmax"):
+        last = (rank(node.inputs[0]) or 0) - 1
+        if node.attributes.get_int("axis", -1) in (-1, last):
+            yield node
+
+
+def reaches_product(value: ir.Value, *products: str, steps: int = 32) -> bool:
+    """Whether a value, as attention weights do, soon becomes a factor of a product of matrices.
+
+    Args:
+        products: the ops that count as products.
+        steps: the most nodes on the way.
+    """
+    values = {value: None}
+    for _ in range(steps + 1):
+        users = [user for v in values for user, _ in v.uses()]
+        if any(standard(user, *products) for user in users):
             return True
-        if (
-            steps
-            and use.node.op_type in _BETWEEN
-            and _reaches_product(use.node.outputs[0], steps - 1)
-        ):
-            return True
+        values = {user.outputs[0]: None for user in users if standard(user, *_BETWEEN)}
     return False
 
 
 def _from_product(value: ir.Value | None, steps: int) -> bool:
-    if made_by(value, "MatMul", "Einsum", "Gemm") is not None:
+    if made_by(value, *_PRODUCTS) is not None:
         return True
     node = made_by(value, *_BEFORE)
     if node is None or not steps:

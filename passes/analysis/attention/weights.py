@@ -1,4 +1,4 @@
-"""What happens to an attention's shares between its softmax and their product with the values."""
+"""Reads the attention weights from the softmax to their product with the values."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.scores import Scores, number, split_heads
+from omnigraph.passes.analysis.attention.sites import reaches_product
 from omnigraph.passes.matching import axis_size, constant, made_by, rank, standard
 from omnigraph.passes.site_pass import Miss
 
-#: Ops that shares may go through before their product, as their data.
-_WAYS = ("Cast CastLike Where Mul Identity Dropout Reshape Transpose Squeeze Unsqueeze").split()
-
 
 @dataclass
-class Shares:
+class AttentionWeights:
     """``product = gates * guard(softmax) @ values``, read from a Graph.
 
     Args:
-        product: the MatMul of shares [.., T, S] and values [.., S, D].
-        shares: values before the gates: what mode 3 of Attention-24 gives.
+        product: the MatMul of the attention weights [.., T, S] and the values [.., S, D].
+        ungated: the attention weights before the gates, which mode 3 of Attention-24 gives.
         gates: factors that are the same for every key, [.., T or 1, 1].
-        zeroed: conditions that a Where replaces shares by zero under, with the truth that keeps.
-        guarded: whether a row that is hidden wholly is zero, and not NaN.
-        nodes: what was read, from after the softmax to the product.
+        zeroed: the condition of each Where that zeroes attention weights, and whether it is True
+            where it keeps them.
+        guarded: whether a row with all keys hidden is zero, and not NaN.
+        nodes: the nodes that were read, from after the softmax to the product.
         heads: the number of heads, where a Reshape on the way splits or joins them.
     """
 
     product: ir.Node
-    shares: list[ir.Value]
+    ungated: list[ir.Value]
     gates: list[ir.Value] = field(default_factory=list)
     zeroed: list[tuple[ir.Value, bool]] = field(default_factory=list)
     guarded: bool = False
@@ -38,27 +37,14 @@ class Shares:
     heads: int | None = None
 
 
-def reaches_product(softmax: ir.Node) -> bool:
-    """Whether the result of a Softmax is, after a few nodes, a factor of a product of matrices."""
-    found, seen = [softmax.outputs[0]], 0
-    while found and seen < 32:
-        value, seen = found.pop(), seen + 1
-        for user, _ in value.uses():
-            if standard(user, "MatMul"):
-                return True
-            if standard(user, *_WAYS):
-                found.append(user.outputs[0])
-    return False
-
-
-def read_shares(softmax: ir.Node, scores: Scores) -> Shares:
-    """What follows a Softmax, up to the product with the values.
+def read_weights(softmax: ir.Node, scores: Scores) -> AttentionWeights:
+    """Follow the result of a Softmax to its product with the values.
 
     Raises:
-        Miss: the shares are changed in a way that Attention-24 does not hold.
+        Miss: the attention weights are changed in a way that Attention-24 has no input for.
     """
     value = softmax.outputs[0]
-    read = Shares(softmax, [value])
+    read = AttentionWeights(softmax, [value])
     while True:
         node = _next(value, softmax)
         read.nodes.append(node)
@@ -77,11 +63,11 @@ def read_shares(softmax: ir.Node, scores: Scores) -> Shares:
             raise Miss("the shares are dropped at random", node)
         value = node.outputs[0]
         if not read.gates:
-            read.shares = [*(() if standard(node, "Where") else read.shares), value]
+            read.ungated = [*(() if standard(node, "Where") else read.ungated), value]
 
 
 def _next(value: ir.Value, softmax: ir.Node) -> ir.Node:
-    """The one user of the shares that leads to the product; other users only look at them."""
+    """The one reader of the attention weights that leads to the product."""
     users = [user for user, _ in value.uses()]
     changes = ("MatMul", "Where", "Mul", "Cast", "CastLike", "Identity", "Dropout", "Reshape")
     leading = [u for u in users if standard(u, *changes, "Squeeze", "Unsqueeze")]
@@ -94,7 +80,7 @@ def _next(value: ir.Value, softmax: ir.Node) -> ir.Node:
 
 
 def _leads(node: ir.Node) -> bool:
-    return standard(node, "MatMul") or reaches_product(node)
+    return standard(node, "MatMul") or reaches_product(node.outputs[0], "MatMul")
 
 
 def _trains(node: ir.Node) -> bool:
@@ -105,7 +91,7 @@ def _trains(node: ir.Node) -> bool:
 
 
 def _read_where(
-    node: ir.Node, value: ir.Value, softmax: ir.Node, scores: Scores, read: Shares
+    node: ir.Node, value: ir.Value, softmax: ir.Node, scores: Scores, read: AttentionWeights
 ) -> None:
     condition, kept = node.inputs[0], node.inputs[2] is value
     other = node.inputs[1 if kept else 2]
@@ -126,7 +112,7 @@ def _is_empty_row(
     scores: Scores,
     nodes: list[ir.Node],
 ) -> bool:
-    """Whether a condition is ``when`` exactly for rows that -inf hides wholly: those NaN shares."""
+    """Whether a condition is ``when`` exactly for rows with all keys hidden by -inf."""
     while (node := made_by(condition, "Not", "Identity", "Cast")) is not None:
         nodes.append(node)
         when ^= node.op_type == "Not"
@@ -190,12 +176,12 @@ def _uncast(value: ir.Value | None) -> ir.Value | None:
     return value
 
 
-def _gate(node: ir.Node, shares: ir.Value) -> ir.Value:
-    gate = node.inputs[1] if node.inputs[0] is shares else node.inputs[0]
+def _gate(node: ir.Node, weights: ir.Value) -> ir.Value:
+    gate = node.inputs[1] if node.inputs[0] is weights else node.inputs[0]
     assert gate is not None
     axes = rank(gate)
     if axes is None or (axes and axis_size(gate, -1) != 1):
         raise Miss("the shares are multiplied by what may differ from key to key", node)
-    if axes > (rank(shares) or 0):
+    if axes > (rank(weights) or 0):
         raise Miss("the shares are multiplied by what has more axes", node)
     return gate

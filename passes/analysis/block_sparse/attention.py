@@ -1,4 +1,4 @@
-"""One Attention as Attention of blocks: queries, keys, values and mask read at the blocks."""
+"""Rewrites one Attention as Attention of blocks, whose inputs are gathered at the blocks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import onnx_ir as ir
 from omnigraph.passes.analysis.attention.mask import BATCH, HEAD, KEY, QUERY, MaskMeaning, meaning
 from omnigraph.passes.analysis.block_sparse.layout import BlockPattern, Blocks, Layout, Window
 from omnigraph.passes.analysis.block_sparse.mask import block_mask
-from omnigraph.passes.analysis.index.bounds import bounds
-from omnigraph.passes.analysis.index.expression import TRUE, Linear, coordinate, coordinates
-from omnigraph.passes.analysis.index.reading import NotClosed
-from omnigraph.passes.analysis.index.shapes import dimension
-from omnigraph.passes.analysis.index.simplification import every, substitute
+from omnigraph.passes.analysis.index import (
+    TRUE,
+    Linear,
+    NotClosed,
+    bounds,
+    coordinate,
+    coordinates,
+    dimension,
+    every,
+    substitute,
+)
 from omnigraph.passes.decompose_attention import write_out
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import (
@@ -27,18 +33,18 @@ from omnigraph.passes.site_pass import Miss
 
 MASK = 3
 _SCORES_OUTPUT = 3
-#: Metadata of an Attention that is of blocks already.
+#: Metadata of an Attention that is in blocks already.
 BLOCKS_KEY = "omnigraph.blocks"
 
 
 @dataclass(frozen=True)
 class Site:
-    """An Attention of four axes with a mask that is read.
+    """An Attention of four axes, and the meaning of its mask.
 
     Args:
         query: [B, H, T, D].
-        key, value: [B, G, S, D], of as many heads or of fewer.
-        mask: what the mask means.
+        key, value: [B, G, S, D], with as many heads or fewer.
+        mask: the meaning of its mask.
         past: S - T.
     """
 
@@ -54,7 +60,7 @@ class Site:
         """The site of an Attention with a mask.
 
         Raises:
-            Miss: it is of another form, or the mask is not read.
+            Miss: it has another form, or its mask cannot be read.
         """
         query, key, value = (v for v in node.inputs[:3] if v is not None)
         if "q_num_heads" in node.attributes or any(rank(v) != 4 for v in (query, key, value)):
@@ -86,13 +92,13 @@ class Site:
 
 
 class BlockAttention:
-    """Puts one Attention into blocks, the new nodes before it, and takes it out of its Graph.
+    """Replaces one Attention by blocks.
 
     Args:
         block: the most queries in a block of a window.
-        products: whether products and a softmax are written, and no Attention.
-        at_once: the most heads whose scores are held at one time; 0 is all. A mask of each head by
-            itself is made for all of them at once.
+        products: whether to write products and a softmax in place of Attention.
+        at_once: the most heads whose scores are held at one time; 0 is all. Where heads have masks
+            of their own, all are held at once.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class BlockAttention:
         self.layout = Layout(self.insert, site.query, site.key)
 
     def replace(self, pattern: Window | BlockPattern) -> None:
-        """Put the blocks of a pattern in its place."""
+        """Replace the Attention by the blocks of a pattern."""
         site, op = self.site, self.insert.op
         heads, size = axis_size(site.query, 1), axis_size(site.value, 3)
         assert heads is not None and size is not None
@@ -176,7 +182,7 @@ class BlockAttention:
         last = self.insert.integers(axis_size(value, 3) or -1)
         shape = self.insert.op("Concat", self.insert.integers(-1), count, size, last, axis=0)
         blocks = self.insert.op("Reshape", read, shape)
-        blocks.shape = ir.Shape([None, None, None, axis_size(value, 3)])  # kernels are told by D
+        blocks.shape = ir.Shape([None, None, None, axis_size(value, 3)])  # kernels are chosen by D
         return blocks
 
     def _per_query(self, value: ir.Value) -> ir.Value:
@@ -192,7 +198,7 @@ class BlockAttention:
         return self.insert.op("Reshape", repeated, shape)
 
     def _groups(self, heads: int) -> list[tuple[int, int]]:
-        """The first head and the one behind the last of each group that is computed by itself."""
+        """The start and the stop of each group of heads that are computed at once."""
         by_head = HEAD in coordinates(self.site.mask.expression)
         size = heads if by_head or not self.at_once else self.at_once
         return [(start, min(start + size, heads)) for start in range(0, heads, size)]
@@ -213,7 +219,7 @@ class BlockAttention:
         return part
 
     def _mask(self, blocks: Blocks) -> ir.Value:
-        """[B or 1, H or 1, N, b, K], its leading axes of one left out where all are."""
+        """The mask [B or 1, H or 1, N, b, K]; leading axes are left out where all are 1."""
         return block_mask(
             self.insert,
             self.graph,
@@ -224,7 +230,7 @@ class BlockAttention:
         )
 
     def _for_heads(self, mask: ir.Value, blocks: Blocks, heads: int) -> ir.Value:
-        """[B*H, N, b, K] for so many heads, or [1, N, b, K] where batch and heads share it."""
+        """The mask [B*H, N, b, K] of so many heads; [1, N, b, K] where batch and heads share it."""
         op = self.insert.op
         shared = not coordinates(self.site.mask.expression) & {BATCH, HEAD}
         if not shared:

@@ -1,4 +1,4 @@
-"""Blocks of queries, and the keys that each of them looks at, as values of a Graph."""
+"""Blocks of queries, and the keys that each block sees, as values of a Graph."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from omnigraph.passes.analysis.block_sparse.reach import (
     Rows,
     in_blocks,
 )
-from omnigraph.passes.analysis.index.evaluation import Emitter
-from omnigraph.passes.analysis.index.expression import Coordinate, Linear, coordinate
-from omnigraph.passes.analysis.index.simplification import substitute
+from omnigraph.passes.analysis.index import Emitter, Linear, coordinate, substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.site_pass import Miss
 
@@ -36,13 +34,13 @@ class Window:
 
 @dataclass(frozen=True)
 class BlockPattern:
-    """Each block of ``unit`` queries sees some blocks of as many keys.
+    """Each block of ``unit`` queries sees some blocks of ``unit`` keys.
 
     Args:
-        low, high: those from ``low`` to ``high`` blocks after its own.
-        columns: the first so many.
+        low, high: it sees the blocks from ``low`` to ``high`` after its own.
+        columns: it sees the first so many blocks.
         rows: the first so many blocks of queries see every key.
-        drawn: one each, an expression of the query's block.
+        drawn: it sees one block for each of these, an expression of the query's block.
     """
 
     unit: int
@@ -57,7 +55,7 @@ def pattern_of(reach: Reach | None) -> Window | BlockPattern:
     """The pattern of a reach.
 
     Raises:
-        Miss: it has none whose size does not grow with the number of keys.
+        Miss: the number of keys that a query sees grows with the number of keys.
     """
     if not reach:
         raise Miss("the mask may show every key" if reach is None else "the mask shows no key")
@@ -95,8 +93,8 @@ class Blocks:
     Args:
         rows: [N, b] indices of queries, each below T.
         columns: [N, K] indices of keys, each below S.
-        places, positions: the coordinates of the blocks, and what query and key are by them.
-        valid: bool, broadcasts to the mask: whether a key is there, and for the first time.
+        places, positions: the coordinates of the blocks; query and key as expressions of them.
+        valid: bool, broadcasts to the mask: whether a key exists, and is the first of its repeats.
         count, size, width: N, b and K, each [1].
     """
 
@@ -111,7 +109,7 @@ class Blocks:
 
 
 class Layout:
-    """Makes the blocks of one Attention, for T queries at the end of S keys."""
+    """Makes the blocks of one Attention, for T queries that are the last of S positions."""
 
     def __init__(self, insert: Inserter, query: ir.Value, key: ir.Value) -> None:
         self._insert, self._query = insert, query
@@ -119,9 +117,9 @@ class Layout:
         self._zero, self._one = insert.integer(0), insert.integer(1)
 
     def window(self, window: Window, block: int, past: Linear) -> Blocks:
-        """Blocks of at most ``block`` queries; the keys around each are contiguous.
+        """Blocks of at most ``block`` queries, each with contiguous keys around it.
 
-        A window wider than there are keys is narrowed, so that short sequences cost no more.
+        A window wider than the keys is narrowed, so that short sequences cost no more.
         """
         op, integer = self._insert.op, self._insert.integer
         size = op("Min", self.queries, integer(block))
@@ -136,27 +134,26 @@ class Layout:
         start = op("Mul", self._range(count), size)  # [N]
         offset = op("Add", self._range(width), low)  # [K], of a key from the block's first query
         first = start if before is None else op("Add", start, before)
-        wanted = op("Add", self._axes(first, 1), offset)  # [N, K]
-        columns = op("Clip", wanted, self._zero, op("Sub", self.keys, self._one))
+        unclipped = op("Add", self._axes(first, 1), offset)  # [N, K]
+        columns = op("Clip", unclipped, self._zero, op("Sub", self.keys, self._one))
         within = self._range(size)  # [b]
         given = {
             _START: self._axes(start, 1, 2),
             _ROW: self._axes(within, 1),
             _COLUMN: offset,
         }
-        begin = Linear(0, ((Coordinate(_START), 1),))
-        moved = Linear(0, ((Coordinate(_COLUMN, signed=True), 1),))
+        begin, moved = coordinate(_START), coordinate(_COLUMN, signed=True)
         return Blocks(
             self._rows(start, within),
             columns,
             Places(self._insert, self._query, 3, given),
             {QUERY: begin + coordinate(_ROW), KEY: begin + past + moved},
-            self._axes(op("Equal", columns, wanted), 1),
+            self._axes(op("Equal", columns, unclipped), 1),
             *(self._axes(value, 0) for value in (count, size, width)),
         )
 
     def blocks(self, pattern: BlockPattern, graph: ir.Graph) -> Blocks:
-        """Blocks of the pattern's own size; S = T."""
+        """Blocks of ``pattern.unit`` queries; S = T."""
         op, integer = self._insert.op, self._insert.integer
         unit = integer(pattern.unit)
         count = self._over(self.queries, unit)
@@ -170,11 +167,11 @@ class Layout:
             by_block = coordinate(_BLOCK) * pattern.unit
             emitter = Emitter(self._insert, graph, {_BLOCK: own})
             looked.append(emitter.emit(substitute(block, {QUERY: by_block})))
-        wanted = op("Concat", *(self._axes(one, 1) for one in looked), axis=1)  # [N, M]
-        there = op("Clip", wanted, self._zero, op("Sub", count, self._one))
-        valid = op("Equal", there, wanted)
+        unclipped = op("Concat", *(self._axes(one, 1) for one in looked), axis=1)  # [N, M]
+        there = op("Clip", unclipped, self._zero, op("Sub", count, self._one))
+        valid = op("Equal", there, unclipped)
         if pattern.columns or pattern.drawn:
-            valid = op("And", valid, op("Not", self._repeated(wanted, len(looked))))
+            valid = op("And", valid, op("Not", self._repeated(unclipped, len(looked))))
         within = self._range(unit)  # [u]
         wide = op("Add", op("Mul", self._axes(there, 2), unit), within)  # [N, M, u]
         found = op("Less", wide, self.keys)
@@ -202,7 +199,7 @@ class Layout:
         )
 
     def top(self, rows: int) -> tuple[ir.Value, Places, dict[str, Linear]]:
-        """The first queries [rows], each below T, and the coordinates of them and all keys."""
+        """The first queries [rows], each below T; their coordinates, and those of all keys."""
         index = self._range(self._insert.integer(rows))
         given = {_ROW: self._axes(index, 1), _COLUMN: self._range(self.keys)}
         last = self._insert.op("Sub", self.queries, self._one)
@@ -214,12 +211,12 @@ class Layout:
         )
 
     def _rows(self, start: ir.Value, within: ir.Value) -> ir.Value:
-        """[N, b], rows behind the last one being the last again."""
+        """The indices [N, b]; those after the last query are the last query again."""
         rows = self._insert.op("Add", self._axes(start, 1), within)
         return self._insert.op("Min", rows, self._insert.op("Sub", self.queries, self._one))
 
     def _repeated(self, blocks: ir.Value, width: int) -> ir.Value:
-        """[N, M] bool: whether a block is among those before it."""
+        """[N, M] bool: whether a block repeats an earlier one."""
         same = self._insert.op("Equal", self._axes(blocks, 2), self._axes(blocks, 1))
         earlier = self._insert.constant(np.tri(width, k=-1, dtype=np.bool_))
         both = self._insert.op("And", same, earlier)

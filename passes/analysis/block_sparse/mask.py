@@ -1,7 +1,7 @@
-"""A mask made at the few keys that each block of queries looks at, from its expression.
+"""Computes a mask from its expression, for the few keys that each block of queries sees.
 
-The T x S elements of the mask are never made. Positions are sums of a block's start and a place in
-the block, so that what depends on their difference alone is computed for one block.
+The T x S elements of the mask are never made. A position is the sum of a block's start and a place
+in the block, so a part that depends on ``j - i`` alone is computed for one block only.
 """
 
 from __future__ import annotations
@@ -9,30 +9,29 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import BATCH, HEAD
-from omnigraph.passes.analysis.index.bounds import bounds
-from omnigraph.passes.analysis.index.evaluation import Emitter
-from omnigraph.passes.analysis.index.expression import (
-    BOOL,
+from omnigraph.passes.analysis.index import (
     Choice,
     Coordinate,
     Element,
+    Emitter,
     Expression,
     Length,
     Linear,
     Number,
+    bounds,
     coordinates,
     inside,
+    substitute,
 )
-from omnigraph.passes.analysis.index.simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.site_pass import Miss
 
 
 class Places(dict[str, ir.Value]):
-    """The values of coordinates; those of batch and heads are made when they are asked for.
+    """The values of coordinates; those of batch and heads are made at the first use.
 
     Args:
-        axes: how many axes the coordinates of positions have together, all after the heads'.
+        axes: the number of axes of all coordinates of positions together, after that of heads.
     """
 
     def __init__(
@@ -51,10 +50,10 @@ class Places(dict[str, ir.Value]):
 
 
 def check(expression: Expression, graph: ir.Graph) -> None:
-    """See that a mask can be made in pieces.
+    """Check that a mask can be computed in blocks.
 
     Raises:
-        Miss: it reads data by query and key, or a length that no input has.
+        Miss: it reads data with an element for each query and key, or a length of no input.
     """
     named = {
         dim.value for value in graph.inputs for dim in value.shape or () if not isinstance(dim, int)
@@ -76,7 +75,7 @@ def check(expression: Expression, graph: ir.Graph) -> None:
 
 
 def _whole(index: Linear) -> Expression | None:
-    """The coordinate that an index is, if it is one."""
+    """The coordinate, where an index is one and nothing else."""
     if index.constant or len(index.terms) != 1 or index.terms[0][1] != 1:
         return None
     return index.terms[0][0]
@@ -90,18 +89,18 @@ def block_mask(
     positions: dict[str, Linear],
     valid: ir.Value | None,
 ) -> ir.Value:
-    """The mask at the positions given: [B or 1, H or 1, ..].
+    """The mask [B or 1, H or 1, ..] at some positions.
 
     Args:
-        places: values for the coordinates in ``positions``.
-        positions: what query and key are there.
-        valid: where there is a key; elsewhere it is hidden.
+        places: the values of the coordinates.
+        positions: query and key as expressions of the coordinates.
+        valid: whether a key exists; others are hidden. None if all do.
     """
     emitter = Emitter(insert, graph, places, lambda one: _read(insert, emitter, places.axes, one))
     there = substitute(expression, positions)
     if valid is None:
         return emitter.emit(there)
-    if there.type == BOOL:
+    if there.type == ir.DataType.BOOL:
         return insert.op("And", emitter.emit(there), valid)
     if isinstance(there, Choice) and isinstance(there.otherwise, Number):
         seen = insert.op("And", emitter.emit(there.condition), valid)
@@ -111,9 +110,9 @@ def block_mask(
 
 
 def _read(insert: Inserter, emitter: Emitter, axes: int, expression: Element) -> ir.Value:
-    """Elements of data or of a table, [B or 1, H or 1, ..], by one index that moves.
+    """Elements [B or 1, H or 1, ..] of data or of a table, by one index that varies with positions.
 
-    Where the index is outside, for queries and keys that are not there, anything is read.
+    Queries and keys that do not exist may have an index outside; any element is read for them.
     """
     value, kept, moving = expression.value, list[str](), None
     axis = 0

@@ -1,7 +1,7 @@
-"""Which keys a mask can show to a query at all, proved from the expression of its predicate.
+"""Proves which keys a mask can show to a query, from the expression of its predicate.
 
-Whatever is not understood counts as showing every key: a reach may be wider than the mask, and is
-never narrower.
+A predicate that is not understood counts as one that shows every key. So a reach may be wider than
+the mask, and is never narrower.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from omnigraph.passes.analysis.attention.mask import KEY, QUERY
-from omnigraph.passes.analysis.index.expression import (
+from omnigraph.passes.analysis.index import (
     FALSE,
     All,
     Any,
@@ -22,16 +22,16 @@ from omnigraph.passes.analysis.index.expression import (
     NonNegative,
     coordinate,
     coordinates,
+    substitute,
 )
-from omnigraph.passes.analysis.index.simplification import substitute
 
 
 @dataclass(frozen=True)
 class Band:
-    """Keys whose block of ``unit`` positions is near the query's.
+    """Keys in blocks of ``unit`` positions near the query's block.
 
-    ``low`` and ``high`` bound the key's block less the query's; None is no bound. Positions are
-    those of the keys: the last query is where the last key is.
+    ``low`` and ``high`` bound the number of the key's block minus that of the query's; None is no
+    bound. Positions count as for keys: the last query is at the last key.
     """
 
     low: int | None
@@ -64,15 +64,15 @@ class Drawn:
 
 
 Part: TypeAlias = Band | Columns | Rows | Drawn
-#: The keys that any of the parts shows; without parts, none.
+#: The keys of all parts together; no keys without parts.
 Reach: TypeAlias = tuple[Part, ...]
 
 
 def reach(predicate: Expression, past: Linear) -> Reach | None:
-    """The keys ``j`` that a predicate can hold for at a query ``i``; None: every key.
+    """The keys ``j`` for which a predicate can hold at a query ``i``; None for every key.
 
     Args:
-        past: how many keys there are more than queries.
+        past: the number of keys minus the number of queries.
     """
     unsized = {name: coordinate(name) for name in (QUERY, KEY)}
     return _reach(substitute(predicate, unsized), past)
@@ -184,7 +184,7 @@ def _both(reaches: Iterable[Reach | None]) -> Reach | None:
 
 
 def _meet(one: Part, other: Part) -> Part:
-    """A part that has all the keys that both have; it may have more."""
+    """A part with all keys that are in both; it may have more."""
     if isinstance(one, Band) and isinstance(other, Band):
         fine, coarse = sorted((one, other), key=lambda band: band.unit)
         if coarse.unit % fine.unit:
@@ -204,7 +204,7 @@ def _meet(one: Part, other: Part) -> Part:
 
 
 def in_blocks(band: Band, unit: int) -> Band:
-    """A band in blocks of ``unit``, a multiple of its own; as wide, or wider."""
+    """A band in blocks of ``unit``, a multiple of its own unit; it may get wider."""
     if band.unit == unit:
         return band
     low = None if band.low is None else band.low * band.unit // unit

@@ -1,4 +1,4 @@
-"""How small and how large an expression can be, by interval arithmetic."""
+"""The least and the greatest number of an expression, by interval arithmetic."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from omnigraph.passes.analysis.index.expression import (
     table,
 )
 
-#: The least and the greatest number, infinite where none is known; of a predicate, 0 and 1.
+#: The least and the greatest number, infinite where none is known; a predicate is 0 or 1.
 Bounds: TypeAlias = tuple[float, float]
 _ANY: Bounds = (-inf, inf)
-#: Monotone in each argument, so that the ends of intervals give the ends of the result.
+#: Ops that are monotone in each argument: the ends of intervals give the ends of the result.
 _MONOTONE = {"Add", "Sub", "Neg", "Log", "Exp", "Sqrt", "Floor", "Ceil", "Round", "Min", "Max"}
 _NO_BOUNDS: dict[str, Bounds] = {}
 
 
 def bounds(expression: Expression, known: Mapping[str, Bounds] = _NO_BOUNDS) -> Bounds:
-    """Numbers that an expression is never below and never above.
+    """The least and the greatest number that an expression can be.
 
     Args:
-        known: of coordinates by name, where they are known to lie closer than by themselves.
+        known: closer bounds of coordinates, by name.
     """
     if isinstance(expression, Coordinate):
         least = -inf if expression.signed else 0
@@ -70,7 +70,7 @@ def bounds(expression: Expression, known: Mapping[str, Bounds] = _NO_BOUNDS) -> 
 
 
 def settled(expression: Expression, name: str, within: Bounds) -> bool:
-    """Whether an expression is the same for all of a coordinate's numbers within bounds."""
+    """Whether an expression is the same for all numbers of a coordinate within bounds."""
     if name not in coordinates(expression):
         return True
     low, high = bounds(expression, {name: within})
@@ -147,7 +147,7 @@ def _of_integers(op: str, args: Sequence[Bounds]) -> Bounds:
 
 
 def _at_corners(expression: Apply, args: Sequence[Bounds]) -> Bounds:
-    """The least and greatest result at the ends of the arguments, rounded as the op rounds."""
+    """The least and the greatest result at the ends of the arguments, rounded as by the op."""
     found = []
     for corner in product(*args):
         if expression.dtype.is_integer() and not isfinite(corner[0]):

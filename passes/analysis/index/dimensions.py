@@ -1,4 +1,4 @@
-"""Sizes of a value's axes as integers: from names of dimensions, or by what a node does."""
+"""Reads the sizes of a value's axes, from the names of dimensions or from the node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omnigraph.passes.analysis.index.expression import Expression, Linear, atom,
 from omnigraph.passes.analysis.index.shapes import Index, broadcast, dimension, product
 from omnigraph.passes.matching import input_at
 
-#: The end of a Slice from which on it means the end of the axis.
+#: The end of a Slice from here on means the end of the axis.
 FARTHEST = 1 << 40
 
 
@@ -30,7 +30,7 @@ class NotClosed(Exception):
 
 
 class DimensionReader(abc.ABC):
-    """Reads sizes; what was read once is remembered."""
+    """Reads the sizes of values, each once."""
 
     def __init__(self) -> None:
         self._dims: dict[ir.Value, tuple[Linear | None, ...]] = {}
@@ -61,7 +61,7 @@ class DimensionReader(abc.ABC):
         return self._dims[value]
 
     def _is_named(self, value: ir.Value, dim: Linear | None) -> bool:
-        """Whether a size is told in sizes of the Graph's inputs; inference makes up other names."""
+        """Whether a size consists of sizes of the Graph's inputs; inference invents other names."""
         graph = value.graph
         if self._names is None and graph is not None:
             shapes = [given.shape for given in graph.inputs if given.shape is not None]
@@ -85,7 +85,7 @@ class DimensionReader(abc.ABC):
     def _dims_by_node(
         self, value: ir.Value, known: list[Linear | None] | None
     ) -> list[Linear | None] | None:
-        """Sizes by what the node does, and as they are declared where that does not say."""
+        """Sizes from the node, and the declared ones where the node does not give them."""
         node = value.producer()
         if node is None or node.domain != "":
             return known
@@ -135,18 +135,18 @@ class DimensionReader(abc.ABC):
         return limit - start
 
     def _expanded(self, node: ir.Node) -> list[Linear | None] | None:
-        wanted = self._listed(node.inputs[1])
-        return None if wanted is None else broadcast([tuple(wanted), self.dims(node.inputs[0])])
+        shape = self._listed(node.inputs[1])
+        return None if shape is None else broadcast([tuple(shape), self.dims(node.inputs[0])])
 
     def _listed(self, shape: ir.Value | None) -> list[Linear | None] | None:
-        """The numbers of a shape that is given as a value."""
+        """The numbers in a value that is a shape."""
         (rank,) = self.dims(shape)
         if rank is None or rank.terms:
             return None
         return [self._item(shape, axis) for axis in range(rank.constant)]
 
     def _slice_dims(self, node: ir.Node) -> list[Linear | None] | None:
-        """Sizes after a Slice from the front on by steps of 1; an end is not beyond the last."""
+        """Sizes after a Slice with steps of 1 that counts from the front."""
         found = list(self.dims(node.inputs[0]))
         listed = [self._listed(given) for given in node.inputs[1:3]]
         if None in listed:

@@ -1,4 +1,4 @@
-"""The numbers of an index expression, and the nodes that compute them."""
+"""Computes an index expression as arrays, or makes the nodes that compute it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ from omnigraph.passes.insertion import Inserter
 
 
 def compute(expression: Expression, places: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The elements at arrays of coordinates, and of lengths, by name; their shapes broadcast.
+    """The numbers of an expression.
 
-    Beyond a table, its last element is taken: it is in the branch that a choice does not take.
-    Logarithms and powers are computed in float64 and rounded once, so that no library's last bit
-    decides where a bucket ends.
+    An index beyond a table reads its last element: this happens only in the branch that a choice
+    does not take. Logarithms and powers are computed in float64 and rounded once, so that no
+    library's last bit decides where a bucket ends.
+
+    Args:
+        places: arrays of coordinates and of lengths, by name; their shapes broadcast.
 
     Raises:
-        KeyError: a coordinate or a length is not among the places, or data is read.
+        KeyError: ``places`` lacks a coordinate or a length, or the expression reads data.
     """
     if isinstance(expression, Coordinate | Length):
         return np.asarray(places[expression.name], np.int64)
@@ -131,7 +134,7 @@ ELEMENTWISE = frozenset({*_OPS, *_ROUNDED_ONCE, "Min", "Max", "Clip"})
 
 
 def _is_known(expression: Expression, known: Mapping[str, np.ndarray]) -> bool:
-    """Whether it varies, and with known coordinates alone."""
+    """Whether an expression depends on coordinates, and on known ones alone."""
     here = coordinates(expression)
     fixed = not any(
         isinstance(one, Length) or (isinstance(one, Element) and not one.is_table)
@@ -144,12 +147,12 @@ class Emitter:
     """Makes the nodes that compute expressions, each part once.
 
     Args:
-        before: where the nodes are put.
-        graph: where lengths are looked up, by the inputs that have them as a dimension.
-        places: an int64 value for each coordinate by name; their shapes broadcast.
-        known: coordinates whose numbers are known, as arrays that broadcast with the places; what
-            depends on them alone is a constant.
-        elements: gives an element of data at index values; by default a GatherND is made.
+        before: inserts the nodes.
+        graph: its inputs give the lengths, as their dimensions.
+        places: an int64 value for each coordinate, by name; their shapes broadcast.
+        elements: makes an element of a table or of data; by default by a Gather or a GatherND.
+        known: coordinates whose numbers are known, as arrays that broadcast with ``places``; parts
+            that depend on these alone become constants.
     """
 
     def __init__(
@@ -166,7 +169,7 @@ class Emitter:
         self._made: dict[Expression, ir.Value] = {}
 
     def emit(self, expression: Expression) -> ir.Value:
-        """The value of an expression at the coordinates given."""
+        """The value of an expression at the places."""
         if expression not in self._made:
             self._made[expression] = self._emit(expression)
         return self._made[expression]
@@ -217,7 +220,7 @@ class Emitter:
         return value
 
     def _comparison(self, expression: NonNegative | IsZero) -> ir.Value:
-        """Terms with a minus sign stand on the other side, where they broadcast late."""
+        """Compare the positive terms with the negative ones, so that the two broadcast late."""
         linear = expression.sum
         left = Linear(linear.constant, tuple((t, f) for t, f in linear.terms if f > 0))
         right = Linear(0, tuple((t, -f) for t, f in linear.terms if f < 0))
@@ -232,7 +235,7 @@ class Emitter:
         raise KeyError(name)
 
     def _within(self, expression: Element, axis: int) -> ir.Value:
-        """An index, kept inside a table where a choice may take the other branch."""
+        """An index, clipped to its table: a choice may not take the branch that reads it."""
         index = self.emit(expression.index[axis])
         if not expression.is_table or not expression.index[axis].terms:
             return index

@@ -1,13 +1,13 @@
-"""What an element of a tensor is as a function of its index: a closed expression in normal form.
+"""The kinds of expressions that an element of a tensor can be, as a function of its index.
 
 An element of ``LessOrEqual(Range(0, S)[None, :], Range(0, T)[:, None])`` at ``(i, j)`` is the
-predicate ``i - j >= 0``. Integers are sums of atoms with integer coefficients, inequalities are
-``sum >= 0``, so that two spellings of one thing are equal expressions, and what cancels is gone:
-an expression depends on ``j - i`` alone if and only if ``i`` cancels once ``j`` is ``d + i``.
+predicate ``i - j >= 0``. An integer is a sum of atoms with integer coefficients, and an inequality
+is ``sum >= 0``. So two spellings of one thing are equal expressions, and terms cancel: an
+expression depends on ``j - i`` alone if and only if ``i`` cancels after ``j`` becomes ``d + i``.
 
-Integers are taken as unbounded, and floating-point operations are kept one by one as the graph has
-them. `index_reading` makes expressions from a Graph, `index_evaluation` gives their numbers or
-nodes, `index_simplification` has the constructors that bring them to normal form.
+Integers have no bounds. Floating-point operations stay as they are in the Graph, one by one.
+`reading` makes expressions from a Graph, `simplification` brings them to normal form, and
+`evaluation` gives their numbers or nodes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
 
 @dataclass(frozen=True)
 class Expression:
-    """An element of a tensor as a function of coordinates; equal if its normal form is equal."""
+    """An element of a tensor as a function of coordinates.
+
+    Two expressions are equal if their normal forms are.
+    """
 
     @property
     def type(self) -> ir.DataType:
@@ -34,12 +37,12 @@ class Expression:
 
     @property
     def parts(self) -> tuple[Expression, ...]:
-        """What it is made of."""
+        """The expressions that it is made of."""
         return ()
 
     @cached_property
     def text(self) -> str:
-        """The expression for a person, and the order of terms."""
+        """The expression for a person; terms are ordered by it."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -48,7 +51,7 @@ class Expression:
 
 @dataclass(frozen=True)
 class Coordinate(Expression):
-    """An index of the tensor, from 0 to ``size - 1`` where that is known; or any signed integer."""
+    """An index of the tensor: from 0 to ``size - 1`` if the size is known; negative if signed."""
 
     name: str
     size: int | None = None
@@ -80,7 +83,7 @@ class Length(Expression):
 
 @dataclass(frozen=True)
 class Number(Expression):
-    """A constant that is no integer: a float, or a boolean."""
+    """A constant float or boolean; a constant integer is a `Linear`."""
 
     value: float
     dtype: ir.DataType
@@ -96,7 +99,7 @@ class Number(Expression):
 
 @dataclass(frozen=True)
 class Linear(Expression):
-    """An integer: a constant and a sum of atoms with coefficients, ordered by their text."""
+    """An integer: a constant and a sum of atoms with coefficients, ordered by the atoms' text."""
 
     constant: int
     terms: tuple[tuple[Expression, int], ...] = ()
@@ -141,7 +144,7 @@ class Linear(Expression):
 
 @dataclass(frozen=True)
 class Apply(Expression):
-    """An elementwise op of the standard on elements."""
+    """An elementwise op of the standard."""
 
     op: str
     args: tuple[Expression, ...]
@@ -163,7 +166,7 @@ class Apply(Expression):
 
 @dataclass(frozen=True)
 class Choice(Expression):
-    """One of two numbers by a condition."""
+    """One of two numbers, chosen by a condition."""
 
     condition: Expression
     then: Expression
@@ -184,7 +187,7 @@ class Choice(Expression):
 
 @dataclass(frozen=True)
 class Element(Expression):
-    """An element of a tensor that is not looked into: a table of constants, or data."""
+    """An element of a table of constants, or of data, at an index."""
 
     value: ir.Value
     index: tuple[Linear, ...]
@@ -248,7 +251,7 @@ class IsZero(Expression):
 
 @dataclass(frozen=True)
 class Not(Expression):
-    """A predicate that is not an inequality, denied."""
+    """The negation of a predicate that is no inequality."""
 
     arg: Expression
 
@@ -306,9 +309,9 @@ class Any(Expression):
 TRUE, FALSE = Number(1, BOOL), Number(0, BOOL)
 
 
-def coordinate(name: str, size: int | None = None) -> Linear:
-    """An index as an integer; the index of an axis of size 1 is 0."""
-    return Linear(0) if size == 1 else Linear(0, ((Coordinate(name, size), 1),))
+def coordinate(name: str, size: int | None = None, *, signed: bool = False) -> Linear:
+    """A coordinate as an integer; that of an axis of size 1 is 0."""
+    return Linear(0) if size == 1 else Linear(0, ((Coordinate(name, size, signed), 1),))
 
 
 def atom(expression: Expression) -> Linear:
@@ -340,7 +343,7 @@ def table(value: ir.Value):  # type: ignore[no-untyped-def]
 
 
 def inside(expression: Expression) -> Iterator[Expression]:
-    """An expression and everything that it is made of, each once."""
+    """An expression and all expressions inside it, each once."""
     seen, waiting = {expression}, [expression]
     while waiting:
         yield (one := waiting.pop())
@@ -355,8 +358,13 @@ def coordinates(expression: Expression) -> frozenset[str]:
     return frozenset(one.name for one in inside(expression) if isinstance(one, Coordinate))
 
 
+def lengths(expression: Expression) -> frozenset[str]:
+    """The names of the symbolic dimensions that an expression depends on."""
+    return frozenset(one.name for one in inside(expression) if isinstance(one, Length))
+
+
 def data(expression: Expression) -> frozenset[ir.Value]:
-    """The tensors, other than constants, whose elements an expression reads."""
+    """The tensors whose elements an expression reads, constants left out."""
     return frozenset(
         one.value for one in inside(expression) if isinstance(one, Element) and not one.is_table
     )
@@ -369,5 +377,5 @@ def is_constant(expression: Expression) -> bool:
     )
 
 
-#: Coordinates, by name, and what is put in their place.
+#: What replaces each coordinate, by name.
 Substitution: TypeAlias = Mapping[str, Linear]

@@ -1,8 +1,8 @@
-"""Reads an element of a Graph's value as an expression of its index, back through the nodes.
+"""Reads an element of a value as an expression of its index, back through the nodes.
 
-Every op here is a question about one element: an element of ``Transpose(x)`` is the element of
-``x`` at the permuted index, one of ``Range(a, b, s)`` at ``c`` is ``a + s*c``. A value that no rule
-knows is a leaf: an `Element` of it at the index.
+Each op has a rule for one element: an element of ``Transpose(x)`` is the element of ``x`` at the
+permuted index, an element of ``Range(a, b, s)`` at ``c`` is ``a + s*c``. A value without a rule is
+a leaf: an `Element` of it at the index.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ from omnigraph.passes.analysis.index.simplification import (
 from omnigraph.passes.analysis.index.tables import closed_form
 from omnigraph.passes.matching import input_at
 
-#: Nodes looked through before a value is given up as too large an expression.
+#: The most elements that are read for one expression.
 _MOST_NODES = 2000
 
 
 def read(value: ir.Value, names: Sequence[str]) -> Expression:
-    """An element of a value by the names of its coordinates, aligned at the last axis.
+    """An element of a value as an expression.
+
+    Args:
+        names: of the coordinates, aligned at the last axis.
 
     Raises:
-        NotClosed: the rank is not known or larger than the number of names, or see the class.
+        NotClosed: the rank is not known, or larger than the number of names; or see the class.
     """
     reader = IndexReader()
     dims = reader.dims(value)
@@ -53,7 +56,7 @@ def read(value: ir.Value, names: Sequence[str]) -> Expression:
 
 
 class IndexReader(DimensionReader):
-    """Reads elements; what was read once is remembered."""
+    """Reads elements and sizes of values, each once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +94,7 @@ class IndexReader(DimensionReader):
     def _argument(
         self, value: ir.Value | None, index: Index, out: Sequence[Linear | None]
     ) -> Index:
-        """The index into what broadcasts to an index of the result."""
+        """The index into an input that broadcasts to an index of the result."""
         dims = self.dims(value)
         skipped = len(index) - len(dims)
         found = []
@@ -209,7 +212,7 @@ class IndexReader(DimensionReader):
     def _concatenated(
         self, pieces: list[tuple[Linear, ir.Value]], index: Index, axis: int
     ) -> Expression:
-        """The last piece that begins at or before the index."""
+        """The element of the last piece that begins at or before the index."""
         result: Expression | None = None
         for start, piece in pieces:
             begun = non_negative(index[axis] - start)

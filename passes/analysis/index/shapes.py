@@ -1,4 +1,4 @@
-"""Sizes of axes as integers, and what a Reshape does to an index."""
+"""Sizes of axes as expressions, and the index before a Reshape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Index: TypeAlias = tuple[Linear, ...]
 
 
 def dimension(dim: int | ir.SymbolicDim) -> Linear | None:
-    """A dimension of a shape as an integer: ``past + sequence`` is the sum of two lengths."""
+    """A dimension of a shape as an expression: ``past + sequence`` is the sum of two lengths."""
     if isinstance(dim, int):
         return Linear(dim)
     if dim.value is None:
@@ -38,10 +38,13 @@ def dimension(dim: int | ir.SymbolicDim) -> Linear | None:
 def regrouped(
     inner: Sequence[Linear | None], outer: Sequence[Linear | None], index: Index
 ) -> Index | None:
-    """The index before a Reshape, from the sizes before and after; None where it is not provable.
+    """The index before a Reshape; None where the sizes do not prove it.
 
-    Axes are taken in groups of equal size, as far as the sizes say; inside a group all axes but
-    the first have known sizes.
+    Axes are matched in groups of equal size. In a group, all axes but the first need known sizes.
+
+    Args:
+        inner, outer: the sizes before and after.
+        index: the index after.
     """
     if any(dim is None for dim in inner) and len(inner) == 1 and len(outer) == 1:
         return index
@@ -81,7 +84,7 @@ def _group(
 
 
 def product(dims: Sequence[Linear | None]) -> Linear | None:
-    """The number of elements, where it is a known multiple of one sum of lengths."""
+    """The number of elements; None where it is no multiple of one sum of lengths."""
     result = Linear(1)
     for dim in dims:
         if dim is None:
@@ -112,7 +115,7 @@ def _unflat(flat: Linear, dims: Sequence[Linear | None]) -> list[Linear] | None:
 
 
 def broadcast(shapes: list[tuple[Linear | None, ...]]) -> list[Linear | None]:
-    """The sizes of what shapes broadcast to; None where two symbolic sizes meet."""
+    """The sizes that shapes broadcast to; None where two symbolic sizes meet."""
     found: list[Linear | None] = []
     one = Linear(1)
     for axis in range(1, max(map(len, shapes)) + 1):

@@ -1,4 +1,4 @@
-"""Constructors that bring index expressions to normal form: arithmetic, comparisons, logic."""
+"""Makes index expressions in normal form: arithmetic, comparisons, logic."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def constant(value: float, dtype: ir.DataType) -> Expression:
 
 
 def apply(op: str, args: Sequence[Expression], dtype: ir.DataType) -> Expression:
-    """An elementwise op on expressions; ``dtype`` is what it gives."""
+    """An elementwise op on expressions, with a result of this dtype."""
     if dtype.is_integer():
         dtype = INT64
     if all(is_constant(arg) for arg in args):
@@ -75,7 +75,7 @@ def compute_constant(op: str, args: Sequence[Expression], dtype: ir.DataType) ->
 
 
 def choice(condition: Expression, then: Expression, otherwise: Expression) -> Expression:
-    """One of two by a condition; of booleans it is logic."""
+    """One of two expressions by a condition; for booleans, as logic."""
     if condition in (TRUE, FALSE):
         return then if condition == TRUE else otherwise
     if then == otherwise:
@@ -89,7 +89,7 @@ def choice(condition: Expression, then: Expression, otherwise: Expression) -> Ex
 
 
 def element(value: ir.Value, index: Sequence[Linear]) -> Expression:
-    """An element of a tensor that is not looked into."""
+    """An element of a table or of data."""
     result = Element(value, tuple(index))
     if not result.type.is_integer():
         return result
@@ -134,7 +134,7 @@ def is_zero(linear: Linear) -> Expression:
 
 
 def deny(predicate: Expression) -> Expression:
-    """The opposite of a predicate, brought inside it."""
+    """The negation of a predicate, moved inside it."""
     if predicate in (TRUE, FALSE):
         return FALSE if predicate == TRUE else TRUE
     if isinstance(predicate, NonNegative):
@@ -149,12 +149,12 @@ def deny(predicate: Expression) -> Expression:
 
 
 def every(predicates: Iterable[Expression]) -> Expression:
-    """Whether all hold."""
+    """Whether all predicates hold."""
     return _join(All, FALSE, TRUE, predicates)
 
 
 def any_of(predicates: Iterable[Expression]) -> Expression:
-    """Whether any holds."""
+    """Whether any predicate holds."""
     return _join(Any, TRUE, FALSE, predicates)
 
 
@@ -180,7 +180,7 @@ def _join(
 
 
 def substitute(expression: Expression, places: Substitution) -> Expression:
-    """The expression with integers in the place of coordinates, in normal form again."""
+    """The expression with coordinates replaced by integers, in normal form."""
     if not coordinates(expression) & places.keys():
         return expression
     if isinstance(expression, Coordinate):
@@ -303,7 +303,7 @@ def _divided(op: str, linear: Linear, divisor: int) -> Linear:
 
 
 def _extreme(op: str, args: list[Linear]) -> Expression:
-    """The least or greatest of integers, without those that never are."""
+    """The least or the greatest of integers, without those that never are."""
     kept: list[Linear] = []
     for arg in dict.fromkeys(args):
         rivals = [one for one in args if one is not arg and one not in (arg,)]
@@ -321,7 +321,7 @@ def _extreme(op: str, args: list[Linear]) -> Expression:
 
 
 def _neutral(op: str, args: Sequence[Expression], dtype: ir.DataType) -> Expression | None:
-    """The other argument of an addition of 0 or a product with 1, in floating point."""
+    """The other argument, where a floating-point op adds 0 or multiplies by 1."""
     if len(args) != 2:
         return None
     neutral = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}.get(op)

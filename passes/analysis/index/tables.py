@@ -1,4 +1,4 @@
-"""Constant tables that are a formula of their index: one number, a line, a triangle, a band."""
+"""Reads a constant table as a formula of its index: one number, a line, a triangle, a band."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from omnigraph.passes.analysis.index.simplification import (
     non_negative,
 )
 
-#: Tables with more elements are weights, and are not searched for a formula.
+#: Tables with more elements are weights, which have no formula.
 _MOST_ELEMENTS = 1 << 24
 
 
 def closed_form(value: ir.Value, index: tuple[Linear, ...]) -> Expression:
-    """An element of a constant: by its formula where all of the table follows one, else a look-up.
+    """An element of a constant: a formula where the whole table follows one, else a look-up.
 
-    One number; integers ``a + b*index`` along one axis; a matrix (with axes of size 1 before it) of
-    two numbers, one of them on a band of diagonals, as causal buffers and windows are.
+    A table follows a formula if all of its elements are one number, if it is integers
+    ``a + b*index`` along one axis, or if it is a matrix of two numbers (after axes of size 1), one
+    of them on a band of diagonals, as causal masks and windows are.
     """
     tensor = ir.convenience.get_const_tensor(value)
     assert tensor is not None
@@ -49,7 +50,7 @@ def closed_form(value: ir.Value, index: tuple[Linear, ...]) -> Expression:
 
 
 def _band(array: np.ndarray, dtype: ir.DataType, at: list[Linear]) -> Expression | None:
-    """A matrix of two numbers, one of which stands on some neighbouring diagonals."""
+    """The formula of a matrix of two numbers, one of them on neighbouring diagonals."""
     matrix = array.reshape([size for size in array.shape if size > 1])
     rows, columns = matrix.shape
     # The number on each diagonal j - i, as the first row and column have it.

@@ -1,1 +1,1 @@
-"""Position biases and rotations: how they are written, and shorter forms of them."""
+"""Reads position biases and rotations, and gives them shorter forms."""

@@ -1,4 +1,4 @@
-"""Which part of the last axis of another value a value is."""
+"""Reads a value as a part of the last axis of another value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omnigraph.passes.matching import axis_size, constant, input_at, made_by, ra
 
 @dataclass(frozen=True)
 class Part:
-    """Places ``start``, ``start + step``, … before ``stop`` of the last axis of ``source``."""
+    """The places ``start``, ``start + step``, … before ``stop`` on the last axis of ``source``."""
 
     source: ir.Value
     start: int
@@ -25,7 +25,7 @@ class Part:
 
 
 def last_axis_part(value: ir.Value | None) -> Part | None:
-    """The part that a Slice or an output of Split is; None where it is none of a fixed size."""
+    """The part that a Slice or an output of a Split is; None where its size is not fixed."""
     node = made_by(value, "Slice", "Split")
     source = node.inputs[0] if node is not None else None
     size, dims = axis_size(source, -1), rank(source)
@@ -45,7 +45,7 @@ def last_axis_part(value: ir.Value | None) -> Part | None:
 
 
 def without_whole_slices(value: ir.Value | None) -> ir.Value | None:
-    """The value behind Slices that take all of it."""
+    """The value before Slices that take all of it."""
     while (node := made_by(value, "Slice")) is not None and whole_slice(node):
         value = node.inputs[0]
     return value

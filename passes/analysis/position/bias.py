@@ -1,4 +1,4 @@
-"""The position biases inside a mask: what of it depends on positions alone, and where it stands."""
+"""Finds the position biases in a mask: the values that depend on positions alone."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, NotClosed, hiding
-from omnigraph.passes.analysis.index.bounds import Bounds, bounds
-from omnigraph.passes.analysis.index.expression import (
+from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, hiding
+from omnigraph.passes.analysis.index import (
     Apply,
+    Bounds,
     Expression,
+    IndexReader,
     Linear,
+    NotClosed,
+    Number,
+    bounds,
     coordinate,
     coordinates,
     data,
 )
-from omnigraph.passes.analysis.index.reading import IndexReader
-from omnigraph.passes.analysis.index.simplification import constant
 from omnigraph.passes.matching import made_by
 
-#: Numbers at or below this hide a key whatever is added to them.
+#: A number at or below this hides a key, also after anything is added to it.
 HIDES_ALL = -1e30
 _MASK = 3
 _CARRIES = ("Add", "Unsqueeze", "Cast", "Expand", "Identity")
@@ -29,14 +31,14 @@ _CARRIES = ("Add", "Unsqueeze", "Cast", "Expand", "Identity")
 
 @dataclass(frozen=True)
 class PositionBias:
-    """A float value of a mask that no data goes into, and the one place where it is read here.
+    """A float value in a mask that depends on no data, and the node that reads it there.
 
     Args:
         value: [.., H or 1, T, S].
-        expression: an element of it.
-        dims: its sizes, [B, H, T, S], 1 for axes that it has not.
-        user: the node that reads it, at input ``index``.
-        hidden: where the user is ``Where(visible, value, hidden)``, the number hidden; else None.
+        expression: an element of the value.
+        dims: its sizes [B, H, T, S], 1 for axes that it does not have.
+        user: the node that reads the value, at input ``index``.
+        hidden: the number ``hidden``, where the user is ``Where(visible, value, hidden)``.
     """
 
     value: ir.Value
@@ -48,12 +50,12 @@ class PositionBias:
 
     @property
     def heads(self) -> int | None:
-        """How many heads it has; None where that is not fixed."""
+        """The number of heads; None where it is not fixed."""
         return None if self.dims[1].terms else self.dims[1].constant
 
 
 def position_biases(attention: ir.Node) -> Iterator[PositionBias]:
-    """The biases of a mask, the whole of one before what it hides.
+    """The biases of a mask, each before the biases inside it.
 
     Raises:
         NotClosed: the elements of the mask cannot be read.
@@ -88,21 +90,21 @@ def _within(reader: IndexReader, user: ir.Node, index: int) -> Iterator[Position
 
 
 def _hidden_beside(user: ir.Node, index: int) -> float | None:
-    """The number that a Where puts where it does not read this input, if that hides a key."""
+    """The other number of a Where, if it hides a key."""
     if user.op_type != "Where" or user.domain != "" or index not in (1, 2):
         return None
     other = user.inputs[3 - index]
     tensor = ir.convenience.get_const_tensor(other) if other is not None else None
     if tensor is None or tensor.size != 1:
         return None
-    return hiding(constant(tensor.numpy().item(), tensor.dtype))
+    return hiding(Number(float(tensor.numpy().item()), tensor.dtype))
 
 
 def only_masks(value: ir.Value, capped: bool = True) -> bool:
-    """Whether a value is read as the mask of Attentions alone, directly or inside a larger mask.
+    """Whether only Attentions read a value, as their mask or inside it.
 
     Args:
-        capped: whether they may cap their scores, which is done after the mask is added.
+        capped: whether these may cap their scores, which they do after they add the mask.
     """
     if value.is_graph_output():
         return False
@@ -121,7 +123,7 @@ def only_masks(value: ir.Value, capped: bool = True) -> bool:
 
 
 def slope_times_distance(expression: Expression) -> tuple[Expression, Expression, Bounds] | None:
-    """A product of heads and of positions: its slope, its distance, and bounds of the slope."""
+    """The slope by head, the distance by position, and the bounds of the slope, of a product."""
     if not isinstance(expression, Apply) or expression.op != "Mul":
         return None
     for slope, distance in (expression.args, expression.args[::-1]):

@@ -1,6 +1,6 @@
-"""The forms that a position bias may take, each tried on a bias: what it became, or None.
+"""The forms of a position bias: each function tries one, and describes it, or returns None.
 
-`fold_position_bias` says in which order, and when each is as exact as the bias that it replaces.
+`FoldPositionBias` says in which order they are tried, and when each is exact.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import onnx_ir as ir
 
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.attention.mask import AXES, HEAD, KEY, QUERY, separate
-from omnigraph.passes.analysis.index.bounds import bounds
-from omnigraph.passes.analysis.index.evaluation import Emitter, compute
-from omnigraph.passes.analysis.index.expression import (
+from omnigraph.passes.analysis.index import (
     Apply,
     Coordinate,
+    Emitter,
     Expression,
-    Length,
+    IndexReader,
     Linear,
+    bounds,
+    compute,
     coordinates,
-    inside,
+    lengths,
 )
-from omnigraph.passes.analysis.index.reading import IndexReader
 from omnigraph.passes.analysis.position.bias import (
     HIDES_ALL,
     PositionBias,
@@ -36,20 +36,20 @@ from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import remove_unused, replace_output
 from omnigraph.passes.site_pass import Miss
 
-#: Numbers up to this are lost in the sum with one that `HIDES_ALL`.
+#: A number up to this does not change a number of `HIDES_ALL` that it is added to.
 _SMALL = 1e20
 
 
 @dataclass(frozen=True)
 class Folding:
-    """One bias to be folded.
+    """One bias to fold.
 
     Args:
-        visible: what holds wherever the bias matters.
-        budget: bytes that a constant may take.
-        longest: the most keys there can be; None: unbounded.
+        visible: predicates that hold wherever the bias is used.
+        budget: the most bytes of a constant.
+        longest: the most keys; None if there is no bound.
         roundable: the largest number at which a score may be rounded.
-        rows_of_products: whether a slope times a distance is laid out from a row.
+        rows_of_products: whether a slope times a distance may become a Toeplitz matrix.
     """
 
     graph: Graph
@@ -62,7 +62,7 @@ class Folding:
 
     @property
     def heads(self) -> int:
-        """How many heads the bias has."""
+        """The number of heads of the bias."""
         heads = self.bias.heads
         assert heads is not None
         return heads
@@ -74,7 +74,7 @@ class Folding:
 
     @property
     def sizes(self) -> Sizes:
-        """How many queries and keys there are."""
+        """The numbers of queries and keys."""
         return Sizes(self.bias.dims[2], self.bias.dims[3])
 
     @property
@@ -83,15 +83,15 @@ class Folding:
         return {HEAD: np.arange(self.heads).reshape(-1, 1, 1)}
 
     def inserter(self) -> Inserter:
-        """New nodes go before the old ones, which other masks may read too."""
+        """Inserts before the old nodes, which other masks may read too."""
         return Inserter(self.bias.value.producer() or self.bias.user)
 
     def put(self, new: ir.Value, most: float, rows: bool = True) -> None:
-        """Let the new value be read in the place of the old.
+        """Replace the old value by the new one.
 
         Args:
-            most: its largest magnitude.
-            rows: whether it has all rows, and not one for each head.
+            most: the largest magnitude of the new value.
+            rows: whether the new value has all rows; else it has one row for each head.
         """
         old, shape = self.bias.value.producer(), self.bias.value.shape
         if shape is not None and rows:
@@ -105,10 +105,11 @@ class Folding:
             remove_unused(old)
 
     def _add_hidden(self) -> None:
-        """``Where(seen, bias, hidden)`` as ``bias + Where(seen, 0, hidden)``, where it is that.
+        """Replace ``Where(visible, bias, hidden)`` by ``bias + Where(visible, 0, hidden)``.
 
-        Nothing of the heads' size is chosen from then: onnxruntime adds several times faster. A
-        hidden score is the same number, since all that is added is below half its last digit.
+        The Where is then no longer of the heads' size, and onnxruntime adds several times faster
+        than it chooses. A hidden score stays the same number: the bias is below half of its last
+        digit.
         """
         user, hidden = self.bias.user, self.bias.hidden
         if hidden is None or hidden > HIDES_ALL:
@@ -124,9 +125,9 @@ class Folding:
 
 
 def constant_form(site: Folding) -> str | None:
-    """All of it, where every size is fixed."""
+    """A constant, where every size is fixed."""
     bias = site.bias
-    if any(dim.terms for dim in bias.dims) or _has_length(site.expression):
+    if any(dim.terms for dim in bias.dims) or lengths(site.expression):
         return None
     shape = [dim.constant for dim in bias.dims]
     if prod(shape) * site.expression.type.numpy().itemsize > site.budget:
@@ -141,10 +142,10 @@ def constant_form(site: Folding) -> str | None:
 
 
 def row_form(site: Folding) -> str | None:
-    """One row per head, of the key's part of a sum, counted from the last key."""
+    """One row per head: the part of a sum that depends on the key, counted from the last key."""
     bias = site.bias
     parts = separate(site.expression, site.visible)
-    if parts is None or not _spreads(bias) or not _is_line(parts[0]) or _has_length(parts[0]):
+    if parts is None or not _spreads(bias) or not _is_line(parts[0]) or lengths(parts[0]):
         return None
     if bias.user.op_type == "Where" and (bias.hidden is None or bias.hidden > HIDES_ALL):
         return None
@@ -165,7 +166,7 @@ def row_form(site: Folding) -> str | None:
 
 
 def product_form(site: Folding) -> str | None:
-    """A distance of visible keys, shared by the heads, times a slope for each."""
+    """The distance of visible keys, which heads share, times a slope for each head."""
     factors, bias = slope_times_distance(site.expression), site.bias
     if factors is None or site.rows_of_products:
         return None
@@ -190,7 +191,7 @@ def product_form(site: Folding) -> str | None:
 
 
 def toeplitz_form(site: Folding) -> str | None:
-    """A matrix laid out from a row of all distances, looked up in a table or computed."""
+    """A Toeplitz matrix from a row of all distances, which a table gives or each call computes."""
     product = slope_times_distance(site.expression) is not None
     found = Toeplitz.of(site.expression)
     if found is None or (product and not site.rows_of_products):
@@ -221,12 +222,8 @@ def _positions(before: Inserter, graph: ir.Graph, sizes: Sizes) -> dict[str, ir.
     return places
 
 
-def _has_length(expression: Expression) -> bool:
-    return any(isinstance(one, Length) for one in inside(expression))
-
-
 def _is_line(expression: Expression) -> bool:
-    """Whether it changes by the same from each key to the next, so that its zero can be moved."""
+    """Whether an expression changes equally from each key to the next, so its zero can move."""
     if KEY not in coordinates(expression):
         return True
     if isinstance(expression, Linear):
@@ -239,7 +236,7 @@ def _is_line(expression: Expression) -> bool:
 
 
 def _spreads(bias: PositionBias) -> bool:
-    """Whether what the bias goes into has all queries without it."""
+    """Whether the node that reads the bias has a row for each query without it."""
     reader = IndexReader()
     others = [v for i, v in enumerate(bias.user.inputs) if i != bias.index and v is not None]
     sizes = [reader.dims(v)[-2] for v in others if len(reader.dims(v)) > 1]

@@ -1,4 +1,4 @@
-"""The cosines and sines of a RotaryEmbedding: half of a table that holds each twice, batched."""
+"""The cosines and sines of a RotaryEmbedding: half of a table with two of each, for the batch."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from omnigraph.passes.matching import (
     scalar,
 )
 
-#: Makes the half of a value before some node.
+#: Makes half of a value before some node.
 Half = Callable[[Inserter], ir.Value]
 
-#: Tables up to this many elements are read to see that their halves are equal.
+#: Tables up to this many elements are read to compare their halves.
 _MOST_ELEMENTS = 1 << 24
 _ELEMENTWISE = ("Cos", "Sin", "Cast", "Neg", "Identity")
 
 
 def half_of(value: ir.Value | None, interleaved: bool) -> Half | None:
-    """How to make half of the last axis of a value, whose other half is known to be equal.
+    """How to make half of the last axis of a value, where the other half is known to be equal.
 
     Args:
-        value: [..., R], such as the cosines of angles that were put beside themselves.
-        interleaved: equal numbers are neighbours, and not R/2 apart.
+        value: [..., R], such as the cosines of angles that were concatenated with themselves.
+        interleaved: whether equal numbers are neighbours; else they are R/2 apart.
 
     Returns:
-        What makes [..., R/2]; None where the halves are not known to be equal.
+        A function that makes [..., R/2]; None where the halves are not known to be equal.
     """
     if value is None or (axis_size(value, -1) or 1) % 2:
         return None
@@ -46,9 +46,10 @@ def half_of(value: ir.Value | None, interleaved: bool) -> Half | None:
 
 
 def repeat_for_batch(graph: Graph, before: Inserter, value: ir.Value, x: ir.Value) -> ir.Value:
-    """Caches [1, T, R/2] or positions [1, T] for each element of the batch of x [B, ...].
+    """Repeat caches [1, T, R/2] or positions [1, T] for the batch of x [B, ...].
 
-    The batch is read off an input of the Graph where one has it, which is the same for all layers.
+    The size of the batch is read from an input of the Graph where one has it, so that all layers
+    read the same value.
     """
     assert x.shape is not None and value.shape is not None
     batch, ones = x.shape[0], [1] * (len(value.shape) - 1)
@@ -95,7 +96,7 @@ def _of_constant(value: ir.Value, interleaved: bool) -> Half | None:
 
 
 def _of_repetition(value: ir.Value, interleaved: bool) -> Half | None:
-    """A value beside itself: Concat(a, a), or Expand and Reshape of [..., R/2, 1]."""
+    """Half of a value with itself: Concat(a, a), or Expand and Reshape of [..., R/2, 1]."""
     node = made_by(value, "Reshape" if interleaved else "Concat")
     if node is None:
         return None
@@ -129,7 +130,7 @@ def _of_elementwise(value: ir.Value, interleaved: bool) -> Half | None:
 
 
 def _of_product(value: ir.Value, interleaved: bool) -> Half | None:
-    """A product, quotient or sum with what is one number along the last axis, or has halves too."""
+    """Half of a product, quotient or sum of values with halves, or with one number on the axis."""
     node = made_by(value, "Mul", "Div", "Add", "Sub")
     if node is None:
         return None
@@ -148,7 +149,7 @@ def _of_product(value: ir.Value, interleaved: bool) -> Half | None:
 
 
 def _of_view(value: ir.Value, interleaved: bool) -> Half | None:
-    """A view or a choice of other axes than the last: by position from a table, say."""
+    """Half of a view or a selection along other axes, such as rows of a table by position."""
     node = made_by(value, "Unsqueeze", "Squeeze", "Slice", "Gather", "GatherND", "Transpose")
     source = node.inputs[0] if node is not None else None
     if node is None or source is None or not _keeps_last_axis(node, source):
@@ -183,6 +184,6 @@ def _just(value: ir.Value | None) -> Half | None:
 
 
 def _again(node: ir.Node, half: Half) -> Half:
-    """The same node, of the half of its first input."""
+    """The same node over half of its first input."""
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     return lambda before: before.op(node.op_type, half(before), *node.inputs[1:], **attributes)

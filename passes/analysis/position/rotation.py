@@ -1,4 +1,4 @@
-"""A rotation of pairs of features that is written out, in its spellings."""
+"""Reads a rotation of pairs of features from its ops, in any spelling."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from omnigraph.passes.site_pass import Miss
 
 @dataclass(frozen=True)
 class Rotation:
-    """The first features of x turned by angles whose cosines and sines are given.
+    """A rotation of the first features of x.
 
     Args:
         x: [B, H, T, D] or [B, T, H, D].
-        end: the node that makes the turned x.
-        size: R, how many of the D features are turned.
-        interleaved: a pair is two neighbours, and not two features R/2 apart.
-        cosines: broadcast with x; R of them where ``twice``, else R/2.
-        twice: both of a pair have their own cosine and sine.
+        end: the node that makes the rotated x.
+        size: R, the number of features that are rotated.
+        interleaved: whether a pair is two neighbours; else it is two features R/2 apart.
+        cosines, sines: they broadcast with x; R of them where ``twice``, else R/2.
+        twice: whether each of a pair has a cosine and a sine of its own.
     """
 
     x: ir.Value
@@ -43,9 +43,9 @@ class Rotation:
 
 
 def may_end_rotation(node: ir.Node) -> bool:
-    """Whether a node looks like one of the two forms: the sum, or the halves put together."""
+    """Whether a node looks like the end of a rotation: a sum, or the Concat of its halves."""
     if node.op_type == "Add":
-        return any(True for _ in _turned_operands(node))
+        return any(True for _ in _rotated_operands(node))
     halves = _joined(node)
     return halves is not None and all(
         made_by(half, op) is not None and len(_products(made_by(half, op))) == 2
@@ -54,25 +54,25 @@ def may_end_rotation(node: ir.Node) -> bool:
 
 
 def match_rotation(node: ir.Node) -> Rotation:
-    """The rotation that such a node is the end of.
+    """The rotation that ends with a node for which `may_end_rotation` is True.
 
     Raises:
-        Miss: it is none.
+        Miss: it is no rotation.
     """
     return _match_sum(node) if node.op_type == "Add" else _match_halves(node)
 
 
-# x * cos + turned(x) * sin ------------------------------------------------------------------------
+# x * cos + rotated(x) * sin -----------------------------------------------------------------------
 
 
 def _products(node: ir.Node | None) -> list[ir.Node]:
-    """The two products that a node adds or subtracts; none where it does not."""
+    """The two products that a node adds or subtracts; empty where its inputs are others."""
     found = [made_by(value, "Mul") for value in node.inputs] if node is not None else []
     return [one for one in found if one is not None] if None not in found else []
 
 
-def _turned_operands(node: ir.Node) -> Iterator[tuple[ir.Node, int, ir.Node]]:
-    """Each product of a sum with a turned x, where that stands in it, and the other product."""
+def _rotated_operands(node: ir.Node) -> Iterator[tuple[ir.Node, int, ir.Node]]:
+    """Each product with a rotated x in a sum, the input that is x, and the other product."""
     products = _products(node)
     for one, other in zip(products, reversed(products), strict=True):
         for index in (0, 1):
@@ -81,7 +81,7 @@ def _turned_operands(node: ir.Node) -> Iterator[tuple[ir.Node, int, ir.Node]]:
 
 
 def _negated_first(value: ir.Value | None) -> tuple[ir.Value, ir.Value, bool] | None:
-    """The parts (b, a) of Concat(-b, a), or of -b and a interleaved; and whether they are."""
+    """The parts b and a of Concat(-b, a), or of -b and a interleaved; and whether interleaved."""
     joined = made_by(value, "Concat", "Reshape")
     halves = _joined(joined) if joined is not None else None
     if halves is None or len(halves) != 2:
@@ -101,7 +101,7 @@ def _negated(value: ir.Value | None) -> ir.Value | None:
 
 
 def _joined(node: ir.Node) -> list[ir.Value | None] | None:
-    """What is put together along the last axis: one after the other, or interleaved by Reshape."""
+    """The values joined along the last axis, by a Concat, or interleaved by a Reshape."""
     if node.op_type == "Concat":
         last = (rank(node.outputs[0]) or 0) - 1
         return list(node.inputs) if node.attributes.get_int("axis", 0) in (-1, last) else None
@@ -122,10 +122,10 @@ def _joined(node: ir.Node) -> list[ir.Value | None] | None:
 
 def _match_sum(node: ir.Node) -> Rotation:
     miss = Miss("no x is multiplied with the cosines")
-    for product, index, other in _turned_operands(node):
-        turned = _negated_first(product.inputs[index])
-        assert turned is not None
-        second, first, interleaved = turned
+    for product, index, other in _rotated_operands(node):
+        rotated = _negated_first(product.inputs[index])
+        assert rotated is not None
+        second, first, interleaved = rotated
         for place in (0, 1):
             x = other.inputs[place]
             size = axis_size(x, -1)
@@ -158,7 +158,7 @@ def _are_halves(
 
 
 def _with_rest(x: ir.Value, node: ir.Node) -> tuple[ir.Value, ir.Node]:
-    """The head whose first features x is, and the node that puts its other features back."""
+    """The whole head that x is the first part of, and the Concat with the rest of the head."""
     after = only_use(node.outputs[0])
     if after is None or not standard(after, "Concat") or _joined(after) is None:
         return x, node
@@ -179,8 +179,8 @@ def _match_halves(node: ir.Node) -> Rotation:
     interleaved = node.op_type == "Reshape"
     for first, cosines in _orders(_products(minus)[0]):
         for second, sines in _orders(_products(minus)[1]):
-            wanted = [{second, cosines}, {first, sines}]
-            if [set(one.inputs) for one in _products(plus)] not in (wanted, wanted[::-1]):
+            sums = [{second, cosines}, {first, sines}]
+            if [set(one.inputs) for one in _products(plus)] not in (sums, sums[::-1]):
                 continue
             one, other = _root_part(first), _root_part(second)
             if one.source is not other.source:
@@ -217,7 +217,7 @@ def _count(part: Part) -> int:
 
 
 def _root_part(value: ir.Value | None) -> Part:
-    """Which part a value is of the value furthest behind it."""
+    """A value as a part of the first value before all Slices and Splits."""
     value = without_whole_slices(value)
     assert value is not None
     part = last_axis_part(value)
@@ -229,7 +229,7 @@ def _root_part(value: ir.Value | None) -> Part:
 
 
 def _spanning(value: ir.Value, first: Part, rest: Part | None) -> ir.Value | None:
-    """The value, among that given and those it is a part of, of a first part and what follows."""
+    """The whole of a first part and the rest: a value, or one that it is a part of."""
     stop = first.stop if rest is None else rest.stop
     if rest is not None and (rest.source is not first.source or rest.start != first.stop):
         return None

@@ -1,4 +1,4 @@
-"""Look-ups, sines and cosines of consecutive positions as slices of a constant table."""
+"""Folds look-ups, sines and cosines of consecutive positions into slices of a constant table."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.graph import Graph, range_of
-from omnigraph.passes.analysis.index.evaluation import Emitter, compute
-from omnigraph.passes.analysis.index.expression import (
+from omnigraph.passes.analysis.index import (
     Coordinate,
+    Emitter,
     Expression,
+    IndexReader,
     Length,
     Linear,
+    NotClosed,
+    compute,
     coordinate,
     coordinates,
     data,
     inside,
+    lengths,
+    substitute,
 )
-from omnigraph.passes.analysis.index.reading import IndexReader, NotClosed
-from omnigraph.passes.analysis.index.simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import nodes_of, remove_unused, replace_output, through
 from omnigraph.passes.site_pass import Miss
 
-#: What may stand between a sine and the table that is made of it.
+#: Ops between a sine and the end of the table that is folded.
 _CARRIES = ("Mul", "Cast", "Unsqueeze", "Squeeze", "Concat", "Reshape", "Transpose", "Identity")
 
 
 def table_sites(graph: Graph) -> Iterator[ir.Node]:
-    """Every Gather out of a table of numbers by computed positions, and every Sin and Cos."""
+    """Every Gather from a table of numbers by computed positions, and every Sin and Cos."""
     for node in nodes_of(graph, "Gather", "Sin", "Cos"):
         if node.op_type == "Gather":
             table, index = node.inputs
@@ -44,14 +47,14 @@ def table_sites(graph: Graph) -> Iterator[ir.Node]:
 
 
 def _is_given(index: ir.Value) -> bool:
-    """Whether it is an input of the Graph or a constant, as token ids are, seen in other shapes."""
+    """Whether an index is an input of the Graph or a constant, such as token ids, in any shape."""
     given = through(index, "Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity")
     assert given is not None
     return given.producer() is None or ir.convenience.get_const_tensor(given) is not None
 
 
 def largest(graph: Graph, length: Linear) -> int | None:
-    """The largest that a length can be, by the declared ranges of dimensions; None: unbounded."""
+    """The largest number of a length by the declared ranges; None if it has no bound."""
     total = length.constant
     for one, factor in length.terms:
         most = range_of(graph, one.name)[1] if isinstance(one, Length) else None
@@ -62,10 +65,10 @@ def largest(graph: Graph, length: Linear) -> int | None:
 
 
 def fold_table(graph: Graph, node: ir.Node, budget: int) -> str:
-    """Make a Slice of a constant of it.
+    """Replace a node by a Slice of a constant.
 
     Raises:
-        Miss: its positions are not consecutive, depend on data, or have no end; see the reason.
+        Miss: its positions are not consecutive, depend on data, or have no bound.
     """
     reader = IndexReader()
     try:
@@ -102,7 +105,7 @@ def _slice_waves(graph: Graph, node: ir.Node, reader: IndexReader, budget: int) 
     axis = _position_axis(expression, dims)
     start = _start(expression, f"t{axis}")
     moved = substitute(expression, {f"t{axis}": coordinate(f"t{axis}") - start})
-    if any(isinstance(one, Length) for one in inside(moved)):
+    if lengths(moved):
         raise Miss("the angles depend on a length", node)
     others = [None if dim is None or dim.terms else dim.constant for dim in _but(dims, axis)]
     size = dims[axis]
@@ -126,7 +129,7 @@ def _slice_waves(graph: Graph, node: ir.Node, reader: IndexReader, budget: int) 
 
 
 def _whole_table(node: ir.Node, reader: IndexReader) -> ir.Value:
-    """The last value after a Sin or Cos that depends on positions alone."""
+    """The last value after a Sin or Cos that still depends on positions alone."""
     value = node.outputs[0]
     if read := data(reader.element(value, _places(reader.dims(value)))):
         names = ", ".join(sorted(repr(one.name) for one in read))
@@ -170,11 +173,10 @@ def _position_axis(expression: Expression, dims: tuple[Linear | None, ...]) -> i
 
 
 def _start(expression: Expression, name: str) -> Linear:
-    """What is added to a coordinate wherever it stands."""
+    """The number that is added to a coordinate everywhere in an expression."""
     for one in inside(expression):
         if isinstance(one, Linear) and one.of(_coordinate(one, name)) == 1:
-            lengths = tuple((t, f) for t, f in one.terms if isinstance(t, Length))
-            return Linear(0, lengths)
+            return Linear(0, tuple((t, f) for t, f in one.terms if isinstance(t, Length)))
     return Linear(0)
 
 
@@ -196,7 +198,10 @@ def _sliced(
 def _shaped(
     sliced: ir.Value, dims: list[Linear | None], graph: Graph, before: Inserter, old: ir.Node
 ) -> None:
-    """Put it in the place of the old, in its shape: positions beyond the table are an error."""
+    """Reshape the slice to the old shape, and replace the old value by it.
+
+    The Reshape makes positions beyond the table an error.
+    """
     emitter, zero = Emitter(before, graph.graph, {}), before.integers(0)
     sizes = [before.op("Unsqueeze", emitter.emit(dim), zero) for dim in dims if dim is not None]
     shaped = before.op("Reshape", sliced, before.op("Concat", *sizes, axis=0))

@@ -1,4 +1,4 @@
-"""A function of key position less query position as one row of numbers, and the matrix it spans."""
+"""A function of ``key - query`` position: one row of numbers, and the matrix that it spans."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.passes.analysis.attention.mask import HEAD, difference
-from omnigraph.passes.analysis.index.bounds import settled
-from omnigraph.passes.analysis.index.evaluation import Emitter, compute
-from omnigraph.passes.analysis.index.expression import (
-    Coordinate,
+from omnigraph.passes.analysis.index import (
+    Emitter,
     Expression,
     Length,
     Linear,
+    compute,
+    coordinate,
     inside,
+    lengths,
+    settled,
+    substitute,
 )
-from omnigraph.passes.analysis.index.simplification import substitute
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import made_by, rank
 
 #: The coordinate of distances, counted from where a query stands among the keys.
 DISTANCE = "d"
-#: Distances up to which a function is searched for the one from which on it does not change.
+#: The largest distance that is tried as the one beyond which a function does not change.
 _FARTHEST = 1 << 14
 _INT32 = int(ir.DataType.INT32)
 
@@ -35,8 +37,8 @@ class Toeplitz:
 
     Args:
         row: an element by head ``h`` and distance ``d``.
-        offset: where query 0 stands among the keys: the past.
-        reach: the distance, either way, from which on the row does not change; None: it does.
+        offset: the position of query 0 among the keys: the past.
+        reach: the distance, either way, beyond which the row does not change; None if it does.
         closed: whether the row depends on no length, and so is the same in every call.
     """
 
@@ -47,29 +49,28 @@ class Toeplitz:
 
     @classmethod
     def of(cls, expression: Expression) -> Toeplitz | None:
-        """The matrix that an expression of ``i`` and ``j`` is, if it is one of this kind."""
+        """The Toeplitz matrix of an expression of ``i`` and ``j``; None if it is no such matrix."""
         found = difference(expression, DISTANCE)
         if found is None:
             return None
-        here = Linear(0, ((Coordinate(DISTANCE, signed=True), 1),))
+        here = coordinate(DISTANCE, signed=True)
         offset = Linear(0)
         for one in inside(found):
             if isinstance(one, Linear) and abs(sign := one.of(here.terms[0][0])) == 1:
-                lengths = [(t, -sign * f) for t, f in one.terms if isinstance(t, Length)]
-                offset = Linear(0, tuple(lengths))
+                sizes = [(t, -sign * f) for t, f in one.terms if isinstance(t, Length)]
+                offset = Linear(0, tuple(sizes))
                 break
         row = substitute(found, {DISTANCE: here + offset})
-        closed = not any(isinstance(one, Length) for one in inside(row))
-        return cls(row, offset, _reach(row), closed)
+        return cls(row, offset, _reach(row), closed=not lengths(row))
 
     def table(self, heads: int, least: int, most: int) -> np.ndarray:
-        """The row as numbers [H, most - least + 1], from one distance to another."""
+        """The numbers [H, most - least + 1] of the row, from distance ``least`` to ``most``."""
         places = {HEAD: np.arange(heads)[:, None], DISTANCE: np.arange(least, most + 1)[None]}
         whole = (heads, most - least + 1)
         return np.ascontiguousarray(np.broadcast_to(compute(self.row, places), whole))
 
     def looked_up(self, heads: int, before: Inserter, graph: ir.Graph, sizes: Sizes) -> ir.Value:
-        """The row [T + S, H] of this call, out of a table of all distances up to the reach."""
+        """The row [T + S, H] of this call, from a table of all distances up to the reach."""
         assert self.reach is not None
         table = np.ascontiguousarray(self.table(heads, -self.reach, self.reach).T)
         low, high = before.integer(-self.reach), before.integer(self.reach)
@@ -83,7 +84,7 @@ class Toeplitz:
         return Emitter(before, graph, {DISTANCE: place}, known=known).emit(self.row)
 
     def _distances(self, before: Inserter, graph: ir.Graph, sizes: Sizes) -> ir.Value:
-        """The distances of the row [T + S], upwards: key 0 for one query after the last, first."""
+        """The distances [T + S] of the row, rising from key 0 less the query after the last one."""
         emitter = Emitter(before, graph, {})
         first = emitter.emit(-sizes.queries - self.offset)
         beyond = emitter.emit(sizes.keys - self.offset)
@@ -92,7 +93,7 @@ class Toeplitz:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many queries T and keys S a matrix has."""
+    """The numbers of queries T and keys S of a matrix."""
 
     queries: Linear
     keys: Linear
@@ -110,7 +111,7 @@ def spanned(row: ir.Value, before: Inserter, graph: ir.Graph, sizes: Sizes) -> i
 
 
 def is_spanned(value: ir.Value | None) -> bool:
-    """Whether a value holds a matrix that is read out of a row of this call."""
+    """Whether a value contains a matrix that a Gather reads from a row of this call."""
     node = made_by(value, "Add", "Where", "Unsqueeze", "Squeeze", "Transpose", "Gather")
     if node is None:
         return False
@@ -122,7 +123,7 @@ def is_spanned(value: ir.Value | None) -> bool:
 
 
 def _reach(row: Expression) -> int | None:
-    """The least distance from which on, either way, a row does not change."""
+    """The least distance, either way, beyond which a row does not change."""
 
     def holds(far: int) -> bool:
         ends = ((float(far), inf), (-inf, float(-far)))

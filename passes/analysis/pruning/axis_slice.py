@@ -1,274 +1,145 @@
-"""A value without some elements of one axis, made by leaving them out of the weights behind it."""
+"""A slice of one axis: the elements that it keeps, and where a Reshape moves them."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph
-from omnigraph.passes.analysis.pruning.axis_map import Cut, rank_of, shorter, size_of
-from omnigraph.passes.analysis.pruning.axis_slice_rules import rule_for
-from omnigraph.passes.matching import axis_size, constant, made_by, standard
+from omnigraph.passes.matching import axis_size
 from omnigraph.passes.site_pass import Miss
 
-#: In ``meta`` of an input or an output of the Graph: the `Cut` that it was given.
-KEPT = "omnigraph.kept"
+Dim = int | ir.SymbolicDim
 
 
-class Cutter:
-    """Makes cut values: plans them first, so that a `Miss` leaves the Graph as it was.
-
-    The new nodes stand beside the old ones until ``commit``; ``discard`` takes them away. An input
-    of the Graph that is cut is listed in ``inputs``, and gets its smaller shape by ``commit``.
+@dataclass(frozen=True)
+class AxisSlice:
+    """Some elements of one axis.
 
     Args:
-        graph: what the values are of.
-        boundary: whether inputs of the Graph may be cut.
+        axis: counted from the front.
+        kept: the indices of the elements, in order.
     """
 
-    def __init__(self, graph: Graph, *, boundary: bool) -> None:
-        self.graph, self.boundary = graph, boundary
-        self.inputs: dict[ir.Value, Cut] = {}
-        #: Products (of a projection, mostly) that were made anew: the old ones.
-        self.projections: set[ir.Node] = set()
-        self._made: dict[tuple[ir.Value, Cut], ir.Value] = {}
-        self._nodes: dict[tuple[ir.Node, Cut], ir.Node] = {}
-        self._weights: list[ir.Value] = []
+    axis: int
+    kept: tuple[int, ...]
 
-    def cut(self, value: ir.Value, cut: Cut) -> ir.Value:
-        """The value with the elements that a cut keeps.
 
-        Raises:
-            Miss: what makes the value cannot be followed.
-        """
-        size = size_of(value, cut.axis)
-        if cut.kept == tuple(range(size)):
-            return value
-        key = (value, cut)
-        if key not in self._made:
-            self._made[key] = self._cut(value, cut)
-        return self._made[key]
+def sliced_shape(value: ir.Value, axis_slice: AxisSlice) -> ir.Shape:
+    """The shape of a value after it is sliced."""
+    assert value.shape is not None
+    kept = len(axis_slice.kept)
+    return ir.Shape([kept if a == axis_slice.axis else d for a, d in enumerate(value.shape)])
 
-    def weight(self, value: ir.Value, cut: Cut, scale: np.ndarray | None = None) -> ir.Value:
-        """A constant with the elements that a cut keeps, computed when it is written.
 
-        Args:
-            scale: what each kept element is multiplied by, [len(kept)].
-        """
-        tensor = ir.convenience.get_const_tensor(value)
-        assert tensor is not None
-        kept = np.array(cut.kept, np.int64)
-        shape = [int(size) for size in tensor.shape.numpy()]
-        shape[cut.axis] = len(kept)
-        factor = None
-        if scale is not None:
-            factor = scale.reshape([-1 if a == cut.axis else 1 for a in range(len(shape))])
-        name = _free_name(f"{value.name or 'constant'}_cut", self.graph, self._weights)
+def rank_of(value: ir.Value | None) -> int:
+    """The number of axes of a value.
 
-        def compute() -> ir.TensorProtocol:
-            array = tensor.numpy().take(kept, axis=cut.axis)
-            if factor is not None:
-                array = (array * factor).astype(array.dtype)
-            return ir.tensor(np.ascontiguousarray(array), name=name)
+    Raises:
+        Miss: it is not known.
+    """
+    if value is None or value.shape is None:
+        raise Miss("a value has no known rank", at=value.producer() if value is not None else None)
+    return len(value.shape)
 
-        lazy = ir.LazyTensor(compute, dtype=tensor.dtype, shape=ir.Shape(shape), name=name)
-        new = ir.Value(
-            name=name,
-            shape=ir.Shape(shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=lazy,
-        )
-        self._weights.append(new)
-        return new
 
-    def commit(self) -> None:
-        """Put what was made into the Graph: nodes, the weights that they read, smaller inputs."""
-        for (old, _), new in self._nodes.items():
-            for key in (MODULE_KEY, SOURCE_KEY):
-                if key in old.metadata_props:
-                    new.metadata_props[key] = old.metadata_props[key]
-            old.prepend(new)
-        for value in self._weights:
-            if value.uses():
-                self.graph.graph.register_initializer(value)
-        for value, cut in self.inputs.items():
-            value.shape = shorter(value, cut)
-            value.meta[KEPT] = cut
+def size_of(value: ir.Value | None, axis: int) -> int:
+    """The size of an axis.
 
-    def pick(self, value: ir.Value, cut: Cut, before: ir.Node) -> ir.Value:
-        """The kept elements of a value that is computed whole, picked before a node."""
-        index = np.array(cut.kept, np.int64)
-        name = _free_name("kept_heads", self.graph, self._weights)
-        kept = ir.Value(
-            name=name,
-            shape=ir.Shape(index.shape),
-            type=ir.TensorType(ir.DataType.INT64),
-            const_value=ir.tensor(index, name=name),
-        )
-        self._weights.append(kept)
-        node = ir.Node("", "Gather", [value, kept], [ir.AttrInt64("axis", cut.axis)])
-        node.outputs[0].type, node.outputs[0].shape = value.type, shorter(value, cut)
-        self._nodes[before, cut] = node
-        return node.outputs[0]
+    Raises:
+        Miss: it is not a known number.
+    """
+    size = axis_size(value, axis)
+    if size is None:
+        at = value.producer() if value is not None else None
+        raise Miss("the number of heads is not known", at=at)
+    return size
 
-    def cut_or_pick(self, value: ir.Value, cut: Cut, before: ir.Node) -> ir.Value:
-        """The kept elements, by `cut`; where what makes the value cannot be followed, by `pick`."""
-        kept = dict(self._made), dict(self._nodes), list(self._weights)
-        projections, inputs = set(self.projections), dict(self.inputs)
-        try:
-            return self.cut(value, cut)
-        except Miss:
-            for key, node in self._nodes.items():
-                if key not in kept[1]:
-                    node.resize_inputs(0)
-            self._made, self._nodes, self._weights = kept
-            self.projections, self.inputs = projections, inputs
-            return self.pick(value, cut, before)
 
-    def new_nodes(self) -> list[ir.Node]:
-        """The nodes that were made."""
-        return list(self._nodes.values())
+def axis_through_reshape(
+    here: ir.Value, there: ir.Value, axis: int, kept: Sequence[int]
+) -> tuple[int, tuple[int, ...]] | None:
+    """Follow elements of one axis through a Reshape: the axis on the other side, and the elements.
 
-    def made(self, value: ir.Value) -> list[tuple[Cut, ir.Value]]:
-        """The cuts that a value was given, and what was made for each."""
-        return [(cut, new) for (old, cut), new in self._made.items() if old is value]
+    Args:
+        here: one side of a Reshape, input or output.
+        there: the other side.
+        axis: an axis of ``here``, from the front.
+        kept: elements of that axis.
 
-    def discard(self) -> None:
-        """Take away what was made."""
-        for node in self._nodes.values():
-            node.resize_inputs(0)
+    Returns:
+        The axis of ``there`` and its elements; None where shapes are unknown, or where the
+        elements are not whole slices along one axis.
+    """
+    if here.shape is None or there.shape is None:
+        return None
+    one, other = list(here.shape), list(there.shape)
+    for backwards in (False, True):
+        found = _group(one, other, axis, backwards)
+        if found is not None:
+            return _along_one_axis(one, other, axis, kept, *found)
+    return None
 
-    # What rules call ------------------------------------------------------------------------------
 
-    def _cut(self, value: ir.Value, cut: Cut) -> ir.Value:
-        if ir.convenience.get_const_tensor(value) is not None:
-            return self.weight(value, cut)
-        node = value.producer()
-        if node is None:
-            return self._cut_input(value, cut)
-        if not standard(node, node.op_type):
-            raise Miss(f"heads cannot be followed through {node.domain}::{node.op_type}", at=node)
-        if (node, cut) in self._nodes:
-            return self._nodes[node, cut].outputs[value.index() or 0]
-        rule = rule_for(node.op_type)
-        if rule is None:
-            raise Miss(f"heads cannot be followed through {node.op_type}", at=node)
-        made = rule(self, node, value, cut)
-        if isinstance(made, ir.Value):
-            return made
-        return made.outputs[value.index() or 0]
+def _group(
+    one: list[Dim], other: list[Dim], axis: int, backwards: bool
+) -> tuple[range, range] | None:
+    """The smallest group of axes around ``axis`` that has as many elements on both sides.
 
-    def _cut_input(self, value: ir.Value, cut: Cut) -> ir.Value:
-        if not value.is_graph_input():
-            raise Miss("heads are of a value from outside of the subgraph")
-        if not self.boundary:
-            raise Miss(f"input {value.name!r} of the program has all of the heads")
-        if self.inputs.setdefault(value, cut) != cut:
-            raise Miss(f"two attentions keep different heads of input {value.name!r}")
-        return value
-
-    def remake(
-        self,
-        node: ir.Node,
-        cut: Cut,
-        inputs: list[ir.Value | None],
-        attributes: dict[str, ir.Attr] | None = None,
-    ) -> ir.Node:
-        """The node over other inputs, each output shorter at the cut's axis."""
-        given = node.attributes.values() if attributes is None else attributes.values()
-        new = ir.Node(node.domain, node.op_type, inputs, list(given), num_outputs=len(node.outputs))
-        for old, output in zip(node.outputs, new.outputs, strict=True):
-            output.type = old.type
-            if old.shape is not None:
-                output.shape = shorter(old, cut)
-        self._nodes[node, cut] = new
-        return new
-
-    def first(self, node: ir.Node, cut: Cut) -> ir.Value:
-        """The first input of a node, cut."""
-        source = node.inputs[0]
-        assert source is not None
-        return self.cut(source, cut)
-
-    def aligned(self, value: ir.Value | None, cut: Cut, rank: int) -> ir.Value | None:
-        """An input that is broadcast to ``rank`` axes, cut where it has that axis."""
-        if value is None:
+    All of their sizes are numbers.
+    """
+    if backwards:
+        found = _group(one[::-1], other[::-1], len(one) - 1 - axis, False)
+        if found is None:
             return None
-        axis = cut.axis - (rank - rank_of(value))
-        if axis < 0 or size_of(value, axis) == 1:
-            return value
-        return self.cut(value, Cut(axis, cut.kept))
-
-    def shape_of(self, node: ir.Node, cut: Cut) -> ir.Value:
-        """The shape input of a Reshape or an Expand whose output is cut."""
-        shape = constant(node.inputs[1])
-        if shape is None:
-            return self._computed_shape(node, cut)
-        axis = cut.axis - (rank_of(node.outputs[0]) - len(shape))
-        if axis < 0 or shape[axis] < 1:  # 0 and -1 follow from what is there
-            old = node.inputs[1]
-            assert old is not None
-            return old
-        numbers = shape.copy()
-        numbers[axis] = len(cut.kept)
-        return self._numbers(numbers)
-
-    def _computed_shape(self, node: ir.Node, cut: Cut) -> ir.Value:
-        """A shape that is put together, with another number for one axis."""
-        whole = made_by(node.inputs[1], "Concat")
-        length = axis_size(node.inputs[1], 0)
-        place = cut.axis - (rank_of(node.outputs[0]) - (length or 0))
-        if whole is None or length is None or place < 0:
-            raise Miss(f"the shape of a {node.op_type} is not a constant", at=node)
-        if (whole, cut) in self._nodes:
-            return self._nodes[whole, cut].outputs[0]
-        parts, start = list(whole.inputs), 0
-        for position, part in enumerate(whole.inputs):
-            size = axis_size(part, 0)
-            numbers = constant(part)
-            if size is None:
-                break
-            if start <= place < start + size and numbers is not None:
-                changed = numbers.copy()
-                if changed[place - start] > 0:
-                    changed[place - start] = len(cut.kept)
-                parts[position] = self._numbers(changed)
-                new = ir.Node("", "Concat", parts, list(whole.attributes.values()))
-                new.outputs[0].type = whole.outputs[0].type
-                new.outputs[0].shape = whole.outputs[0].shape
-                self._nodes[whole, cut] = new
-                return new.outputs[0]
-            start += size
-        raise Miss(f"the shape of a {node.op_type} has no number of heads", at=node)
-
-    def _numbers(self, numbers: np.ndarray) -> ir.Value:
-        """A small constant, that of the Graph if it has it."""
-        tensor = ir.tensor(numbers)
-        name = f"shape_{'_'.join(map(str, numbers.tolist()))}".replace("-", "m")
-        for known in (*self.graph.graph.initializers.values(), *self._weights):
-            if known.name == name and _holds(known, numbers):
-                return known
-        name = _free_name(name, self.graph, self._weights)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(numbers.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self._weights.append(value)
-        return value
+        (a, b), (c, d) = ((r.start, r.stop) for r in found)
+        return range(len(one) - b, len(one) - a), range(len(other) - d, len(other) - c)
+    i = j = 0
+    while i < len(one) and j < len(other):
+        a, b = i + 1, j + 1
+        if _same_symbol(one[i], other[j]):
+            if i == axis:
+                return None
+            i, j = a, b
+            continue
+        if not isinstance(one[i], int) or not isinstance(other[j], int):
+            return None
+        while (left := _product(one[i:a])) != (right := _product(other[j:b])):
+            if left is None or right is None:
+                return None
+            if left < right and a < len(one):
+                a += 1
+            elif right < left and b < len(other):
+                b += 1
+            else:
+                return None
+        if i <= axis < a:
+            return range(i, a), range(j, b)
+        i, j = a, b
+    return None
 
 
-def _holds(value: ir.Value, numbers: np.ndarray) -> bool:
-    array = constant(value)
-    return array is not None and np.array_equal(array, numbers)
+def _same_symbol(one: Dim, other: Dim) -> bool:
+    return not isinstance(one, int) and one == other and one.value is not None
 
 
-def _free_name(name: str, graph: Graph, others: list[ir.Value]) -> str:
-    taken = {value.name for value in others} | set(graph.graph.initializers)
-    number = 0
-    fresh = name
-    while fresh in taken:
-        number += 1
-        fresh = f"{name}_{number}"
-    return fresh
+def _product(dims: list[Dim]) -> int | None:
+    numbers = [dim for dim in dims if isinstance(dim, int)]
+    return math.prod(numbers) if len(numbers) == len(dims) else None
+
+
+def _along_one_axis(
+    one: list[Dim], other: list[Dim], axis: int, kept: Sequence[int], here: range, there: range
+) -> tuple[int, tuple[int, ...]] | None:
+    mask = np.zeros([int(str(one[a])) for a in here], np.bool_)  # which are all numbers
+    np.moveaxis(mask, axis - here.start, 0)[list(kept)] = True
+    mask = mask.reshape([int(str(other[a])) for a in there])
+    for place, found in enumerate(there):
+        others = tuple(a for a in range(mask.ndim) if a != place)
+        some, every = mask.any(axis=others), mask.all(axis=others)
+        if mask.shape[place] > 1 and (some == every).all():
+            return found, tuple(np.flatnonzero(some).tolist())
+    return None

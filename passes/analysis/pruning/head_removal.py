@@ -1,4 +1,4 @@
-"""The removal of heads from one attention: planned whole, then applied."""
+"""Removes heads from one attention: plans every change first, then applies them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.graph import Graph
-from omnigraph.passes.analysis.pruning.axis_map import Cut, shorter
-from omnigraph.passes.analysis.pruning.axis_slice import KEPT, Cutter
+from omnigraph.passes.analysis.pruning.axis_slice import AxisSlice, sliced_shape
 from omnigraph.passes.analysis.pruning.head_layout import HeadLayout
 from omnigraph.passes.analysis.pruning.output_projection import OutputProjection
+from omnigraph.passes.analysis.pruning.slicer import KEPT, AxisSlicer
 from omnigraph.passes.matching import axis_size, rank, standard
 from omnigraph.passes.site_pass import Miss
 
 
 @dataclass
 class HeadRemoval:
-    """What changes in a Graph when an attention keeps some heads only.
+    """The changes of a Graph that leave an attention some of its heads only.
 
     Args:
         query: the query heads that stay.
@@ -31,27 +31,27 @@ class HeadRemoval:
     path: OutputProjection
     query: tuple[int, ...]
     key: tuple[int, ...]
-    cutter: Cutter
+    slicer: AxisSlicer
     #: The new inputs of the attention, of gates and of Reshapes: (node, position, new value).
     inputs: list[tuple[ir.Node, int, ir.Value | None]] = field(default_factory=list)
-    #: Outputs of the program that lose heads: old value, new value, cut.
-    outputs: list[tuple[ir.Value, ir.Value, Cut]] = field(default_factory=list)
+    #: Outputs of the program that lose heads: old value, new value, slice.
+    outputs: list[tuple[ir.Value, ir.Value, AxisSlice]] = field(default_factory=list)
 
     def make(self) -> None:
         """Plan every change.
 
         Raises:
-            Miss: the heads cannot go, or would still be computed for something else.
+            Miss: the heads cannot go, or something else needs them computed.
         """
         node = self.attention.node
-        made = self.attention.cut_inputs(self.cutter, self.query, self.key)
+        made = self.attention.sliced_inputs(self.slicer, self.query, self.key)
         self.inputs += [(node, position, value) for position, value in enumerate(made)]
         for gate_node, gate in self.path.gates:
             self._make_gate(gate_node, gate)
         for value, axis, owner in self.path.values[1:]:
             producer = value.producer()
             if producer is not None and standard(producer, "Reshape"):
-                shape = self.cutter.shape_of(producer, self._cut(axis, owner))
+                shape = self.slicer.shape_of(producer, self._slice(axis, owner))
                 self.inputs.append((producer, 1, shape))
         self._make_outputs()
         self._check_nothing_stays()
@@ -60,28 +60,28 @@ class HeadRemoval:
         """Change the Graph.
 
         Args:
-            silenced: heads that stay and are to give nothing.
+            silenced: heads that stay, and whose rows of the projection become 0.
         """
         path = self.path
-        kept = self._cut(path.axis, path.owner).kept
+        kept = self._slice(path.axis, path.owner).kept
         factor = path.factor * ~np.isin(path.owner, list(silenced))
         scaled = not (factor == 1).all()
         if scaled or len(kept) < len(path.owner):
             scale = factor[list(kept)] if scaled else None
-            weight = self.cutter.weight(path.weight, Cut(path.axis, kept), scale)
+            weight = self.slicer.sliced_weight(path.weight, AxisSlice(path.axis, kept), scale)
             self.inputs.append((path.node, 1, weight))
         before = [node.inputs[position] for node, position, _ in self.inputs]
         for node, position, value in self.inputs:
             node.replace_input_with(position, value)
         for value, axis, owner in path.values:
-            value.shape = shorter(value, self._cut(axis, owner))
+            value.shape = sliced_shape(value, self._slice(axis, owner))
         for node in path.constants:
             gated = next(v for v in node.inputs if v in [value for value, _, _ in path.values])
             before += node.inputs
             ir.convenience.replace_all_uses_with(node.outputs[0], gated)
-        self.cutter.commit()
-        for old, new, cut in self.outputs:
-            _replace_output(old, new, cut)
+        self.slicer.commit()
+        for old, new, axis_slice in self.outputs:
+            _replace_output(old, new, axis_slice)
         before += [old for old, _, _ in self.outputs]
         before += [node.outputs[0] for node in path.constants]
         self.attention.set_kept(self.query, self.key)
@@ -89,8 +89,8 @@ class HeadRemoval:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _cut(self, axis: int, owner: np.ndarray) -> Cut:
-        return Cut(axis, tuple(np.flatnonzero(np.isin(owner, self.query)).tolist()))
+    def _slice(self, axis: int, owner: np.ndarray) -> AxisSlice:
+        return AxisSlice(axis, tuple(np.flatnonzero(np.isin(owner, self.query)).tolist()))
 
     def _make_gate(self, node: ir.Node, gate: ir.Value) -> None:
         axis, owner = next((a, o) for v, a, o in self.path.values if v is node.outputs[0])
@@ -99,11 +99,11 @@ class HeadRemoval:
             raise Miss("a gate of its heads has no known shape", at=node)
         if place < 0 or axis_size(gate, place) == 1:
             return
-        cut = self._cut(place, owner)
+        axis_slice = self._slice(place, owner)
         if len(list(gate.uses())) > 1 or gate.is_graph_output():
-            new = self.cutter.pick(gate, cut, node)
+            new = self.slicer.gathered(gate, axis_slice, node)
         else:
-            new = self.cutter.cut(gate, cut)
+            new = self.slicer.sliced(gate, axis_slice)
         self.inputs.append((node, 0 if node.inputs[0] is gate else 1, new))
 
     def _make_outputs(self) -> None:
@@ -111,15 +111,15 @@ class HeadRemoval:
         for position, output in enumerate(node.outputs[1:], 1):
             if not output.uses() and not output.is_graph_output():
                 continue
-            if output.uses() or position > 2 or not self.cutter.boundary:
+            if output.uses() or position > 2 or not self.slicer.boundary:
                 raise Miss(f"its heads are in {output.name!r}, which is read elsewhere")
             kept = self.key
-            self.outputs.append((output, output, Cut(1, kept)))
+            self.outputs.append((output, output, AxisSlice(1, kept)))
         for output in self.graph.graph.outputs:
-            for cut, new in self.cutter.made(output):
-                if not self.cutter.boundary:
+            for axis_slice, new in self.slicer.slices_of(output):
+                if not self.slicer.boundary:
                     raise Miss(f"its heads are in output {output.name!r} of the program")
-                self.outputs.append((output, new, cut))
+                self.outputs.append((output, new, axis_slice))
 
     def _check_nothing_stays(self) -> None:
         """Refuse a removal after which the projections of the heads would still be computed."""
@@ -140,35 +140,35 @@ class HeadRemoval:
             for attribute in producer.attributes.values():
                 if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
                     raise Miss("the program has branches or loops", at=producer)
-        for old in self.cutter.projections:
+        for old in self.slicer.projections:
             if old in read:
                 raise Miss("its projection is read by something else too", at=old)
-        remade = set(self.cutter.new_nodes())
+        remade = set(self.slicer.new_nodes())
         changed = {node for node, _, _ in self.inputs}
-        for value, cut in self.cutter.inputs.items():
+        for value, axis_slice in self.slicer.inputs.items():
             for user, _ in value.uses():
-                if user in remade or user in changed or _reads_other_size(user, cut.axis):
+                if user in remade or user in changed or _reads_other_size(user, axis_slice.axis):
                     continue
                 if user in read:
                     raise Miss(f"input {value.name!r} is read by something else too", at=user)
 
 
-def cut_output(graph: Graph, output: ir.Value, cut: Cut) -> None:
-    """Give an output of a Graph fewer heads, and the weights behind it.
+def slice_output(graph: Graph, output: ir.Value, axis_slice: AxisSlice) -> None:
+    """Slice an output of a Graph, and the weights that it is computed from.
 
     Raises:
-        Miss: what makes it cannot be followed, or it is read inside of the Graph too.
+        Miss: the output cannot be sliced, or something inside of the Graph reads it too.
     """
     if output.uses():
         raise Miss(f"output {output.name!r} is read inside of the program too")
-    cutter = Cutter(graph, boundary=True)
+    slicer = AxisSlicer(graph, boundary=True)
     try:
-        new = cutter.cut(output, cut)
+        new = slicer.sliced(output, axis_slice)
     except Miss:
-        cutter.discard()
+        slicer.discard()
         raise
-    cutter.commit()
-    _replace_output(output, new, cut)
+    slicer.commit()
+    _replace_output(output, new, axis_slice)
     remove_dead(graph, [output])
 
 
@@ -183,9 +183,9 @@ def _reads_other_size(node: ir.Node, axis: int) -> bool:
     return axis not in range(size)[start:end]
 
 
-def _replace_output(old: ir.Value, new: ir.Value, cut: Cut) -> None:
+def _replace_output(old: ir.Value, new: ir.Value, axis_slice: AxisSlice) -> None:
     if new is old:
-        old.shape = shorter(old, cut)
+        old.shape = sliced_shape(old, axis_slice)
     else:
         name = old.name
         old.name, new.name = f"{name}_whole", name
@@ -194,11 +194,11 @@ def _replace_output(old: ir.Value, new: ir.Value, cut: Cut) -> None:
         for position, value in enumerate(graph.outputs):
             if value is old:
                 graph.outputs[position] = new
-    new.meta[KEPT] = cut
+    new.meta[KEPT] = axis_slice
 
 
 def remove_dead(graph: Graph, values: list[ir.Value]) -> None:
-    """Remove what makes these values, as far back as nothing else reads it."""
+    """Remove the nodes and weights that only these values are computed from."""
     while values:
         value = values.pop()
         if value.uses() or value.is_graph_output():

@@ -1,4 +1,4 @@
-"""How much each head matters: read from a file, and turned into the heads that can go."""
+"""Reads the importance of heads from a file, and chooses the heads to remove."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an attention's output to the matrix that mixes its heads, and what stands between."""
+"""Follows an attention's output to the output projection, the matrix that mixes its heads."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.passes.analysis.pruning.axis_map import axis_through_reshape
+from omnigraph.passes.analysis.pruning.axis_slice import axis_through_reshape
 from omnigraph.passes.matching import axis_size, constant, only_use, rank, standard
 from omnigraph.passes.site_pass import Miss
 
 
 @dataclass
 class OutputProjection:
-    """How the heads of an attention reach the product that mixes them.
+    """The product that mixes the heads of an attention, and the values on the way to it.
 
     Args:
-        node: the MatMul or Gemm whose weight has a row for each feature of each head.
+        node: the MatMul or Gemm; its weight has a row for each feature of each head.
         weight: that weight.
-        axis: the axis of it that features are.
-        owner: the head that each feature is of, [features].
-        factor: what constant gates multiply each feature by, [features].
-        values: what stands between, from the attention's output on: each value with the axis that
-            heads are in it, and the head of each element of that axis.
+        axis: the axis of features in the weight.
+        owner: the head of each feature, [features].
+        factor: the product of the constant gates on each feature, [features].
+        values: the values on the way, from the attention's output on: each with its axis of heads,
+            and the head of each element of that axis.
         gates: nodes that multiply by a gate that depends on the input, and the gate.
-        constants: nodes that multiply by a constant gate, whose factors are in ``factor``.
+        constants: nodes that multiply by a constant gate; ``factor`` has their factors.
     """
 
     node: ir.Node
@@ -39,7 +39,7 @@ class OutputProjection:
     constants: list[ir.Node] = field(default_factory=list)
 
     def silent(self, heads: int) -> set[int]:
-        """The heads that give nothing: their gate is 0, or their rows of the weight are."""
+        """The heads that add nothing: their gate is 0, or their rows of the weight are 0."""
         weight = ir.convenience.get_const_tensor(self.weight)
         assert weight is not None
         rows = np.moveaxis(weight.numpy(), self.axis, 0)
@@ -52,11 +52,11 @@ def find_output_projection(output: ir.Value, axis: int, owner: np.ndarray) -> Ou
 
     Args:
         output: [B, H, T, D] or [B, T, H * D].
-        axis: where heads are in it.
-        owner: the head that each element of that axis is of.
+        axis: its axis of heads.
+        owner: the head of each element of that axis.
 
     Raises:
-        Miss: heads are read elsewhere, or mixed by something that is no constant matrix.
+        Miss: something else reads the heads, or what mixes them is no constant matrix.
     """
     values, factor = [(output, axis, owner)], np.ones(len(owner))
     gates: list[tuple[ir.Node, ir.Value]] = []
@@ -68,8 +68,8 @@ def find_output_projection(output: ir.Value, axis: int, owner: np.ndarray) -> Ou
             raise Miss(_read_elsewhere(value))
         if standard(node, "MatMul", "Gemm"):
             weight = _weight_of(node, value, axis)
-            turned = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
-            side = 1 if turned else 0
+            transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
+            side = 1 if transposed else 0
             return OutputProjection(node, weight, side, owner, factor, values, gates, constants)
         if standard(node, "Mul"):
             other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
@@ -112,7 +112,7 @@ def _weight_of(node: ir.Node, value: ir.Value, axis: int) -> ir.Value:
 
 
 def _per_element(gate: ir.Value, value: ir.Value, axis: int) -> np.ndarray | None:
-    """The numbers of a constant gate along the axis of heads; None if it is no such gate."""
+    """The numbers of a constant gate along the axis of heads; None where it is another gate."""
     array, size = constant(gate), axis_size(value, axis)
     if array is None or size is None or array.size not in (1, size):
         return None
@@ -125,7 +125,7 @@ def _per_element(gate: ir.Value, value: ir.Value, axis: int) -> np.ndarray | Non
 def _reshaped(
     node: ir.Node, value: ir.Value, axis: int, owner: np.ndarray, factor: np.ndarray
 ) -> tuple[int, np.ndarray, np.ndarray]:
-    """Axis, owners and factors behind a Reshape."""
+    """The axis of heads, the owners and the factors after a Reshape."""
     result = node.outputs[0]
     places = list(_elements(value, result, axis, len(owner)))
     if any(place is None for place in places):
@@ -144,6 +144,6 @@ def _reshaped(
 def _elements(
     value: ir.Value, result: ir.Value, axis: int, size: int
 ) -> Iterator[tuple[int, tuple[int, ...]] | None]:
-    """Where each element of an axis goes in a Reshape."""
+    """The place of each element of an axis after a Reshape."""
     for element in range(size):
         yield axis_through_reshape(value, result, axis, (element,))

@@ -1,4 +1,4 @@
-"""Which rows a node selects, and of which rows of its inputs another node makes such rows."""
+"""Reads which rows a node selects, and which rows of its inputs another node makes them from."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _MASK, _PAST_KEY, _HEADS_APART = 3, 4, 4
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows that are selected along one axis, by whatever node.
+    """Rows that a node selects along one axis.
 
     Args:
         op_type: Slice, Gather, or GatherND of one row for each element of the batch.
         axis: counted from the front.
         which: starts, ends and steps; or the indices.
-        drops_axis: a Gather by one number, whose axis is not kept.
+        drops_axis: whether the axis is dropped, as by a Gather of one number.
     """
 
     op_type: str
@@ -38,7 +38,7 @@ class Selection:
 
     @property
     def batched(self) -> bool:
-        """Whether the rows differ by element of the batch, axis 0."""
+        """Whether each element of the batch, axis 0, has rows of its own."""
         return self.op_type == "GatherND"
 
     def along(self, axis: int) -> Selection:
@@ -46,7 +46,7 @@ class Selection:
         return replace(self, axis=axis, drops_axis=False)
 
     def node(self, value: ir.Value, like: ir.Node, before: Inserter) -> ir.Node:
-        """A node that selects of a value the rows that another one, of this kind, selects."""
+        """A node that selects these rows of a value, as the node ``like`` does of another."""
         which = like.inputs[1:]
         if self.op_type == "GatherND":
             return before.node("GatherND", value, which[0], batch_dims=1)
@@ -65,7 +65,7 @@ class Selection:
 
 
 def selection_of(node: ir.Node) -> Selection | None:
-    """What a node selects along one axis, or None."""
+    """The rows that a node selects along one axis; None if it does not."""
     data = node.inputs[0] if node.inputs else None
     axes = rank(data)
     if axes is None:
@@ -87,16 +87,18 @@ def selection_of(node: ir.Node) -> Selection | None:
 
 
 def _comparable(value: ir.Value | None) -> ir.Value | tuple[int, ...] | None:
-    """Constants by what they are, all else by identity."""
+    """A constant as its numbers, any other value as itself."""
     array = constant(value)
     return value if array is None else tuple(int(n) for n in array.reshape(-1))
 
 
 def rows_of_inputs(node: ir.Node, selection: Selection) -> dict[int, int]:
-    """The inputs of a node of which the same rows give its selected rows: index to axis there.
+    """The inputs of a node that have these rows, by position, each with its axis of rows.
+
+    The node makes a row of its output from the same row of each of them.
 
     Raises:
-        Miss: the node mixes rows, or it is not known whether it does.
+        Miss: the node mixes rows, or may mix them.
     """
     rows = _rows(node, selection.axis)
     if selection.batched:
@@ -137,7 +139,7 @@ def _rows(node: ir.Node, axis: int) -> dict[int, int]:
 
 
 def _broadcast_rows(node: ir.Node, axis: int) -> dict[int, int]:
-    """Inputs are aligned at their last axes; one of size 1 is the same for all rows."""
+    """The inputs with rows, aligned at their last axes; one of size 1 is the same for all rows."""
     result, rows = node.outputs[0], {}
     for index, value in enumerate(node.inputs):
         axes, total = rank(value), rank(result)
@@ -157,7 +159,7 @@ def _broadcast_rows(node: ir.Node, axis: int) -> dict[int, int]:
 
 
 def _query_rows(node: ir.Node, axis: int) -> dict[int, int]:
-    """A query's row, and its row of the mask, make its row of the output."""
+    """A row of the queries, and its row of the mask, make a row of the output."""
     past = any(value is not None for value in node.inputs[_PAST_KEY:])
     causal = node.attributes.get_int("is_causal", 0)
     if axis != 2 or rank(node.inputs[0]) != _HEADS_APART or past or causal:

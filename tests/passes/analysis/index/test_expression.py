@@ -12,20 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.passes.analysis.index.bounds import bounds, settled
-from omnigraph.passes.analysis.index.evaluation import Emitter, compute
-from omnigraph.passes.analysis.index.expression import (
+from omnigraph.passes.analysis.index import (
     Coordinate,
+    Emitter,
     Expression,
     Length,
     Linear,
+    NotClosed,
+    apply,
+    bounds,
+    compute,
     coordinate,
     coordinates,
     data,
+    deny,
+    dimension,
+    every,
+    read,
+    settled,
+    substitute,
 )
-from omnigraph.passes.analysis.index.reading import NotClosed, read
-from omnigraph.passes.analysis.index.shapes import dimension
-from omnigraph.passes.analysis.index.simplification import apply, deny, every, substitute
 from omnigraph.passes.insertion import Inserter
 
 NAMES = ("b", "h", "i", "j")

@@ -1,4 +1,4 @@
-"""An attention that is written out, read from its softmax and checked."""
+"""Reads an unfused attention from its softmax, in any spelling, and checks it."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from omnigraph.passes.analysis.attention.heads import (
     joined_heads,
     repeated_from,
     scaled_queries,
-    turned_keys,
+    transposed_keys,
 )
 from omnigraph.passes.analysis.attention.joined_mask import check_terms
 from omnigraph.passes.analysis.attention.scores import Scores, read_scores
-from omnigraph.passes.analysis.attention.weights import Shares, read_shares
+from omnigraph.passes.analysis.attention.weights import AttentionWeights, read_weights
 from omnigraph.passes.matching import axis_size, same_dim
 from omnigraph.passes.site_pass import Miss
 
 
-class WrittenAttention:
-    """What one softmax of scores is made from and leads to; reading it changes nothing.
+class UnfusedAttention:
+    """The parts of an attention around one softmax; reading them changes nothing.
 
-    ``scores`` and ``shares`` are what stands around the softmax; ``query``, ``key`` and ``value``
-    the tensors of four axes; ``heads`` is H where scores of three axes are [B*H, T, S]; ``scale``
-    multiplies the product; ``seen`` is a value on the way that others read too, which mode
-    ``mode`` of Attention-24 gives.
+    Attributes:
+        scores, weights: the nodes before the softmax, and the nodes after it.
+        query, key, value: the tensors of four axes.
+        heads: H where scores of three axes are [B*H, T, S]; else None.
+        scale: the factor of the product of queries and keys.
+        qk_output: the value on the way that something else reads too, if there is one; Attention
+            gives it as ``qk_matmul_output`` in mode ``qk_mode``.
 
     Raises:
-        Miss: it is no attention that Attention-24 holds.
+        Miss: Attention-24 does not compute this attention.
     """
 
     def __init__(self, softmax: ir.Node) -> None:
         self.softmax = softmax
         self.scores: Scores = read_scores(softmax)
-        self.shares: Shares = read_shares(softmax, self.scores)
+        self.weights: AttentionWeights = read_weights(softmax, self.scores)
         left, right = self.scores.product.inputs[:2]
-        value = self.shares.product.inputs[1]
+        value = self.weights.product.inputs[1]
         assert left is not None and right is not None and value is not None
-        self.heads = self.scores.heads or self.shares.heads or joined_heads(left)
+        self.heads = self.scores.heads or self.weights.heads or joined_heads(left)
         self.query, left_scale = scaled_queries(left, self.heads)
-        self.key, right_scale = turned_keys(right, self.heads)
+        self.key, right_scale = transposed_keys(right, self.heads)
         self.value = four_axes(value, self.heads)
         self.scale = self.scores.scale * left_scale * right_scale
         if not self.scale > 0:
@@ -49,18 +52,18 @@ class WrittenAttention:
         self.dtype = self._dtype()
         self._group_heads()
         self._check_sizes()
-        self.seen, self.mode = self._read_elsewhere()
-        check_terms(self.scores.terms, self.dtype, self.shares.zeroed)
+        self.qk_output, self.qk_mode = self._read_elsewhere()
+        check_terms(self.scores.terms, self.dtype, self.weights.zeroed)
 
     def _dtype(self) -> ir.DataType:
         found = {heads.source.dtype for heads in (self.query, self.key, self.value)}
         (dtype, *others) = found
         if others or dtype is None:
-            raise Miss("queries, keys and values are not of one known type", self.shares.product)
+            raise Miss("queries, keys and values are not of one known type", self.weights.product)
         return dtype
 
     def _group_heads(self) -> None:
-        """Take keys and values from before they were repeated, where both were."""
+        """Use keys and values from before both were repeated for the query heads."""
         if self.key.make is not None or self.value.make is not None:
             return
         key, value = repeated_from(self.key.source), repeated_from(self.value.source)
@@ -68,7 +71,7 @@ class WrittenAttention:
             self.key, self.value = Heads.whole(key), Heads.whole(value)
 
     def _check_sizes(self) -> None:
-        """Refuse factors that one is broadcast to the other: Attention does not."""
+        """Refuse queries, keys and values that are broadcast to each other: Attention does not."""
         query, key, value = self.query.dims, self.key.dims, self.value.dims
         at = self.scores.product
         for one, name in ((key, "keys"), (value, "values")):
@@ -83,7 +86,7 @@ class WrittenAttention:
         self._check_masked()
 
     def _check_masked(self) -> None:
-        """Refuse masks that make one query, head or batch of scores many: Attention does not."""
+        """Refuse masks that broadcast the scores to more queries, heads or batches."""
         batch, heads, queries, _ = self.query.dims
         masked = self.softmax.outputs[0].shape
         if masked is None or (len(masked) == 3 and self.heads is not None):
@@ -95,20 +98,19 @@ class WrittenAttention:
                 raise Miss("the mask has a size that queries and keys have not", self.softmax)
 
     def _read_elsewhere(self) -> tuple[ir.Value | None, int]:
-        """The one value on the way that others read too, and the output mode that gives it."""
-        scores, shares = self.scores, self.shares
-        absorbed = {*scores.nodes, self.softmax, *shares.nodes}
-        way = [*scores.nodes, self.softmax, *shares.nodes]
+        """The one value on the way that something else reads too, and its output mode."""
+        scores, weights = self.scores, self.weights
+        way = [*scores.nodes, self.softmax, *weights.nodes]
         found: list[ir.Value] = []
         for value in (output for node in way for output in node.outputs):
-            if value is shares.product.outputs[0] or value in found:
+            if value is weights.product.outputs[0] or value in found:
                 continue
-            if not _is_read_within(value, absorbed):
+            if not _is_read_within(value, set(way)):
                 found.append(value)
         found = [value for value in found if self._is_ours(value)]
         if not found:
             return None, 0
-        modes = {**scores.modes, **dict.fromkeys(shares.shares, 3)}
+        modes = {**scores.modes, **dict.fromkeys(weights.ungated, 3)}
         if len(found) > 1 or found[0] not in modes:
             raise Miss("scores or shares are read elsewhere too", found[0].producer())
         if found[0].dtype != self.dtype:
@@ -120,7 +122,7 @@ class WrittenAttention:
         stack, seen = [value], set()
         ways = {output for node in self.scores.nodes for output in node.outputs}
         ways.add(self.softmax.outputs[0])
-        ours = {*self.scores.nodes, self.softmax, *self.shares.nodes}
+        ours = {*self.scores.nodes, self.softmax, *self.weights.nodes}
         while stack:
             current = stack.pop()
             if current in ways:
@@ -133,7 +135,7 @@ class WrittenAttention:
 
 
 def _is_read_within(value: ir.Value, nodes: set[ir.Node], depth: int = 6) -> bool:
-    """Whether all that reads a value is these nodes, or is made for them alone: shapes, say."""
+    """Whether only these nodes read a value, directly or through others, such as its Shape."""
     if value.is_graph_output() or depth == 0:
         return False
     others = [user for user, _ in value.uses() if user not in nodes]
