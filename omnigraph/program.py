@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnigraph.errors import UsageError
+
+if TYPE_CHECKING:
+    from omnigraph.graph import Graph
 
 #: A dimension of a tensor: a number, a name, or a sum of names such as ``"past + sequence"``.
 DimLike = int | str
@@ -120,6 +123,7 @@ class Program:
         fixed: dimensions that were given one size, which the shapes no longer name.
         root: where in ``module`` the model itself stands, if the module only wraps it; modules and
             weights are named by their paths from there.
+        to_graph: gives the program's Graph; None traces ``module`` with torch.
 
     Raises:
         UsageError: two tensors of one name, or a dimension that is no name.
@@ -134,6 +138,7 @@ class Program:
     state: tuple[tuple[str, str], ...] = ()
     fixed: Mapping[str, int] = field(default_factory=dict)
     root: str = ""
+    to_graph: Callable[[Program], Graph] | None = None
 
     def __post_init__(self) -> None:
         names = [*(spec.name for spec in self.inputs), *self.outputs]

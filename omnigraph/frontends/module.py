@@ -9,7 +9,7 @@ import numpy as np
 
 from omnigraph.errors import TraceError, UsageError
 from omnigraph.program import Case, Dim, Program, TensorSpec, dim_terms, evaluate_dim
-from omnigraph.tracing.trace import flatten_outputs, returned
+from omnigraph.tracing.module_call import flatten_outputs, returned
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

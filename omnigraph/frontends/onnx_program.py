@@ -65,7 +65,7 @@ def program_from_onnx(
     examples = _examples(graph, axes, inputs or {})
     _check_runs(module, examples)
     program = program_from_module(module, examples, dynamic=axes)
-    return _with_state(program)
+    return _with_state(replace(program, to_graph=module.graph))
 
 
 def _check_runs(module: OnnxModule, examples: Mapping[str, torch.Tensor]) -> None:
