@@ -251,15 +251,9 @@ def _arguments(model: nn.Module) -> set[str]:
 
 def _defaulted(program: Program) -> Program:
     """The program with inputs that may be left out: masks, which are ones then, and the past."""
-    specs = tuple(
-        replace(spec, default=1)
-        if spec.name.endswith("attention_mask")
-        else replace(spec, default=0)
-        if spec.name.startswith("past_key_values.")
-        else spec
-        for spec in program.inputs
-    )
-    return replace(program, inputs=specs)
+    defaults = {"mask": 1, "past": 0}
+    specs = (replace(spec, default=defaults.get(spec.role)) for spec in program.inputs)
+    return replace(program, inputs=tuple(specs))
 
 
 def _bounded(program: Program, model: nn.Module) -> Program:

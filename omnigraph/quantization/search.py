@@ -60,7 +60,8 @@ def search(
     samples = []
     if most is not None:
         model = GraphRunner(graph).run
-        samples = [sample_of(model, *pair) for pair in quantizer.evaluation(item)]
+        pairs = quantizer.evaluation(item)
+        samples = [sample_of(model, *pair, item.inputs, item.outputs) for pair in pairs]
     times = {}
     if gate is not None:
         times = _times(

@@ -11,7 +11,7 @@ from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import output_scales
 from omnigraph.errors import TraceError
-from omnigraph.graph import Graph, declare_ranges, describe
+from omnigraph.graph import Graph, declare_ranges, declare_roles, describe
 from omnigraph.program import Program
 from omnigraph.tracing.module_call import flatten_outputs, module_outputs, returned
 from omnigraph.tracing.names import output_specs
@@ -39,8 +39,8 @@ def trace(program: Program) -> Graph:
         program: what to trace; its module is not changed, and its weights are not copied.
 
     Returns:
-        The Graph, its inputs and outputs named as the program says, its dimensions by name, and
-        each node with the module and the source line it came from.
+        The Graph, its inputs and outputs with the program's names and roles, its dimensions by
+        name, and each node with the module and the source line it came from.
 
     Raises:
         TraceError: torch cannot trace the module, or the trace fixed a dimension that was declared
@@ -50,6 +50,7 @@ def trace(program: Program) -> Graph:
     graph = to_graph(program)
     _check_drawn(graph, program)
     declare_ranges(graph, {dim: (sizes.min, sizes.max) for dim, sizes in program.dims.items()})
+    declare_roles(graph, program.roles())
     return graph
 
 
