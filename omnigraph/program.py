@@ -108,12 +108,21 @@ class TensorSpec:
         fields: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
         if self.default is not None:
             fields["default"] = self.default
+        if self.role:
+            fields["role"] = self.role
         return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TensorSpec:
-        """The inverse of ``to_dict``."""
-        return cls(fields["name"], fields["dtype"], tuple(fields["shape"]), fields.get("default"))
+        """The inverse of ``to_dict``; a role that a later version has is not known here."""
+        role = fields.get("role", "")
+        return cls(
+            fields["name"],
+            fields["dtype"],
+            tuple(fields["shape"]),
+            fields.get("default"),
+            role if role in ROLES else "",
+        )
 
 
 def _check_role(tensor: str, role: str) -> None:

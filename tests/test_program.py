@@ -144,7 +144,14 @@ def test_the_mask_of_a_tensor_has_its_positions():
     assert mask_of(TensorSpec("y", "float32", ("batch", "sequence")), [unknown]) is None
 
 
-def test_a_spec_without_a_role_is_read():
+def test_a_role_is_written_and_read():
+    spec = TensorSpec("input_ids", "int64", ("batch", "sequence"), role="tokens")
+    assert spec.to_dict()["role"] == "tokens"
+    assert TensorSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_a_spec_without_a_known_role_is_read():
     fields = {"name": "input_ids", "dtype": "int64", "shape": ["batch", "sequence"]}
     assert TensorSpec.from_dict(fields) == TensorSpec("input_ids", "int64", ("batch", "sequence"))
     assert TensorSpec.from_dict(fields).to_dict() == fields
+    assert TensorSpec.from_dict({**fields, "role": "of a later version"}).role == ""

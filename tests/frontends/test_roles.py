@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+from omnigraph.artifact import Artifact
 from omnigraph.frontends.module import program_from_module
 from omnigraph.frontends.onnx_program import program_from_onnx
 from omnigraph.frontends.resolve import resolve
@@ -200,6 +201,13 @@ def test_a_graph_and_its_copies_know_the_roles(traced):
     for spec in (*made.program.inputs, *output_specs(copy)):
         assert spec.role and role_of(copy, spec.name) == spec.role
     assert role_of(copy, "nothing") == ""
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_an_artifact_knows_the_roles(tiny_artifacts, target: str):
+    for entry in Artifact(tiny_artifacts[target]).programs.values():
+        for spec in (*entry.inputs, *entry.outputs):
+            assert spec.role == role_of_name(spec.name)
 
 
 # All else ----------------------------------------------------------------------------------------
