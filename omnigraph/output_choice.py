@@ -1,4 +1,4 @@
-"""Which outputs of its programs an export computes, and of which of them the last position only."""
+"""Which outputs an export computes, and which of them for the last token only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OutputChoice:
     last: tuple[str, ...] = ()
 
     def check(self, programs: Mapping[str, Sequence[str]]) -> None:
-        """Refuse a name that no program has an output of.
+        """Refuse a name that is no program's output.
 
         Args:
             programs: the outputs of each program.
@@ -83,7 +83,7 @@ class OutputChoice:
         return tuple(pair for pair in state if not kept or pair[1] in kept)
 
     def _of(self, outputs: Sequence[TensorSpec]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What applies to one program."""
+        """The outputs of one program to keep, and those to compute for the last token."""
         names = [spec.name for spec in outputs]
         kept = tuple(name for name in self.outputs if name in names)
         last = tuple(n for n in self.last if n in names and (not kept or n in kept))

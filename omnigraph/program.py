@@ -1,4 +1,4 @@
-"""What a model offers for compiling: programs, their tensors and their dimensions."""
+"""The programs of a model, their tensors and their dimensions."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: What an input may be: a type that both numpy and ONNX have.
 _DTYPES = frozenset("bool uint8 int8 int16 int32 int64 float16 float32 float64".split())
-#: A floating number at or below this, where the only other value is 0, is a mask that is added.
+#: Floats of two values, 0 and another of at most this, are a mask that is added to scores.
 _HIDDEN = -1e4
 
 

@@ -22,7 +22,7 @@ from omnigraph.program import Dim, Program, dim_terms, evaluate_dim
 
 #: Sizes of example inputs: all different, so that none agree by chance.
 _SIZES = (2, 5, 3, 7, 4, 6, 9, 8)
-#: Ops that hand on integers as they are, or with a bound number more.
+#: Ops that pass integers on, perhaps beside a few others.
 _HANDS_ON = frozenset(
     "Cast Clip Concat Expand Flatten Identity Reshape Slice Squeeze Transpose Unsqueeze".split()
 )

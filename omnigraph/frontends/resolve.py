@@ -1,4 +1,4 @@
-"""What MODEL on the command line stands for: the programs of a model, and what it is."""
+"""Finds a model and its programs, by what MODEL names on the command line."""
 
 from __future__ import annotations
 

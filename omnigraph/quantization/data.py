@@ -42,7 +42,7 @@ from omnigraph.program import (
 
 Feeds = Mapping[str, np.ndarray]
 
-#: What manifests and messages call the samples that are drawn where there is no DATA.
+#: The source of samples that are drawn, where there is no DATA, as manifests name it.
 RANDOM = "random token ids"
 BYTES = "bytes"
 #: Tokens of one sample of text, and positions of one that is drawn.
@@ -125,8 +125,8 @@ class CalibrationData:
         Args:
             inputs: the program's.
             dims: the ranges of its dimensions; where given, the beginnings of some samples are
-                samples too. Data of one length say nothing of short inputs, whose attention has
-                less to take the mean of, and so larger results.
+                samples too. Data of one length show no short inputs, whose attention averages
+                over fewer tokens and so gives larger results.
         """
         return Feedings(self, tuple(inputs), dims)
 
@@ -278,7 +278,7 @@ def _as_input(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
 def random_data(program: Program, samples: int) -> list[Feeds]:
     """Samples that are drawn, of one sequence each, as the program draws its own inputs.
 
-    Few are enough, long ones and short ones: every one is as good as any other.
+    A few long and a few short ones are enough: more of them show nothing new.
     """
     drawn: list[Feeds] = []
     for seed in range(min(samples, _RANDOM_SAMPLES)):

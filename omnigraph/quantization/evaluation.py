@@ -26,13 +26,13 @@ Run = Callable[[Feeds], Mapping[str, np.ndarray]]
 _LABELS = "labels"
 #: Positions whose logits are worked on in float64 at a time.
 _POSITIONS = 1024
-#: Standard errors above the mean that leave 5 of 100 out.
+#: Standard errors above the mean: 5 of 100 results are higher.
 _ONE_SIDED = 1.645
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One evaluation input, and what the model makes of it.
+    """One evaluation input, and the model's loss or outputs on it.
 
     Args:
         feeds: inputs by name.
@@ -77,7 +77,7 @@ class Loss:
 
     @property
     def upper(self) -> float:
-        """What ``relative`` is below, at 95 of 100, on other samples of the same kind."""
+        """The upper end of ``relative``: 95 of 100 sets of such samples give less."""
         return self.relative + _ONE_SIDED * self.doubt
 
     def __str__(self) -> str:

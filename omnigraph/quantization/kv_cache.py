@@ -1,4 +1,4 @@
-"""Key/value caches in eight bits: their scales, and what the contract compares them with."""
+"""Key/value caches in eight bits: their scales, and the references of the contract."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omnigraph.program import Case, Program, TensorSpec, fit_sizes
 
 #: The types that caches may be kept in, other than the model's own.
 CACHE_TYPES = ("int8",)
-#: Input sets that the ranges of keys and values are taken from, and their lengths.
+#: How many input sets give the ranges of keys and values, and their length.
 _SETS, _LENGTH = 16, 64
 _MOST = 127
 

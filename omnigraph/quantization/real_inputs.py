@@ -22,7 +22,7 @@ _POSITIONS = ("decoder_sequence", "sequence")
 def with_real_inputs(
     programs: Sequence[Program], data: CalibrationData | None = None
 ) -> tuple[Program, ...]:
-    """Programs whose input sets have token ids from ``data``, and what other programs give.
+    """Programs with real input sets: token ids from ``data``, and outputs of other programs.
 
     Args:
         programs: of one model.
@@ -66,7 +66,7 @@ def _shown(sample: Feeds, tokens: TensorSpec, program: Program) -> np.ndarray:
 
 
 def _with_given(program: Program, programs: Sequence[Program]) -> Program:
-    """A program whose inputs that another one gives (of an encoder, say) are what that gives."""
+    """A program whose input sets have the outputs of others (an encoder, say) that it takes."""
     takes = {spec.name for spec in program.inputs}
     others = [p for p in programs if p is not program and takes.intersection(p.outputs)]
     if not others:
@@ -87,9 +87,9 @@ def _with_given(program: Program, programs: Sequence[Program]) -> Program:
 
 
 def _with_real_past(program: Program) -> Program:
-    """A program whose input sets have the past that it makes itself of the tokens before.
+    """A program whose input sets have a past that the program itself computed.
 
-    Left as it is where it has no state, or takes too few positions at once to make a past of.
+    It is left as it is where it has no state, or takes too few positions at once for a past.
     """
     if not program.state:
         return program

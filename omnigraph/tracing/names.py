@@ -15,7 +15,7 @@ from omnigraph.program import Program, TensorSpec, dim_terms
 
 #: The name under which the tracer's wrapper holds a program's module.
 _WRAPPER = "module"
-#: What stands for the path of the whole model, which is empty.
+#: Stands for the path of the whole model, which is empty.
 _WHOLE = "model"
 
 
