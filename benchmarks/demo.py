@@ -1,10 +1,17 @@
-"""The whole main job: export the reference model to every target, run it, show: ``make demo``."""
+"""The whole main job: export the reference model to every target, run it, show: ``make demo``.
+
+python -m benchmarks.demo          each target's own float, int8 and int4-weights
+python -m benchmarks.demo --all    every precision of every target: ``make demo-all``
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,38 +31,53 @@ result = {"modules": sorted({m.partition(".")[0] for m in sys.modules})}
 """
 
 
+#: What is shown first: None is each target's own default, fp32 or fp16.
+FIRST = (None, "int8", "int4-weights")
+
+
 def main() -> None:
     """Export, verify, run and time; one row for each artifact."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--all", action="store_true", help="every precision of every target")
     targets = [t for t in list_targets() if t["unusable"] is None]
-    precisions = dict.fromkeys(p for t in targets for p in t["precisions"])
+    precisions: Sequence[str | None] = FIRST
+    if parser.parse_args().all:
+        precisions = tuple(dict.fromkeys(p for t in targets for p in t["precisions"]))
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for precision in precisions:
-            chosen = {t["name"]: t for t in targets if precision in t["precisions"]}
-            names = ",".join(chosen)
-            command = f"omnigraph export omninet --config small --target {names}"
-            print(f"\n{command} --precision {precision}", file=sys.stderr)
-            with progress_reporter(precision) as progress:
-                reports = omnigraph.export(
-                    "omninet",
-                    list(chosen),
-                    config="small",
-                    settings=SETTINGS,
-                    precision=precision,
-                    out=Path(scratch) / precision,
-                    progress=progress,
-                )
-            for report in reports:
-                why_not = chosen[report.target]["unrunnable"]
-                latency, memory = (why_not, "") if why_not else run(report.path)
-                size, error = size_text(report.bytes), f"{report.deviation.rms:.1e}"
-                rows.append((report.target, precision, size, error, latency, memory))
+            chosen = [t for t in targets if precision is None or precision in t["precisions"]]
+            rows += list(exported(chosen, precision, Path(scratch) / str(precision)))
     rows.sort()
     print()
     print(
         "OmniNet small: encoder-decoder, 4 + 4 layers of 256, rotary positions; forward, 64 tokens"
     )
     print(table(("target", "precision", "size", "error (rms)", "latency", "memory to run"), rows))
+
+
+def exported(
+    targets: Sequence[Mapping[str, Any]], precision: str | None, out: Path
+) -> Iterator[tuple[str, ...]]:
+    """Export to some targets in one precision, and run: a row for each artifact."""
+    names = [target["name"] for target in targets]
+    command = f"omnigraph export omninet --config small --target {','.join(names)}"
+    print(f"\n{command}" + (f" --precision {precision}" if precision else ""), file=sys.stderr)
+    with progress_reporter(precision or "floats") as progress:
+        reports = omnigraph.export(
+            "omninet",
+            names,
+            config="small",
+            settings=SETTINGS,
+            precision=precision,
+            out=out,
+            progress=progress,
+        )
+    for report, target in zip(reports, targets, strict=True):
+        why_not = target["unrunnable"]
+        latency, memory = (why_not, "") if why_not else run(report.path)
+        size, error = size_text(report.bytes), f"{report.deviation.rms:.1e}"
+        yield report.target, report.precision, size, error, latency, memory
 
 
 def run(artifact: Path) -> tuple[str, str]:

@@ -19,7 +19,7 @@ class AttentionPattern:
     - ``flash``: every key, through torch's fused kernel where the machine has one.
     - ``sliding_window``: keys with |i - j| < ``window`` (Longformer, Beltagy et al. 2020,
       section 3.1); in a causal layer 0 <= i - j < ``window``.
-    - ``block_sparse``: with positions cut in blocks of ``block_size``, the block of the query and
+    - ``block_sparse``: with positions in blocks of ``block_size``, the block of the query and
       its two neighbours, the first ``global_blocks`` blocks (which see and are seen by all), and
       ``random_blocks`` more, drawn from ``seed`` (BigBird, Zaheer et al. 2020, section 2).
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from .config import OmniNetConfig
-from .omninet import OmniNet
+
+Model = TypeVar("Model", bound=nn.Module)
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -18,13 +22,13 @@ class CheckpointError(ValueError):
     """A folder that holds no readable OmniNet."""
 
 
-def save(model: OmniNet, folder: Path) -> None:
-    """Write ``model`` into ``folder``, which is made if it is not there."""
+def save(model: nn.Module, config: OmniNetConfig, folder: Path) -> None:
+    """Write ``model`` and its ``config`` into ``folder``, which is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict()
-    if model.config.tie_embeddings:
+    if config.tie_embeddings:
         del tensors["output.weight"]  # the same memory as token_embedding.weight
-    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     # Moved into place when whole: a model that was loaded from here still maps the old file.
     save_file(contiguous, folder / f"{WEIGHTS_FILE}.new", metadata={"format": "pt"})
@@ -33,8 +37,16 @@ def save(model: OmniNet, folder: Path) -> None:
         (folder / f"{name}.new").replace(folder / name)
 
 
-def load(folder: Path) -> OmniNet:
-    """Read ``folder``; the weights stay in the mapped file until they are touched."""
+def load(folder: Path, make: Callable[[OmniNetConfig], Model]) -> Model:
+    """Read ``folder``; the weights stay in the mapped file until they are touched.
+
+    Args:
+        folder: what `save` wrote.
+        make: gives a model of a configuration, whose weights are then replaced.
+
+    Raises:
+        CheckpointError: a file lacks, or its tensors are not those of the configuration.
+    """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(
@@ -49,7 +61,7 @@ def load(folder: Path) -> OmniNet:
             f"{folder / WEIGHTS_FILE}: expected a safetensors file, found one that cannot be read "
             f"({error})\nhint: it may be cut short; save the model again"
         ) from error
-    model = OmniNet(config, initialize=False)
+    model = make(config)
     if config.tie_embeddings and "token_embedding.weight" in tensors:
         tensors["output.weight"] = tensors["token_embedding.weight"]
     try:
@@ -59,8 +71,6 @@ def load(folder: Path) -> OmniNet:
             f"{folder / WEIGHTS_FILE}: expected the tensors of {CONFIG_FILE}, found others "
             f"({error})\nhint: the two files are not of one model"
         ) from error
-    if config.tie_embeddings:
-        model.output.weight = model.token_embedding.weight
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model

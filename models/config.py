@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from .activations import ACTIVATIONS
 from .attention_pattern import AttentionPattern, as_tuples, from_json, to_json
 from .config_error import ConfigError
+from .overrides import parse_overrides
 
 __all__ = ["CONFIGS", "AttentionPattern", "ConfigError", "OmniNetConfig"]
 
@@ -29,6 +30,9 @@ Attention: TypeAlias = AttentionPattern | tuple[LayerAttention, ...]
 
 PrunedHeads: TypeAlias = Mapping[str, Sequence[int]] | tuple[tuple[str, tuple[int, ...]], ...]
 """By the name of an attention, heads that were removed; kept as pairs, so that it hashes."""
+
+_Rule: TypeAlias = tuple[str, bool, str, str]
+"""A field, whether its value makes a model, what is expected of it, and a hint."""
 
 DENSE = AttentionPattern()
 
@@ -172,9 +176,8 @@ class OmniNetConfig:
     @classmethod
     def from_overrides(cls, overrides: Mapping[str, str], name: str = "tiny") -> OmniNetConfig:
         """The named configuration with fields given as text, as in ``--set key=value``."""
-        from .overrides import parse_overrides
-
-        return cls.named(name, **parse_overrides(overrides))
+        types = {field.name: str(field.type) for field in fields(cls)}
+        return cls.named(name, **parse_overrides(overrides, types))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values; `from_dict` reads them back."""
@@ -262,68 +265,77 @@ class OmniNetConfig:
                 raise ConfigError(name, "true or false", getattr(self, name), "no quotes around it")
 
     def _check_shapes(self) -> None:
-        if self.hidden_size % self.num_heads:
-            raise ConfigError(
+        for name, holds, expected, hint in (*self._size_rules(), *self._position_rules()):
+            if not holds:
+                raise ConfigError(name, expected, getattr(self, name), hint)
+
+    def _size_rules(self) -> tuple[_Rule, ...]:
+        return (
+            (
                 "num_heads",
+                self.hidden_size % self.num_heads == 0,
                 f"a divisor of hidden_size {self.hidden_size}",
-                self.num_heads,
                 "the head size is hidden_size / num_heads",
-            )
-        if self.num_decoder_layers is not None and self.kind != "encoder-decoder":
-            raise ConfigError(
+            ),
+            (
                 "num_decoder_layers",
+                self.num_decoder_layers is None or self.kind == "encoder-decoder",
                 f"None for kind={self.kind}",
-                self.num_decoder_layers,
                 "num_layers is the count of the only side; or set kind=encoder-decoder",
-            )
-        if self.hidden_size * self.ffn_ratio != self.ffn_size:
-            raise ConfigError(
+            ),
+            (
                 "ffn_ratio",
+                self.hidden_size * self.ffn_ratio == self.ffn_size,
                 f"a ratio that makes hidden_size {self.hidden_size} an integer",
-                self.ffn_ratio,
                 "the inner width is hidden_size * ffn_ratio",
-            )
-        if self.positions == "sinusoidal" and self.hidden_size % 2:
-            raise ConfigError(
-                "hidden_size", "an even number", self.hidden_size, "sinusoids come in pairs"
-            )
-        if self.positions == "rotary" and not (
-            0 < self.rotary_fraction <= 1
-            and self.rotary_size >= 2
-            and self.rotary_size % 2 == 0
-            and self.rotary_size == self.head_size * self.rotary_fraction
-        ):
-            raise ConfigError(
-                "rotary_fraction",
-                f"a fraction of the head size {self.head_size} that is an even integer, in (0, 1]",
-                self.rotary_fraction,
-                "rotation works on pairs of dimensions",
-            )
-        if self.positions == "rotary" and self.rotary_scaling != "none" and self.rotary_factor < 1:
-            raise ConfigError(
-                "rotary_factor",
-                "at least 1",
-                self.rotary_factor,
-                "the factor is new length / trained length",
-            )
-        if self.positions == "relative" and (
-            self.relative_buckets < 4
-            or self.relative_buckets % 4
-            or self.relative_max_distance <= self.relative_buckets // 2
-        ):
-            raise ConfigError(
-                "relative_buckets",
-                f"a multiple of 4 below twice relative_max_distance {self.relative_max_distance}",
-                self.relative_buckets,
-                "half the buckets of each direction are exact, the others logarithmic",
-            )
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ConfigError(
+            ),
+            (
                 "pad_token_id",
+                self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size,
                 f"a token below vocab_size {self.vocab_size}",
-                self.pad_token_id,
                 "leave it out for no padding token",
-            )
+            ),
+        )
+
+    def _position_rules(self) -> tuple[_Rule, ...]:
+        rotary, relative = self.positions == "rotary", self.positions == "relative"
+        return (
+            (
+                "hidden_size",
+                self.positions != "sinusoidal" or self.hidden_size % 2 == 0,
+                "an even number",
+                "sinusoids come in pairs",
+            ),
+            (
+                "rotary_fraction",
+                not rotary
+                or (
+                    0 < self.rotary_fraction <= 1
+                    and self.rotary_size >= 2
+                    and self.rotary_size % 2 == 0
+                    and self.rotary_size == self.head_size * self.rotary_fraction
+                ),
+                f"a fraction of the head size {self.head_size} that is an even integer, in (0, 1]",
+                "rotation works on pairs of dimensions",
+            ),
+            (
+                "rotary_factor",
+                not rotary or self.rotary_scaling == "none" or self.rotary_factor >= 1,
+                "at least 1",
+                "the factor is new length / trained length",
+            ),
+            (
+                "relative_buckets",
+                not relative
+                or (
+                    self.relative_buckets >= 4
+                    and self.relative_buckets % 4 == 0
+                    and self.relative_max_distance > self.relative_buckets // 2
+                ),
+                f"a multiple of 4 below twice relative_max_distance {self.relative_max_distance}",
+                "half the buckets of each direction are exact, the others logarithmic",
+            ),
+        )
 
     def _check_attention(self) -> None:
         if isinstance(self.attention, AttentionPattern):

@@ -1,4 +1,4 @@
-"""Quantization-aware training: an OmniNet whose products are rounded as integers will round them.
+"""Quantization-aware training: an OmniNet whose linear layers are rounded to integers.
 
 Every linear layer multiplies an input that is rounded to one scale for all of it by a weight that
 is rounded to a scale for each output channel; a token embedding is rounded by rows. Scales are
@@ -86,7 +86,7 @@ class FakeQuantizer(nn.Module):
         attributes: dict[str, Any] = {"axis": 0} if self.scale.ndim else {}
         symbolic = torch.onnx.ops.symbolic
         rounding, shape = (self.scale, self.zero_point), tensor.shape
-        codes = symbolic(
+        quantized = symbolic(
             "QuantizeLinear",
             (tensor, *rounding),
             attributes,
@@ -94,11 +94,11 @@ class FakeQuantizer(nn.Module):
             shape=shape,
         )
         return symbolic(
-            "DequantizeLinear", (codes, *rounding), attributes, dtype=tensor.dtype, shape=shape
+            "DequantizeLinear", (quantized, *rounding), attributes, dtype=tensor.dtype, shape=shape
         )
 
     def _observe(self, wide: Tensor) -> None:
-        """Widen the range to what is seen, which holds zero, and set the scale by it."""
+        """Widen the range to what is seen and to zero, and set the scale by it."""
         dims = tuple(range(1, wide.ndim)) if self.scale.ndim else tuple(range(wide.ndim))
         least, most = wide.amin(dims).clamp(max=0), wide.amax(dims).clamp(min=0)
         if self._least is not None and self._most is not None:

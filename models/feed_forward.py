@@ -11,7 +11,7 @@ from .linear import Linear
 
 
 class FeedForward(nn.Module):
-    """Two projections around an activation (Vaswani et al. 2017, section 3.3), gated if it says so.
+    """Two projections around an activation (Vaswani et al. 2017, section 3.3), gated where asked.
 
     The gated form is activation(gate(x)) * up(x), of Shazeer 2020, equation 6.
     """

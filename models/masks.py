@@ -29,7 +29,7 @@ HeadBias: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Mask:
-    """What one attention is told about visibility.
+    """Which keys one attention sees.
 
     `tensor` is [B or 1, H or 1, T, S]: bool (True: visible), or float to be added to the scores.
     Where `by_pattern` is given, there is no tensor: the heads of each pattern run by themselves.
@@ -124,7 +124,7 @@ class SelfAttentionMasks:
 
 
 def cross_attention_mask(token_mask: Tensor | None, length: int) -> Mask:
-    """The encoder's mask [B, S] for T queries: [B, 1, T, S], where T is written out.
+    """The encoder's mask [B, S] for T queries: [B, 1, T, S], with T rows.
 
     onnxruntime's Attention broadcasts the batch and the heads of a mask, and not its queries.
     A row of the batch without any token gives 0, as an attention over no keys.

@@ -285,7 +285,7 @@ class OmniNet(nn.Module):
         """Write config.json and model.safetensors into ``folder``; tied weights are kept once."""
         from .checkpoint import save
 
-        save(self, Path(folder))
+        save(self, self.config, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> OmniNet:
@@ -296,4 +296,7 @@ class OmniNet(nn.Module):
         """
         from .checkpoint import load
 
-        return load(Path(folder))
+        model = load(Path(folder), lambda config: cls(config, initialize=False))
+        if model.config.tie_embeddings:
+            model.output.weight = model.token_embedding.weight
+        return model

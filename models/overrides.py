@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from .attention_pattern import AttentionPattern
-from .config import OmniNetConfig
 from .config_error import ConfigError
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
-def parse_overrides(overrides: Mapping[str, str]) -> dict[str, Any]:
+def parse_overrides(overrides: Mapping[str, str], types: Mapping[str, str]) -> dict[str, Any]:
     """Turn each text into the type of its field.
+
+    Args:
+        overrides: texts by the name of their field.
+        types: the type of each field, as the configuration's annotation spells it.
 
     Raises:
         ConfigError: no such field (the valid ones are named), or text that is not of its type.
     """
-    types = {field.name: str(field.type) for field in fields(OmniNetConfig)}
     values: dict[str, Any] = {}
     for name, text in overrides.items():
         if name not in types:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .omninet import OmniNet
 
 
 def programs(model: OmniNet) -> tuple[Program, ...]:
-    """The programs of a model, the default one first.
+    """The programs of a model, the default one first. Their tensors have the roles of `ROLES`.
 
     ``forward`` is the whole model. ``encode`` (where there is an encoder) gives the last hidden
     state, and for a decoder the keys and values of its cross-attentions, computed once.
@@ -28,18 +29,17 @@ def programs(model: OmniNet) -> tuple[Program, ...]:
 
 
 def _forward(model: OmniNet) -> Program:
-    inputs = list(_tokens("input_ids", "attention_mask", "sequence"))
+    inputs = _tokens("", "sequence")
     if model.config.kind == "encoder-decoder":
-        inputs += _tokens("decoder_input_ids", "decoder_attention_mask", "decoder_sequence")
-    return _program(model, "forward", model, inputs, ["logits"])
+        inputs += _tokens("decoder_", "decoder_sequence")
+    return _program(model, "forward", model, inputs, {"logits": "logits"})
 
 
 def _encode(model: OmniNet) -> Program:
-    inputs = _tokens("input_ids", "attention_mask", "sequence")
-    outputs = ["last_hidden_state"]
+    outputs = {"last_hidden_state": "embeddings"}
     if model.decoder is not None:
-        outputs += [name for name, _ in _cache(model, "cross_key_values", "cross")]
-    return _program(model, "encode", _Encode(model), list(inputs), outputs)
+        outputs |= {name: "" for name, _ in _cache(model, "cross_key_values", "cross")}
+    return _program(model, "encode", _Encode(model), _tokens("", "sequence"), outputs)
 
 
 def _decode(model: OmniNet) -> Program:
@@ -48,16 +48,16 @@ def _decode(model: OmniNet) -> Program:
     past, present = (
         _cache(model, stem, "self") for stem in ("past_key_values", "present_key_values")
     )
-    inputs = [
-        TensorSpec(f"{prefix}input_ids", "int64", ("batch", tokens)),
-        TensorSpec(f"{prefix}attention_mask", "int64", ("batch", f"past + {tokens}"), default=1),
+    inputs = [_ids(prefix, tokens), _mask(prefix, f"past + {tokens}")]
+    inputs += [
+        replace(_cache_spec(model, name, heads, "past"), default=0, role="past")
+        for name, heads in past
     ]
-    inputs += [_cache_spec(model, name, heads, "past", default=0) for name, heads in past]
     if crossed:
         cross = _cache(model, "cross_key_values", "cross")
-        inputs.append(TensorSpec("attention_mask", "int64", ("batch", "sequence"), default=1))
+        inputs.append(_mask("", "sequence"))
         inputs += [_cache_spec(model, name, heads, "sequence") for name, heads in cross]
-    outputs = ["logits", *(name for name, _ in present)]
+    outputs = {"logits": "logits"} | {name: "present" for name, _ in present}
     state = tuple((a, b) for (a, _), (b, _) in zip(past, present, strict=True))
     return _program(model, "decode", _Decode(model), inputs, outputs, state)
 
@@ -67,9 +67,10 @@ def _program(
     name: str,
     module: nn.Module,
     inputs: list[TensorSpec],
-    outputs: list[str],
+    outputs: dict[str, str],
     state: tuple[tuple[str, str], ...] = (),
 ) -> Program:
+    """A program, of the inputs given, and of outputs by name with their roles."""
     specs = tuple(inputs)
 
     def make_inputs(case: Case) -> dict[str, Tensor]:
@@ -84,6 +85,7 @@ def _program(
         make_inputs,
         state,
         root="" if module is model else "model",
+        output_roles=outputs,
     )
 
 
@@ -97,9 +99,17 @@ def _dims(model: OmniNet, specs: tuple[TensorSpec, ...]) -> dict[str, Dim]:
     return {"batch": Dim(1), **dims}
 
 
-def _tokens(ids: str, mask: str, length: str) -> tuple[TensorSpec, TensorSpec]:
+def _tokens(prefix: str, length: str) -> list[TensorSpec]:
+    return [_ids(prefix, length), _mask(prefix, length)]
+
+
+def _ids(prefix: str, length: str) -> TensorSpec:
+    return TensorSpec(f"{prefix}input_ids", "int64", ("batch", length), role="tokens")
+
+
+def _mask(prefix: str, length: str) -> TensorSpec:
     shape = ("batch", length)
-    return TensorSpec(ids, "int64", shape), TensorSpec(mask, "int64", shape, default=1)
+    return TensorSpec(f"{prefix}attention_mask", "int64", shape, default=1, role="mask")
 
 
 def _cache(model: OmniNet, stem: str, which: str) -> list[tuple[str, int]]:
@@ -112,11 +122,8 @@ def _cache(model: OmniNet, stem: str, which: str) -> list[tuple[str, int]]:
     ]
 
 
-def _cache_spec(
-    model: OmniNet, name: str, heads: int, length: str, default: float | None = None
-) -> TensorSpec:
-    shape = ("batch", heads, length, model.config.head_size)
-    return TensorSpec(name, "float32", shape, default)
+def _cache_spec(model: OmniNet, name: str, heads: int, length: str) -> TensorSpec:
+    return TensorSpec(name, "float32", ("batch", heads, length, model.config.head_size))
 
 
 def _make_inputs(vocabulary: int, specs: tuple[TensorSpec, ...], case: Case) -> dict[str, Tensor]:
@@ -124,7 +131,7 @@ def _make_inputs(vocabulary: int, specs: tuple[TensorSpec, ...], case: Case) -> 
     made = {}
     for spec in specs:
         shape = [evaluate_dim(d, case.sizes) for d in spec.shape]
-        if spec.name.endswith("attention_mask"):
+        if spec.role == "mask":
             made[spec.name] = _padded_mask(shape[0], shape[1], case.padding)
         elif spec.dtype == "int64":
             made[spec.name] = torch.randint(0, vocabulary, shape, generator=generator)

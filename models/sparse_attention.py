@@ -1,6 +1,6 @@
 """Sparse attention by blocks: the numbers of dense attention with the mask, at a cost linear in T.
 
-Queries are cut in blocks. Each block gathers the few blocks of keys that its pattern can see, and
+Queries come in blocks. Each block gathers the few blocks of keys that its pattern can see, and
 attends to those alone, with the same visibility and bias as masks.py makes, evaluated only there.
 """
 

@@ -24,6 +24,9 @@ MODULE_KEY, SOURCE_KEY = "omnigraph.module", "omnigraph.source"
 #: Graph metadata, with a dimension's name behind it: the sizes that it may have.
 RANGE_KEY = "omnigraph.range."
 
+#: In memory only: the role of each input and output, by name.
+_ROLES_KEY = "omnigraph.roles"
+
 
 def count_ops(graph: Graph) -> Counter[str]:
     """How many nodes of each op a Graph has, subgraphs included."""
@@ -63,6 +66,16 @@ def range_of(graph: Graph, dim: str) -> tuple[int, int | None]:
     """The sizes that a named dimension may have: (0, None) where nothing is declared."""
     least, _, most = graph.metadata_props.get(RANGE_KEY + dim, "0:").partition(":")
     return int(least), int(most) if most else None
+
+
+def declare_roles(graph: Graph, roles: Mapping[str, str]) -> None:
+    """Note the roles of inputs and outputs, by name, in memory: no file has them."""
+    graph.graph.meta[_ROLES_KEY] = dict(roles)
+
+
+def role_of(graph: Graph, tensor: str | None) -> str:
+    """The role of an input or output, or "" where none is known."""
+    return graph.graph.meta.get(_ROLES_KEY, {}).get(tensor, "")
 
 
 def describe(node: ir.Node) -> str:

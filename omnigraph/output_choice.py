@@ -1,4 +1,4 @@
-"""Which outputs of its programs an export computes, and of which of them the last position only."""
+"""Which outputs an export computes, and which of them for the last token only."""
 
 from __future__ import annotations
 
@@ -11,28 +11,25 @@ from omnigraph.contract.reference import Reference
 from omnigraph.errors import UsageError
 from omnigraph.graph import Graph
 from omnigraph.passes.base import run_passes
-from omnigraph.passes.eliminate_dead_outputs import EliminateDeadOutputs, mask_of_positions
-from omnigraph.program import TensorSpec
-
-#: The output that ``last_logits`` speaks of.
-LOGITS = "logits"
+from omnigraph.passes.eliminate_dead_outputs import EliminateDeadOutputs
+from omnigraph.program import TensorSpec, mask_of
 
 
 @dataclass(frozen=True)
 class OutputChoice:
-    """What is asked for of a model's programs; a program without an output of a name is let be.
+    """Outputs to compute, and outputs to compute for the last token alone.
 
     Args:
         outputs: the outputs to compute; empty is all. A program that has none of them keeps its
             own.
-        last: the outputs of which the position of the last token is computed, and no other.
+        last: the outputs of which only the position of the last token is computed.
     """
 
     outputs: tuple[str, ...] = ()
     last: tuple[str, ...] = ()
 
     def check(self, programs: Mapping[str, Sequence[str]]) -> None:
-        """Refuse a name that no program has an output of.
+        """Refuse a name that is no program's output.
 
         Args:
             programs: the outputs of each program.
@@ -86,7 +83,7 @@ class OutputChoice:
         return tuple(pair for pair in state if not kept or pair[1] in kept)
 
     def _of(self, outputs: Sequence[TensorSpec]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What applies to one program."""
+        """The outputs of one program to keep, and those to compute for the last token."""
         names = [spec.name for spec in outputs]
         kept = tuple(name for name in self.outputs if name in names)
         last = tuple(n for n in self.last if n in names and (not kept or n in kept))
@@ -98,14 +95,10 @@ def _last_position(
 ) -> np.ndarray:
     """The last token's row of an output [B, T, …], as ``eliminate-dead-outputs`` defines it."""
     whole = reference.outputs[spec.name]
-    found = mask_of_positions({s.name: _dims(s) for s in inputs}, _dims(spec))
+    found = mask_of(spec, inputs)
     if found is None or whole.shape[1] == 0:
         return whole[:, -1:]
-    mask = reference.feeds[found[0]]
+    mask = reference.feeds[found.name]
     seen = mask[:, mask.shape[1] - whole.shape[1] :] != 0
     last = np.where(seen, np.arange(whole.shape[1]), 0).max(axis=1)
     return whole[np.arange(len(whole)), last][:, None]
-
-
-def _dims(spec: TensorSpec) -> tuple[str, ...]:
-    return tuple(str(dim) for dim in spec.shape)

@@ -1,12 +1,29 @@
-"""What a model offers for compiling: programs, their tensors and their dimensions."""
+"""The programs of a model, their tensors and their dimensions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnigraph.errors import UsageError
+
+if TYPE_CHECKING:
+    from omnigraph.graph import Graph
+
+#: What a tensor is for. A frontend sets the roles of a program's tensors, from their names; all
+#: that comes after reads the role.
+ROLES: Mapping[str, str] = {
+    "tokens": "token ids [B, T]",
+    "mask": "which tokens are shown [B, T], or [B, P + T] with a past: 1, and 0 for padding",
+    "positions": "the position of each token [B, T]",
+    "past": "keys or values of the tokens before [B, H, P, D]",
+    "present": "keys or values of all tokens so far [B, H, P + T, D], the next call's past",
+    "embeddings": "vectors of the model's width, in place of tokens or as its result [B, T, C]",
+    "features": "what is no text: pixels, a spectrogram, a wave",
+    "logits": "scores of each token of the vocabulary [B, T, V], or of each class",
+    "labels": "what the logits are to predict [B, T]; a negative number counts for nothing",
+}
 
 #: A dimension of a tensor: a number, a name, or a sum of names such as ``"past + sequence"``.
 DimLike = int | str
@@ -71,24 +88,62 @@ class TensorSpec:
     Args:
         default: for an input that may be left out, the value that fills it; a dimension that no
             given input determines then has its smallest size (an empty past, say).
+        role: what the tensor is for, one of `ROLES`; "" where that is not known.
+
+    Raises:
+        UsageError: there is no such role.
     """
 
     name: str
     dtype: str
     shape: tuple[DimLike, ...]
     default: int | float | None = None
+    role: str = ""
+
+    def __post_init__(self) -> None:
+        _check_role(self.name, self.role)
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON-ready fields."""
         fields: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
         if self.default is not None:
             fields["default"] = self.default
+        if self.role:
+            fields["role"] = self.role
         return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TensorSpec:
-        """The inverse of ``to_dict``."""
-        return cls(fields["name"], fields["dtype"], tuple(fields["shape"]), fields.get("default"))
+        """The inverse of ``to_dict``; a role that a later version has is not known here."""
+        role = fields.get("role", "")
+        return cls(
+            fields["name"],
+            fields["dtype"],
+            tuple(fields["shape"]),
+            fields.get("default"),
+            role if role in ROLES else "",
+        )
+
+
+def _check_role(tensor: str, role: str) -> None:
+    if role and role not in ROLES:
+        raise UsageError(
+            f"Tensor {tensor!r} has a role that there is not",
+            expected=", ".join(ROLES),
+            found=role,
+            hint="leave the role out where none of these is meant",
+        )
+
+
+def mask_of(spec: TensorSpec, inputs: Iterable[TensorSpec]) -> TensorSpec | None:
+    """The mask of the positions of a tensor [B, T, …]: an input [B, T], or [B, P + T]."""
+    batch, positions = (*spec.shape, None, None)[:2]
+    for mask in inputs:
+        if mask.role == "mask" and len(mask.shape) == 2 and mask.shape[0] == batch:
+            length = mask.shape[1]
+            if length == positions or str(positions) in dim_terms(str(length)):
+                return mask
+    return None
 
 
 @dataclass(frozen=True)
@@ -120,9 +175,12 @@ class Program:
         fixed: dimensions that were given one size, which the shapes no longer name.
         root: where in ``module`` the model itself stands, if the module only wraps it; modules and
             weights are named by their paths from there.
+        to_graph: gives the program's Graph; None traces ``module`` with torch.
+        output_roles: the roles of outputs, as far as they are known, by name.
 
     Raises:
-        UsageError: two tensors of one name, or a dimension that is no name.
+        UsageError: two tensors of one name, a dimension that is no name, or a role that there is
+            not.
     """
 
     name: str
@@ -134,6 +192,8 @@ class Program:
     state: tuple[tuple[str, str], ...] = ()
     fixed: Mapping[str, int] = field(default_factory=dict)
     root: str = ""
+    to_graph: Callable[[Program], Graph] | None = None
+    output_roles: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [*(spec.name for spec in self.inputs), *self.outputs]
@@ -144,6 +204,8 @@ class Program:
                 found=", ".join(twice),
                 hint="rename one of them",
             )
+        for name, role in self.output_roles.items():
+            _check_role(name, role)
         for dim in self.dim_names():
             if not dim.isidentifier():
                 raise UsageError(
@@ -152,6 +214,11 @@ class Program:
                     found=repr(dim),
                     hint="--dynamic and error messages call dimensions by these names",
                 )
+
+    def roles(self) -> dict[str, str]:
+        """The role of each input and output that has one, by name."""
+        named = {spec.name: spec.role for spec in self.inputs} | dict(self.output_roles)
+        return {name: role for name, role in named.items() if role}
 
     def dim_names(self) -> tuple[str, ...]:
         """The named dimensions of the inputs, in order of first appearance."""
@@ -231,7 +298,7 @@ def contract_cases(program: Program) -> Sequence[Case]:
     a multiple of 4 in others, since models branch on such things. All are kept within the program's
     ranges.
     """
-    wanted = [
+    rows = [
         ("short", {"batch": 1, "sequence": 1, "past": 0, "decoder_sequence": 1}, "none"),
         ("long", {"batch": 1, "sequence": 61, "past": 7, "decoder_sequence": 53}, "none"),
         ("batched", {"batch": 3, "sequence": 8, "past": 0, "decoder_sequence": 12}, "none"),
@@ -239,6 +306,6 @@ def contract_cases(program: Program) -> Sequence[Case]:
         ("padded-left", {"batch": 3, "sequence": 5, "past": 20, "decoder_sequence": 3}, "left"),
     ]
     cases = []
-    for seed, (name, sizes, padding) in enumerate(wanted):
+    for seed, (name, sizes, padding) in enumerate(rows):
         cases.append(Case(name, fit_sizes(program, sizes), padding, seed))
     return cases

@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.errors import UsageError
-from omnigraph.graph import Graph
+from omnigraph.graph import Graph, role_of
 from omnigraph.passes.base import Pass
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import axis_size, rank, same_dim
+from omnigraph.program import TensorSpec, mask_of
 
 #: The end of a Slice that goes to the end of any axis.
 _TO_THE_END = int(np.iinfo(np.int64).max)
@@ -30,10 +31,10 @@ class EliminateDeadOutputs(Pass):
 
         logits [B, 1, V]        of the last token of each row
 
-    The last token is where the program's mask of that length, an input [B, T] whose name ends in
-    ``attention_mask``, has its last one: so it is the same with padding on the left, on the right
-    or without any; of a mask [B, P + T] with a past, the last T columns count. A row that is all
-    padding gives its first position. A program without such a mask gives position T - 1.
+    The last token is where the program's mask of that length, an input [B, T] whose role is
+    "mask", has its last one: so it is the same with padding on the left, on the right or without
+    any; of a mask [B, P + T] with a past, the last T columns count. A row that is all padding gives
+    its first position. A program without such a mask gives position T - 1.
 
     `HoistSelections` then keeps the other positions from being computed at all.
 
@@ -74,23 +75,6 @@ class EliminateDeadOutputs(Pass):
         return changed
 
 
-def mask_of_positions(
-    inputs: dict[str, tuple[str, ...]], output: tuple[str, ...]
-) -> tuple[str, bool] | None:
-    """The input that says which positions of an output are tokens, and whether it has a past.
-
-    Args:
-        inputs: the dimensions of each input, as text.
-        output: the dimensions of the output: batch and positions come first.
-    """
-    for name, dims in inputs.items():
-        if name.endswith("attention_mask") and len(dims) == 2 and dims[0] == output[0]:
-            terms = [term.strip() for term in dims[1].split("+")]
-            if dims[1] == output[1] or output[1] in terms:
-                return name, dims[1] != output[1]
-    return None
-
-
 def _select_last(graph: Graph, value: ir.Value) -> None:
     """Replace an output [B, T, …] by its last position, under the same name."""
     if (rank(value) or 0) < 3:
@@ -104,13 +88,13 @@ def _select_last(graph: Graph, value: ir.Value) -> None:
     graph.graph.append(end)
     before = Inserter(end)
     by_name = {v.name or "": v for v in graph.graph.inputs}
-    found = mask_of_positions({n: _dims(v) for n, v in by_name.items()}, _dims(value))
+    found = mask_of(_spec(graph, value), [_spec(graph, v) for v in graph.graph.inputs])
     if found is None:
         last = before.op(
             "Slice", value, before.integers(-1), before.integers(_TO_THE_END), before.integers(1)
         )
     else:
-        mask, has_past = by_name[found[0]], found[1]
+        mask, has_past = by_name[found.name], found.shape[1] != _spec(graph, value).shape[1]
         rows = before.op(
             "Unsqueeze", _last_tokens(graph, mask, has_past, value, before), before.integers(2)
         )
@@ -159,5 +143,6 @@ def _return_instead(graph: Graph, old: ir.Value, new: ir.Value) -> None:
     old.name, new.name = f"{name}_all", name
 
 
-def _dims(value: ir.Value) -> tuple[str, ...]:
-    return tuple(str(d if isinstance(d, int) else d.value) for d in value.shape or ())
+def _spec(graph: Graph, value: ir.Value) -> TensorSpec:
+    dims = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape or ())
+    return TensorSpec(value.name or "", "", dims, role=role_of(graph, value.name))

@@ -20,9 +20,9 @@ _MOST_PLANS = 64
 class InputBinder:
     """Checks named inputs against their specs and puts them in order. Made once, called per run.
 
-    What depends only on which inputs are given is worked out once for each such set of names, and
-    inputs of one declared shape are compared as a whole, so that a run spends a fraction of a
-    microsecond on each of its inputs. Safe to call from several threads.
+    What depends only on the names given is computed once for each set of names, and inputs of one
+    declared shape are compared as a whole: a run spends a fraction of a microsecond on each input.
+    Safe to call from several threads.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class InputBinder:
         for given, axis, dim, terms, number in plan.sums:
             sizes[dim] = size = number + sum([sizes[t] for t in terms])
             if given is not None and shapes[given][axis] != size:
-                wanted = f"{size} on axis {axis} ({dim!r})"
-                self._refuse_shape(plan, given, shapes[given], wanted)
+                expected = f"{size} on axis {axis} ({dim!r})"
+                self._refuse_shape(plan, given, shapes[given], expected)
         for dim, low, high in plan.ranges:
             if sizes[dim] < low or (high is not None and sizes[dim] > high):
                 self._refuse_size(dim, sizes[dim])
         return sizes
 
-    # What is the same for all runs that give the same names ---------------------------------------
+    # Plans: the same for all runs that give the same names ----------------------------------------
 
     def _plan_for(self, names: tuple[str, ...], given: Mapping[str, Any]) -> _Plan:
         if unknown := sorted(set(names) - {spec.name for spec in self.specs}):
@@ -157,8 +157,8 @@ class InputBinder:
         )
 
     def _refuse_dtype(self, plan: _Plan, arrays: Sequence[np.ndarray]) -> None:
-        for spec, wanted, array in zip(plan.specs, plan.dtypes, arrays, strict=True):
-            if array.dtype != wanted:
+        for spec, dtype, array in zip(plan.specs, plan.dtypes, arrays, strict=True):
+            if array.dtype != dtype:
                 raise InputError(
                     f"Input {spec.name!r} of program {self.program!r} has the wrong dtype",
                     expected=spec.dtype,
@@ -170,13 +170,13 @@ class InputBinder:
         self, plan: _Plan, group: _Group, shapes: Sequence[tuple[int, ...]]
     ) -> NoReturn:
         """Refuse the first input whose shape is not that of others which are declared alike."""
-        wanted = shapes[group.first]
-        position = next(i for i in group.positions if shapes[i] != wanted)
+        shape = shapes[group.first]
+        position = next(i for i in group.positions if shapes[i] != shape)
         self._refuse_shape(
             plan,
             position,
             shapes[position],
-            f"{shape_text(wanted)}, as {plan.specs[group.first].name!r} has",
+            f"{shape_text(shape)}, as {plan.specs[group.first].name!r} has",
         )
 
     def _refuse_shape(
@@ -223,7 +223,7 @@ class _Plan:
     """How to bind one set of names; positions count the inputs that are given, in their order.
 
     Args:
-        least: the names that no input gives.
+        least: the sizes of names that no given input has.
         ranges: the names, and the sums, that have a range: with its ends.
         defaults: position among all inputs, and spec, of those left out.
     """

@@ -135,9 +135,11 @@ def test_models_import_of_omnigraph_only_what_a_program_is(name: str):
 SPINE = [n for n in ALL if not n.startswith(tuple(f"omnigraph.{f}" for f in FOLDERS[1:]))]
 
 
-#: trace, and what makes a module of a file or folder.
+#: What calls and exports a module, and what makes a module of a file or folder.
 TORCH = {
-    "omnigraph.tracing.trace",
+    "omnigraph.tracing.module_call",
+    "omnigraph.tracing.reference",
+    "omnigraph.tracing.torch_export",
     "omnigraph.frontends.onnx_module",
     "omnigraph.frontends.onnx_program",
     "omnigraph.frontends.pt2_file",

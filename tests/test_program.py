@@ -14,6 +14,7 @@ from omnigraph.program import (
     contract_cases,
     evaluate_dim,
     fit_sizes,
+    mask_of,
 )
 
 
@@ -110,3 +111,47 @@ def test_two_tensors_of_one_name_are_no_program():
     spec = TensorSpec("x", "float32", ("batch",))
     with pytest.raises(UsageError, match=r"two tensors of one name: .* found x\.\nhint: "):
         Program("forward", None, (spec,), ("x",), {}, lambda case: {})
+
+
+# Roles --------------------------------------------------------------------------------------------
+
+
+def test_a_role_is_one_of_those_there_are():
+    with pytest.raises(UsageError, match=r"'x' has a role that there is not: expected tokens, "):
+        TensorSpec("x", "int64", ("batch",), role="token")
+    with pytest.raises(UsageError, match="'y' has a role"):
+        Program("p", None, (), ("y",), {}, lambda case: {}, output_roles={"y": "output"})
+
+
+def test_the_roles_of_a_program_are_those_that_are_known():
+    inputs = (TensorSpec("x", "int64", (), role="tokens"), TensorSpec("z", "int64", ()))
+    roles = {"y": "logits", "w": ""}
+    made = Program("p", None, inputs, ("y", "w"), {}, lambda case: {}, output_roles=roles)
+    assert made.roles() == {"x": "tokens", "y": "logits"}
+
+
+def test_the_mask_of_a_tensor_has_its_positions():
+    def mask(name: str, length: str) -> TensorSpec:
+        return TensorSpec(name, "int64", ("batch", length), role="mask")
+
+    masks = [mask("encoder", "sequence"), mask("decoder", "past + decoder_sequence")]
+    for length, name in (("sequence", "encoder"), ("decoder_sequence", "decoder")):
+        found = mask_of(TensorSpec("y", "float32", ("batch", length, 8)), masks)
+        assert found is not None and found.name == name
+    assert mask_of(TensorSpec("y", "float32", ("rows", "sequence")), masks) is None
+    assert mask_of(TensorSpec("y", "float32", ("batch",)), masks) is None
+    unknown = TensorSpec("attention_mask", "int64", ("batch", "sequence"))
+    assert mask_of(TensorSpec("y", "float32", ("batch", "sequence")), [unknown]) is None
+
+
+def test_a_role_is_written_and_read():
+    spec = TensorSpec("input_ids", "int64", ("batch", "sequence"), role="tokens")
+    assert spec.to_dict()["role"] == "tokens"
+    assert TensorSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_a_spec_without_a_known_role_is_read():
+    fields = {"name": "input_ids", "dtype": "int64", "shape": ["batch", "sequence"]}
+    assert TensorSpec.from_dict(fields) == TensorSpec("input_ids", "int64", ("batch", "sequence"))
+    assert TensorSpec.from_dict(fields).to_dict() == fields
+    assert TensorSpec.from_dict({**fields, "role": "of a later version"}).role == ""

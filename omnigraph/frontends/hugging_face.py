@@ -16,7 +16,7 @@ from omnigraph.errors import UsageError
 from omnigraph.frontends.module import program_from_module
 from omnigraph.program import Dim, Program
 
-#: Settings of a folder: how attention is written in the graph.
+#: Settings of a folder: the form of attention in the graph.
 _SETTINGS = ("attn_implementation",)
 _BATCH, _SEQUENCE, _DECODER, _PAST = 2, 7, 5, 3
 
@@ -94,7 +94,7 @@ def _load(folder: Path, settings: Mapping[str, str]) -> Any:
 
 @contextmanager
 def _no_progress(logging: Any) -> Iterator[None]:
-    """Without the progress bars of transformers, which would cross our own."""
+    """Switch the progress bars of transformers off, which would cross our own."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -190,7 +190,7 @@ def _forward(model: Any, folder: Path) -> Program:
 
 
 def _decode(model: Any) -> Program | None:
-    """The step with a past, or None for a model that has none, or another kind of one."""
+    """The step with a past; None for a model without a past of plain keys and values."""
     if model.config.is_encoder_decoder or not model.can_generate():
         return None
     if not {_cache_argument(model), "attention_mask", "input_ids"} <= _arguments(model):
@@ -228,7 +228,7 @@ def _past_layers(model: Any) -> list[Any]:
 
 
 def _cache_argument(model: nn.Module) -> str:
-    """What a model calls the past that it takes: ``cache`` in newer ones."""
+    """The name of a model's argument for its past: ``cache`` in newer ones."""
     return "cache" if "cache" in _arguments(model) else "past_key_values"
 
 
@@ -251,19 +251,13 @@ def _arguments(model: nn.Module) -> set[str]:
 
 def _defaulted(program: Program) -> Program:
     """The program with inputs that may be left out: masks, which are ones then, and the past."""
-    specs = tuple(
-        replace(spec, default=1)
-        if spec.name.endswith("attention_mask")
-        else replace(spec, default=0)
-        if spec.name.startswith("past_key_values.")
-        else spec
-        for spec in program.inputs
-    )
-    return replace(program, inputs=specs)
+    defaults = {"mask": 1, "past": 0}
+    specs = (replace(spec, default=defaults.get(spec.role)) for spec in program.inputs)
+    return replace(program, inputs=tuple(specs))
 
 
 def _bounded(program: Program, model: nn.Module) -> Program:
-    """The program with lengths that its tables of learned positions have rows for."""
+    """The program with its lengths bounded by its tables of learned positions."""
     rows = [
         # Rows in front that stand for padding, or are left out, as the architectures have them.
         module.num_embeddings

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omnigraph.errors import TraceError, UsageError
+from omnigraph.frontends.roles import with_roles
 from omnigraph.program import Case, Dim, Program, TensorSpec, dim_terms, evaluate_dim
-from omnigraph.tracing.trace import flatten_outputs, returned
+from omnigraph.tracing.module_call import flatten_outputs, returned
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 #: What an input may be: a type that both numpy and ONNX have.
 _DTYPES = frozenset("bool uint8 int8 int16 int32 int64 float16 float32 float64".split())
-#: A floating number at or below this, where the only other value is 0, is a mask that is added.
+#: Floats of two values, 0 and another of at most this, are a mask that is added to scores.
 _HIDDEN = -1e4
 
 
@@ -28,6 +29,8 @@ def program_from_module(
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
 ) -> Program:
     """A program of anyone's module, from one set of example inputs by name.
+
+    The roles of inputs and outputs are read from their names.
 
     Args:
         module: called with the inputs by name, in eval mode, which it is put into. What it returns
@@ -72,7 +75,7 @@ def program_from_module(
         }
 
     named = {dim: allowed for dim, allowed in dims.items() if not dim.isdigit()}
-    return Program(name, module, specs, outputs, named, make_inputs)
+    return with_roles(Program(name, module, specs, outputs, named, make_inputs))
 
 
 def _check_example(module: object, inputs: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask
 from omnigraph.program import TensorSpec
 
-#: The oldest opset that onnxscript's converter reads; onnx's own takes what is older.
+#: The oldest opset that onnxscript's converter reads; onnx's own converts older ones.
 _LEAST_NATIVE = 18
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -78,7 +78,7 @@ def graph_of_file(
 
 
 def _check_external_data(graph: Graph, path: Path) -> None:
-    """Refuse weights that are not there, are cut short, or lie outside the file's own folder."""
+    """Refuse weights that are missing, incomplete, or outside the file's own folder."""
     folder = path.resolve().parent
     for value in _initializers(graph):
         tensor = value.const_value
@@ -212,7 +212,7 @@ def _converted(graph: Graph) -> Graph:
 
 
 def _infer_types(graph: Graph) -> None:
-    # Not strict: where a shape cannot be told, it stays open, as it does in anyone's files.
+    # Not strict: a shape that cannot be inferred stays open.
     common.ShapeInferencePass(check_type=False, strict_mode=False)(graph)
 
 

@@ -19,7 +19,7 @@ from omnigraph.program import Program
 class OnnxModule(nn.Module):
     """Calls an ONNX file by input names, in onnxruntime with its optimizations off.
 
-    What it gives is the reference of the contract, as a torch module's outputs are.
+    Its outputs are the reference of the contract, as those of a torch module are.
 
     Args:
         path: the file.

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph, inherit_provenance
 from omnigraph.program import TensorSpec, dim_terms
 
-#: What exporters call the dimensions that we have a name of our own for.
+#: Names that exporters give to dimensions, and ours for them.
 _USUAL = {
     "batch_size": "batch",
     "batchsize": "batch",
@@ -29,9 +29,9 @@ _USUAL = {
     "total_sequence_length": "past + sequence",
 }
 _WORD = re.compile(r"[A-Za-z_]\w*")
-#: What stands for the path of the whole model, which is empty.
+#: Stands for the path of the whole model, which is empty.
 _WHOLE = "model"
-#: What torch writes where it does not know the module.
+#: torch's text for a module that it does not know.
 _UNKNOWN_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
 
 
@@ -39,19 +39,17 @@ def keep_provenance(graph: Graph) -> None:
     """Give every node the module it came from, as far as the exporter wrote it down.
 
     The exporter of today writes the path of each module into the node's metadata; the one before
-    names nodes by it, ``/encoder/layer.0/attention/MatMul_1``, and so do some others. A node that
-    says nothing gets the module of its neighbours. All other metadata goes.
+    names nodes by it, ``/encoder/layer.0/attention/MatMul_1``, and so do some others. A node with
+    neither gets the module of its neighbours. All other metadata is removed.
     """
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
-        written = node.metadata_props
+        found = node.metadata_props
         module = (
-            written.get(MODULE_KEY)
-            or _module_of_scopes(written.get("pkg.torch.onnx.name_scopes", ""))
+            found.get(MODULE_KEY)
+            or _module_of_scopes(found.get("pkg.torch.onnx.name_scopes", ""))
             or _module_of_name(node.name or "")
         )
-        source = written.get(SOURCE_KEY) or _source_line(
-            written.get("pkg.torch.onnx.stack_trace", "")
-        )
+        source = found.get(SOURCE_KEY) or _source_line(found.get("pkg.torch.onnx.stack_trace", ""))
         node.metadata_props.clear()
         node.meta.clear()
         node.doc_string = None
@@ -92,7 +90,7 @@ def _source_line(stack: str) -> str:
 
 
 def name_axes(graph: Graph) -> tuple[dict[str, dict[int, str]], dict[str, str]]:
-    """What the dimensions of a file's inputs are to be called, where they are no numbers.
+    """Names for the dimensions of a file's inputs that are no numbers.
 
     The file's own names are kept, but for those that are spellings of ours (``batch_size`` is
     ``batch``), and for the two axes of token ids, which are ``batch`` and ``sequence``. A dimension
@@ -131,7 +129,7 @@ def name_axes(graph: Graph) -> tuple[dict[str, dict[int, str]], dict[str, str]]:
 
 
 def _usual_places(inputs: list[ir.Value]) -> Iterator[tuple[str, str]]:
-    """Names of dimensions that stand where tokens have theirs, and what those are called."""
+    """The file's names of the two dimensions of token ids, and ours for them."""
     for value in inputs:
         if len(value.shape or ()) != 2 or not (value.name or "").endswith("ids"):
             continue
@@ -143,7 +141,7 @@ def _usual_places(inputs: list[ir.Value]) -> Iterator[tuple[str, str]]:
 
 
 def _place_name(value: ir.Value, axis: int, *, usual: bool) -> str:
-    """A name for a dimension that has none, the usual one of its place if that is wanted."""
+    """A name for a dimension that has none: that of its input and axis, or the usual one."""
     own = value.name or ""
     if usual and axis == 0:
         return "batch"
@@ -160,8 +158,8 @@ def rename_dimensions(
 ) -> None:
     """Give the inputs the shapes of ``specs``, and call dimensions inside by the same names.
 
-    What the exporter wrote of other dimensions is a name without a meaning (``Add_dim_0``), which
-    shape inference would not replace: those are left open.
+    Other dimensions are left open: exporters give them names without a meaning (``Add_dim_0``),
+    which shape inference would not replace.
 
     Args:
         renamed: the file's names of dimensions to those in ``specs``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +16,16 @@ from omnigraph.frontends.module import program_from_module
 from omnigraph.frontends.onnx_file import read_onnx
 from omnigraph.frontends.onnx_module import OnnxModule
 from omnigraph.frontends.onnx_names import name_axes
+from omnigraph.frontends.roles import state_of
 from omnigraph.graph import Graph
 from omnigraph.program import Dim, Program, dim_terms, evaluate_dim
 
 #: Sizes of example inputs: all different, so that none agree by chance.
 _SIZES = (2, 5, 3, 7, 4, 6, 9, 8)
-#: Ops that hand on integers as they are, or with a bound number more.
+#: Ops that pass integers on, perhaps beside a few others.
 _HANDS_ON = frozenset(
     "Cast Clip Concat Expand Flatten Identity Reshape Slice Squeeze Transpose Unsqueeze".split()
 )
-_PAST = re.compile(r"past(?:_key_values)?[._](\d+)[._](.+)")
-_PRESENT = re.compile(r"present(?:_key_values)?[._](\d+)[._](.+)")
 
 
 def program_from_onnx(
@@ -65,7 +63,7 @@ def program_from_onnx(
     examples = _examples(graph, axes, inputs or {})
     _check_runs(module, examples)
     program = program_from_module(module, examples, dynamic=axes)
-    return _with_state(program)
+    return _with_state(replace(program, to_graph=module.graph))
 
 
 def _check_runs(module: OnnxModule, examples: Mapping[str, torch.Tensor]) -> None:
@@ -144,19 +142,14 @@ def _tables(value: ir.Value) -> Iterator[int]:
 
 def _with_state(program: Program) -> Program:
     """The program with each past and the present that follows it, where it is a decoder's step."""
-    presents = {m.groups(): name for name in program.outputs if (m := _PRESENT.fullmatch(name))}
-    state = {
-        spec.name: presents[match.groups()]
-        for spec in program.inputs
-        if (match := _PAST.fullmatch(spec.name)) and match.groups() in presents
-    }
+    state = state_of((spec.name for spec in program.inputs), program.outputs)
     if not state:
         return program
     inputs = tuple(
         replace(spec, default=0)
         if spec.name in state
         else replace(spec, default=1)
-        if spec.name.endswith("attention_mask")
+        if spec.role == "mask"
         else spec
         for spec in program.inputs
     )

@@ -23,7 +23,7 @@ _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
 class ExportedModule(nn.Module):
-    """Calls an exported program with the tensors it takes by name; its modules are as they were."""
+    """Calls an exported program with its inputs by name; its modules keep their paths."""
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What MODEL on the command line stands for: the programs of a model, and what it is."""
+"""Finds a model and its programs, by what MODEL names on the command line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omnigraph.errors import OmniGraphError, UsageError
+from omnigraph.frontends.roles import with_roles
 from omnigraph.program import Program
 
 _FORMS = (
@@ -243,9 +244,9 @@ def _callable(where: str, attribute: str) -> Callable[..., Any]:
 
 def _as_programs(made: object, where: str) -> tuple[Program, ...]:
     if isinstance(made, Program):
-        return (made,)
+        return (with_roles(made),)
     if isinstance(made, Sequence) and made and all(isinstance(p, Program) for p in made):
-        return tuple(made)
+        return tuple(with_roles(program) for program in made)
     if isinstance(made, Sequence) and len(made) in (2, 3) and isinstance(made[1], Mapping):
         from omnigraph.frontends.module import program_from_module
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
-from omnigraph.graph import Graph, describe
+from omnigraph.graph import Graph, describe, role_of
 from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.matching import same_dim
@@ -128,9 +128,9 @@ class _Probe:
         self.observed = [_Observed(linear_layers) for linear_layers in by_activation.values()]
         shown = graph.clone()
         values = {v.name: v for v in _values(shown)}
+        masks = [v for v in shown.graph.inputs if role_of(shown, v.name) == "mask"]
         self._masks = {
-            name: [m.name or "" for m in shown.graph.inputs if _hides(m, values[name])]
-            for name in by_activation
+            name: [m.name or "" for m in masks if _hides(m, values[name])] for name in by_activation
         }
         shown.graph.outputs.clear()
         shown.graph.outputs.extend(values[name] for name in by_activation)
@@ -158,11 +158,9 @@ def _values(graph: Graph) -> Iterator[ir.Value]:
 
 
 def _hides(mask: ir.Value, activation: ir.Value) -> bool:
-    """Whether an input is the mask [B, T] of the positions of an activation [B, T, …]."""
-    if not (mask.name or "").endswith("attention_mask") or mask.shape is None:
-        return False
+    """Whether a mask is the one [B, T] of the positions of an activation [B, T, …]."""
     shape = activation.shape
-    if shape is None or len(mask.shape) != 2 or len(shape) < 3:
+    if mask.shape is None or shape is None or len(mask.shape) != 2 or len(shape) < 3:
         return False
     return all(same_dim(mask.shape[axis], shape[axis]) for axis in range(2))
 

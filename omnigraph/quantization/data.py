@@ -7,7 +7,8 @@ DATA is one of:
 - a folder of ``.npy`` files, ``NAME.npy`` being the rows of input NAME; they are mapped, not read.
 - a folder of ``.npz`` files, each a sample: arrays named like the inputs, with their batch axis.
 - a text file, with a tokenizer: a ``tokenizer.json`` of the ``tokenizers`` library, or "bytes", by
-  which every byte is a token. The text is cut into samples of so many tokens.
+  which every byte is a token. The text is split into samples of so many tokens, which all inputs
+  of tokens get alike.
 - ``file.py:function`` or ``package.module:function``, or a callable: it is called without
   arguments, each time the samples are read, and gives inputs by name, with their batch axis.
 - a sequence of such samples.
@@ -41,18 +42,16 @@ from omnigraph.program import (
 
 Feeds = Mapping[str, np.ndarray]
 
-#: What manifests and messages call the samples that are drawn where there is no DATA.
+#: The source of samples that are drawn, where there is no DATA, as manifests name it.
 RANDOM = "random token ids"
 BYTES = "bytes"
-#: Inputs that text is for; all of them get the same ids where a program has several.
-_TEXT_INPUTS = ("input_ids", "decoder_input_ids")
 #: Tokens of one sample of text, and positions of one that is drawn.
 _TEXT_LENGTH, _RANDOM_LENGTH = 128, 64
 _RANDOM_SAMPLES = 16
 #: How many samples' beginnings are samples too, and how long those are, in positions.
-_SAMPLES_CUT, _BEGINNINGS = 16, (1, 4, 16)
+_SAMPLES_SPLIT, _BEGINNINGS = 16, (1, 4, 16)
 #: Dimensions that are no positions of this call.
-_NOT_CUT = ("batch", "past", "capacity")
+_NO_POSITIONS = ("batch", "past", "capacity")
 _FORMS = (
     "samples.npz, a folder of .npy or .npz files, a text file with a tokenizer, or file.py:function"
 )
@@ -66,11 +65,14 @@ class CalibrationData:
         source: what they are, for a person and for the manifest.
         read: gives an iterator over the samples, from the first.
         samples: how many of them are taken at most.
+        by_role: whether arrays go by the role of the inputs they are for, as those of text do,
+            and not by their names.
     """
 
     source: str
     read: Callable[[], Iterator[Feeds]]
     samples: int
+    by_role: bool = False
 
     def first(self) -> Feeds:
         """The first sample.
@@ -86,9 +88,15 @@ class CalibrationData:
             hint=f"DATA: {_FORMS}",
         )
 
+    def named(self, sample: Feeds, inputs: Sequence[TensorSpec]) -> Feeds:
+        """The arrays of a sample by the names of the inputs."""
+        if not self.by_role:
+            return sample
+        return {spec.name: sample[spec.role] for spec in inputs if spec.role in sample}
+
     def suits(self, inputs: Sequence[TensorSpec]) -> bool:
         """Whether every input that must be given is in the samples."""
-        given = self.first()
+        given = self.named(self.first(), inputs)
         return all(spec.name in given or spec.default is not None for spec in inputs)
 
     def check(self, programs: Iterable[Program]) -> None:
@@ -117,8 +125,8 @@ class CalibrationData:
         Args:
             inputs: the program's.
             dims: the ranges of its dimensions; where given, the beginnings of some samples are
-                samples too. Data of one length say nothing of short inputs, whose attention has
-                less to take the mean of, and so larger results.
+                samples too. Data of one length show no short inputs, whose attention averages
+                over fewer tokens and so gives larger results.
         """
         return Feedings(self, tuple(inputs), dims)
 
@@ -138,9 +146,10 @@ class Feedings:
 
     def __iter__(self) -> Iterator[Feeds]:
         for number, sample in enumerate(islice(self.data.read(), self.data.samples), 1):
-            whole = fit(sample, self.inputs, f"sample {number} of {self.data.source}")
+            given = self.data.named(sample, self.inputs)
+            whole = fit(given, self.inputs, f"sample {number} of {self.data.source}")
             yield whole
-            if self.dims is not None and number <= _SAMPLES_CUT:
+            if self.dims is not None and number <= _SAMPLES_SPLIT:
                 for length in _BEGINNINGS:
                     yield _beginning(whole, self.inputs, self.dims, length)
 
@@ -153,8 +162,8 @@ def _beginning(
     for spec in inputs:
         for dim, size in zip(spec.shape, feeds[spec.name].shape, strict=True):
             if isinstance(dim, str) and dim.isidentifier():
-                cut = size if dim in _NOT_CUT else dims.get(dim, Dim()).clamp(length)
-                sizes[dim] = min(size, cut)
+                most = size if dim in _NO_POSITIONS else dims.get(dim, Dim()).clamp(length)
+                sizes[dim] = min(size, most)
     return {
         spec.name: feeds[spec.name][
             tuple(
@@ -199,7 +208,7 @@ def open_data(data: object, *, tokenizer: str | None = None, samples: int = 128)
     if path.suffix == ".npz":
         return CalibrationData(path.name, lambda: _rows(_open_npz(path), path), samples)
     if path.is_file():
-        return CalibrationData(path.name, _text(path, tokenizer), samples)
+        return CalibrationData(path.name, _text(path, tokenizer), samples, by_role=True)
     if ":" in text:
         from omnigraph.frontends.resolve import find_callable
 
@@ -241,15 +250,15 @@ def fit(sample: Feeds, inputs: Sequence[TensorSpec], where: str) -> Feeds:
 
 
 def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
-    """The size of a dimension; those that no input tells are empty, as a past is."""
+    """The size of a dimension; one that no given input has is empty, as a past is."""
     if isinstance(dim, int):
         return dim
     return evaluate_dim(dim, {**dict.fromkeys(dim_terms(dim), 0), **sizes})
 
 
 def _as_input(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
-    wanted = np.dtype(spec.dtype)
-    integers = wanted.kind in "iub"
+    dtype = np.dtype(spec.dtype)
+    integers = dtype.kind in "iub"
     if array.ndim != len(spec.shape) or integers != (array.dtype.kind in "iub"):
         raise UsageError(
             f"Input {spec.name!r} is not what the program takes, in {where}",
@@ -263,13 +272,13 @@ def _as_input(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
             expected="finite numbers",
             hint="leave the sample out",
         )
-    return np.ascontiguousarray(array, wanted)
+    return np.ascontiguousarray(array, dtype)
 
 
 def random_data(program: Program, samples: int) -> list[Feeds]:
     """Samples that are drawn, of one sequence each, as the program draws its own inputs.
 
-    Few are enough, long ones and short ones: every one is as good as any other.
+    A few long and a few short ones are enough: more of them show nothing new.
     """
     drawn: list[Feeds] = []
     for seed in range(min(samples, _RANDOM_SAMPLES)):
@@ -352,11 +361,9 @@ def _text(path: Path, tokenizer: str | None) -> Callable[[], Iterator[Feeds]]:
 
 
 def _tokens(ids: Sequence[int]) -> Feeds:
+    """A sample of text, by role."""
     row = np.array([ids], np.int64)
-    masks = {
-        name.replace("input_ids", "attention_mask"): np.ones_like(row) for name in _TEXT_INPUTS
-    }
-    return {**dict.fromkeys(_TEXT_INPUTS, row), **masks}
+    return {"tokens": row, "mask": np.ones_like(row)}
 
 
 def _encoder(path: Path, tokenizer: str | None) -> Callable[[str], list[int]]:

@@ -1,11 +1,11 @@
 """How much worse a compiled program is than the model: by perplexity, or by agreement.
 
 Perplexity is exp of the mean cross-entropy of a target token. Where DATA has ``labels`` [B, T],
-those are the targets of ``logits`` [B, T, V], and negative ones do not count. Where it has none,
-the target of each position is the next token of ``decoder_input_ids``, or of ``input_ids`` where
-the program has no decoder; padding, by the attention mask of the same side, does not count. A
-program without logits is judged by agreement: the root mean square of its outputs' differences from
-the model's, relative to the outputs' own.
+those are the targets of the logits [B, T, V], and negative ones do not count. Where it has none,
+the target of each position is the next one of the tokens that the logits are of: those of the
+decoder, where there is one. Padding, by the mask of those tokens, does not count. A program without
+logits is judged by agreement: the root mean square of its outputs' differences from the model's,
+relative to the outputs' own.
 """
 
 from __future__ import annotations
@@ -17,34 +17,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from omnigraph.errors import UsageError
+from omnigraph.program import TensorSpec, mask_of
 
 Feeds = Mapping[str, np.ndarray]
 Run = Callable[[Feeds], Mapping[str, np.ndarray]]
 
-LOGITS, LABELS = "logits", "labels"
-#: Inputs whose next token is what the logits are of, each with the mask of its padding.
-_TOKENS = (("decoder_input_ids", "decoder_attention_mask"), ("input_ids", "attention_mask"))
+#: The array of DATA that is no input of the program.
+_LABELS = "labels"
 #: Positions whose logits are worked on in float64 at a time.
 _POSITIONS = 1024
-#: Standard errors above the mean that leave 5 of 100 out.
+#: Standard errors above the mean: 5 of 100 results are higher.
 _ONE_SIDED = 1.645
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One evaluation input, and what the model makes of it.
+    """One evaluation input, and the model's loss or outputs on it.
 
     Args:
         feeds: inputs by name.
-        targets: [B, T] int64, what ``logits`` are to predict, -1 where nothing is; or None.
+        targets: [B, T] int64, what the logits are to predict, -1 where nothing is; or None.
         nats: the model's sum of cross-entropies of the targets.
         outputs: the model's, by name, where there are no targets.
+        logits: the name of the output that predicts the targets.
     """
 
     feeds: Feeds
     targets: np.ndarray | None
     nats: float
     outputs: Mapping[str, np.ndarray]
+    logits: str = ""
 
     @property
     def count(self) -> int:
@@ -75,7 +77,7 @@ class Loss:
 
     @property
     def upper(self) -> float:
-        """What ``relative`` is below, at 95 of 100, on other samples of the same kind."""
+        """The upper end of ``relative``: 95 of 100 sets of such samples give less."""
         return self.relative + _ONE_SIDED * self.doubt
 
     def __str__(self) -> str:
@@ -84,57 +86,85 @@ class Loss:
         return f"outputs differ by {self.found:.3%}"
 
 
-def sample_of(run: Run, feeds: Feeds, given: Feeds) -> Sample:
+def sample_of(
+    run: Run,
+    feeds: Feeds,
+    given: Feeds,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+) -> Sample:
     """An evaluation sample, by what the model gives.
 
     Args:
         run: the model.
         feeds: what the program takes.
         given: what the evaluation data hold, perhaps with ``labels``.
-    """
-    outputs = run(feeds)
-    targets = targets_of(given, outputs)
-    if targets is None:
-        return Sample(feeds, None, 0.0, dict(outputs))
-    return Sample(feeds, targets, cross_entropy(outputs[LOGITS], targets), {})
-
-
-def targets_of(feeds: Feeds, outputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """What the logits of a program are to predict, or None where it has none that are known.
-
-    Args:
-        feeds: of an evaluation set: inputs by name, and perhaps ``labels``.
-        outputs: of the program for them.
-
-    Returns:
-        [B, T] int64; -1 is no target.
+        inputs: the program's, with their roles.
+        outputs: the program's, with their roles.
 
     Raises:
         UsageError: ``labels`` are not of the shape of the logits.
     """
-    logits = outputs.get(LOGITS)
-    if logits is None or logits.ndim != 3:
+    found = run(feeds)
+    logits = next((spec for spec in outputs if spec.role == "logits"), None)
+    if logits is not None and found[logits.name].ndim == 3:
+        shape = found[logits.name].shape[:2]
+        if (labels := given.get(_LABELS)) is not None:
+            targets: np.ndarray | None = targets_of_labels(labels, shape)
+        else:
+            targets = next_tokens(feeds, inputs, logits, shape)
+        if targets is not None:
+            nats = cross_entropy(found[logits.name], targets)
+            return Sample(feeds, targets, nats, {}, logits.name)
+    return Sample(feeds, None, 0.0, dict(found))
+
+
+def targets_of_labels(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Labels [B, T] as targets: int64, -1 for each negative one.
+
+    Args:
+        labels: of the evaluation data.
+        shape: the batch and the positions of the logits.
+
+    Raises:
+        UsageError: the labels are not of that shape.
+    """
+    if labels.shape != shape:
+        raise UsageError(
+            "The labels of the evaluation data are not of the shape of the logits",
+            expected=list(shape),
+            found=list(labels.shape),
+            hint="one label for each position; a negative one counts for nothing",
+        )
+    return np.where(labels < 0, -1, labels).astype(np.int64)
+
+
+def next_tokens(
+    feeds: Feeds, inputs: Sequence[TensorSpec], logits: TensorSpec, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """The next token at each position of the logits, or None where none is known.
+
+    Args:
+        feeds: inputs by name.
+        inputs: the program's, with their roles.
+        logits: the program's output.
+        shape: the batch and the positions of the logits, in this run.
+
+    Returns:
+        [B, T] int64, -1 where there is no next token, or padding.
+    """
+    tokens = [s for s in inputs if s.role == "tokens" and feeds[s.name].shape == shape]
+    if not tokens:
         return None
-    if (labels := feeds.get(LABELS)) is not None:
-        if labels.shape != logits.shape[:2]:
-            raise UsageError(
-                "The labels of the evaluation data are not of the shape of the logits",
-                expected=list(logits.shape[:2]),
-                found=list(labels.shape),
-                hint="one label for each position; a negative one counts for nothing",
-            )
-        return np.where(labels < 0, -1, labels).astype(np.int64)
-    for tokens, mask in _TOKENS:
-        ids = feeds.get(tokens)
-        if ids is None or ids.shape != logits.shape[:2]:
-            continue
-        following = np.full(ids.shape, -1, np.int64)
-        following[:, :-1] = ids[:, 1:]
-        if mask in feeds and feeds[mask].shape == ids.shape:
-            shown = feeds[mask].astype(bool)
-            following[:, :-1][~(shown[:, 1:] & shown[:, :-1])] = -1
-        return following if (following >= 0).any() else None
-    return None
+    # Both sides of an encoder-decoder may be as long in this run: the dimensions tell them apart.
+    own = next((spec for spec in tokens if spec.shape == logits.shape[:2]), tokens[-1])
+    ids, mask = feeds[own.name], mask_of(own, inputs)
+    following = np.full(ids.shape, -1, np.int64)
+    following[:, :-1] = ids[:, 1:]
+    if mask is not None and feeds[mask.name].shape == shape:
+        shown = feeds[mask.name].astype(bool)
+        following[:, :-1][~(shown[:, 1:] & shown[:, :-1])] = -1
+    return following if (following >= 0).any() else None
 
 
 def loss_of(run: Run, samples: Sequence[Sample]) -> Loss:
@@ -154,7 +184,7 @@ def loss_of(run: Run, samples: Sequence[Sample]) -> Loss:
     model = np.array([sample.nats for sample in samples])
     found = np.array(
         [
-            cross_entropy(run(sample.feeds)[LOGITS], sample.targets)
+            cross_entropy(run(sample.feeds)[sample.logits], sample.targets)
             for sample in samples
             if sample.targets is not None
         ]
@@ -181,17 +211,17 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
         targets: [B, T] int64, below V; negative ones do not count.
     """
     counts = targets >= 0
-    rows, wanted = logits[counts], targets[counts]
+    rows, counted = logits[counts], targets[counts]
     return sum(
-        _nats(rows[start : start + _POSITIONS], wanted[start : start + _POSITIONS])
-        for start in range(0, len(wanted), _POSITIONS)
+        _nats(rows[start : start + _POSITIONS], counted[start : start + _POSITIONS])
+        for start in range(0, len(counted), _POSITIONS)
     )
 
 
-def _nats(logits: np.ndarray, wanted: np.ndarray) -> float:
+def _nats(logits: np.ndarray, targets: np.ndarray) -> float:
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
-    chosen = np.take_along_axis(wide, wanted[:, None], axis=1)[:, 0]
+    chosen = np.take_along_axis(wide, targets[:, None], axis=1)[:, 0]
     return float((np.log(np.exp(wide).sum(axis=1)) - chosen).sum())
 
 

@@ -1,4 +1,4 @@
-"""Key/value caches in eight bits: their scales, and what the contract compares them with."""
+"""Key/value caches in eight bits: their scales, and the references of the contract."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.quantize_caches import QuantizeCaches
 from omnigraph.program import Case, Program, TensorSpec, fit_sizes
 
-#: Input sets that the ranges of keys and values are taken from, and their lengths.
+#: How many input sets give the ranges of keys and values, and their length.
 _SETS, _LENGTH = 16, 64
 _MOST = 127
-_HEADS = 1
 
 
 def quantize_caches(item: TracedProgram, program: Program) -> TracedProgram:
@@ -38,8 +37,8 @@ def quantize_caches(item: TracedProgram, program: Program) -> TracedProgram:
     by_input = {state[name]: scale for name, scale in scales.items()}
     return replace(
         item,
-        inputs=_as_codes(item.inputs, by_input),
-        outputs=_as_codes(item.outputs, scales),
+        inputs=_in_int8(item.inputs, by_input),
+        outputs=_in_int8(item.outputs, scales),
         references=[_converted(r, by_input, scales) for r in item.references],
         golden=_converted(item.golden, by_input, scales),
         codes=rounded_activations(item.graph),
@@ -52,8 +51,8 @@ def _scales(item: TracedProgram, program: Program) -> dict[str, np.ndarray]:
     runner = GraphRunner(item.graph)
     largest: dict[str, np.ndarray] = {}
     for seed in range(_SETS):
-        wanted = fit_sizes(program, {"batch": 1, "past": 0}, _LENGTH if seed % 2 else 1 + seed)
-        inputs = program.make_inputs(Case("caches", wanted, seed=2000 + seed))
+        sizes = fit_sizes(program, {"batch": 1, "past": 0}, _LENGTH if seed % 2 else 1 + seed)
+        inputs = program.make_inputs(Case("caches", sizes, seed=2000 + seed))
         found = runner.run({name: tensor.cpu().numpy() for name, tensor in inputs.items()})
         for _, given in item.state:
             if found[given].ndim == 4 and found[given].size:
@@ -65,7 +64,7 @@ def _scales(item: TracedProgram, program: Program) -> dict[str, np.ndarray]:
     }
 
 
-def _as_codes(
+def _in_int8(
     specs: Sequence[TensorSpec], scales: Mapping[str, np.ndarray]
 ) -> tuple[TensorSpec, ...]:
     return tuple(replace(s, dtype="int8") if s.name in scales else s for s in specs)
@@ -74,12 +73,12 @@ def _as_codes(
 def _converted(
     reference: Reference, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
 ) -> Reference:
-    """A reference whose past is in codes, and whose present is in units of a code, not rounded."""
+    """A reference with its past in int8, and its present in units of the scale, not rounded."""
     feeds = dict(reference.feeds)
     for name, scale in inputs.items():
         if name in feeds:
-            codes = np.rint(feeds[name] / _by_head(scale))
-            feeds[name] = np.clip(codes, -128, _MOST).astype(np.int8)
+            quantized = np.rint(feeds[name] / _by_head(scale))
+            feeds[name] = np.clip(quantized, -128, _MOST).astype(np.int8)
     results = dict(reference.outputs)
     for name, scale in outputs.items():
         if name in results:

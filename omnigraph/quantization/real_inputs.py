@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from omnigraph.program import Case, Program, fit_sizes
+from omnigraph.program import Case, Program, TensorSpec, fit_sizes, mask_of
 from omnigraph.quantization.data import CalibrationData, Feeds
-from omnigraph.tracing.trace import reference_for
+from omnigraph.tracing.reference import reference_for
 
 #: Samples that token ids are taken from.
 _ENOUGH_SAMPLES = 32
@@ -22,7 +22,7 @@ _POSITIONS = ("decoder_sequence", "sequence")
 def with_real_inputs(
     programs: Sequence[Program], data: CalibrationData | None = None
 ) -> tuple[Program, ...]:
-    """Programs whose input sets have token ids from ``data``, and what other programs give.
+    """Programs with real input sets: token ids from ``data``, and outputs of other programs.
 
     Args:
         programs: of one model.
@@ -35,10 +35,11 @@ def with_real_inputs(
 def _with_real_ids(program: Program, data: CalibrationData) -> Program:
     """A program whose own input sets have token ids from ``data`` where that has them."""
     streams: dict[str, list[np.ndarray]] = {}
-    for sample in islice(data.read(), _ENOUGH_SAMPLES):
+    for raw in islice(data.read(), _ENOUGH_SAMPLES):
+        sample = data.named(raw, program.inputs)
         for spec in program.inputs:
-            if spec.name in sample and spec.name.endswith("input_ids"):
-                streams.setdefault(spec.name, []).append(_shown(sample, spec.name))
+            if spec.name in sample and spec.role == "tokens":
+                streams.setdefault(spec.name, []).append(_shown(sample, spec, program))
     ids = {name: np.concatenate(parts) for name, parts in streams.items()}
     make = program.make_inputs
 
@@ -55,15 +56,17 @@ def _with_real_ids(program: Program, data: CalibrationData) -> Program:
     return replace(program, make_inputs=make_inputs)
 
 
-def _shown(sample: Feeds, name: str) -> np.ndarray:
+def _shown(sample: Feeds, tokens: TensorSpec, program: Program) -> np.ndarray:
     """The token ids of a sample that its mask does not hide, one after the other."""
-    ids = np.asarray(sample[name])
-    mask = sample.get(name.replace("input_ids", "attention_mask"))
-    return ids[np.asarray(mask).astype(bool)] if mask is not None else ids.reshape(-1)
+    ids = np.asarray(sample[tokens.name])
+    mask = mask_of(tokens, program.inputs)
+    if mask is None or mask.name not in sample:
+        return ids.reshape(-1)
+    return ids[np.asarray(sample[mask.name]).astype(bool)]
 
 
 def _with_given(program: Program, programs: Sequence[Program]) -> Program:
-    """A program whose inputs that another one gives (of an encoder, say) are what that gives."""
+    """A program whose input sets have the outputs of others (an encoder, say) that it takes."""
     takes = {spec.name for spec in program.inputs}
     others = [p for p in programs if p is not program and takes.intersection(p.outputs)]
     if not others:
@@ -84,9 +87,9 @@ def _with_given(program: Program, programs: Sequence[Program]) -> Program:
 
 
 def _with_real_past(program: Program) -> Program:
-    """A program whose input sets have the past that it makes itself of the tokens before.
+    """A program whose input sets have a past that the program itself computed.
 
-    Left as it is where it has no state, or takes too few positions at once to make a past of.
+    It is left as it is where it has no state, or takes too few positions at once for a past.
     """
     if not program.state:
         return program

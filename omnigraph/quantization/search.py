@@ -111,8 +111,9 @@ class _Searcher:
         samples = []
         if options.max_loss is not None:
             model = GraphRunner(self._graph).run
-            given = self._calibrator.samples.for_loss(self._calibrator.item)
-            samples = [sample_of(model, *pair) for pair in given]
+            item = self._calibrator.item
+            given = self._calibrator.samples.for_loss(item)
+            samples = [sample_of(model, *pair, item.inputs, item.outputs) for pair in given]
         times = self._times(known) if options.speed_gate is not None else {}
         progress = self._calibrator.progress
         budget = BudgetSearch(self._units, list(search.schemes), quantize, samples, times, progress)

@@ -10,12 +10,12 @@ from typing import Any
 import onnx_ir as ir
 
 from omnigraph.errors import TraceError
-from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph, inherit_provenance
+from omnigraph.graph import MODULE_KEY, SOURCE_KEY, Graph, inherit_provenance, role_of
 from omnigraph.program import Program, TensorSpec, dim_terms
 
 #: The name under which the tracer's wrapper holds a program's module.
 _WRAPPER = "module"
-#: What stands for the path of the whole model, which is empty.
+#: Stands for the path of the whole model, which is empty.
 _WHOLE = "model"
 
 
@@ -26,11 +26,11 @@ def name_tensors(graph: Graph, program: Program) -> None:
         TraceError: the Graph has more or fewer tensors than the program.
     """
     found = len(graph.graph.inputs), len(graph.graph.outputs)
-    wanted = len(program.inputs), len(program.outputs)
-    if found != wanted:
+    named = len(program.inputs), len(program.outputs)
+    if found != named:
         raise TraceError(
             f"The trace of program {program.name!r} has other tensors than the program",
-            expected=f"{wanted[0]} inputs and {wanted[1]} outputs",
+            expected=f"{named[0]} inputs and {named[1]} outputs",
             found=f"{found[0]} and {found[1]}",
             hint="a module that changes its own buffers gives more; let it take and return them",
         )
@@ -54,12 +54,12 @@ def name_tensors(graph: Graph, program: Program) -> None:
             graph.graph.initializers[name].name = own
 
 
-def _free_names(graph: Graph, wanted: set[str]) -> None:
-    """Rename values inside the Graph that have a name which inputs and outputs are to have."""
+def _free_names(graph: Graph, names: set[str]) -> None:
+    """Rename values inside the Graph that have one of the names of inputs and outputs."""
     values = [*_values(graph), *graph.graph.initializers.values()]
-    taken = {value.name for value in values} | wanted
+    taken = {value.name for value in values} | names
     for value in values:
-        if value.name in wanted:
+        if value.name in names:
             fresh = f"{value.name}_inner"
             while fresh in taken:
                 fresh += "_"
@@ -109,7 +109,7 @@ def symbol(value: ir.Value, axis: int) -> str | None:
 
 
 def output_specs(graph: Graph) -> tuple[TensorSpec, ...]:
-    """The outputs of a traced Graph: names, dtypes, shapes in the program's dimensions."""
+    """The outputs of a traced Graph: names, dtypes, shapes in the program's dimensions, roles."""
     return tuple(
         TensorSpec(
             value.name or "",
@@ -118,6 +118,7 @@ def output_specs(graph: Graph) -> tuple[TensorSpec, ...]:
                 dim if isinstance(dim, int) else str(dim.value or f"unknown_{axis}")
                 for axis, dim in enumerate(value.shape or ())
             ),
+            role=role_of(graph, value.name),
         )
         for value in graph.graph.outputs
     )

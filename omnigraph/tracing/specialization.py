@@ -23,7 +23,7 @@ from omnigraph.graph import MODULE_KEY, Graph
 from omnigraph.program import Case, Dim, Program, dim_terms
 from omnigraph.tracing.names import own_path, symbol
 
-#: The error beyond which a module's output is another one, and not the same rounded differently.
+#: An error above this is no rounding: the outputs differ.
 _PARTED = 1e-3
 
 
@@ -49,7 +49,7 @@ class SpecializationWatch:
         self._symbols: list[tuple[str, Any]] = []
         self._hooks: list[Any] = []
         self._running: list[str] = []  # the modules that are in their forward, outermost first
-        self._seen = (-1, -1)  # how much torch had been told of sizes at the last look
+        self._seen = (-1, -1)  # torch's guards and version at the last look
         self.found: dict[str, Narrowing] = {}
 
     def __enter__(self) -> None:
@@ -84,7 +84,7 @@ class SpecializationWatch:
         self._running.pop()
 
     def _look(self) -> None:
-        """Lay what has happened since the last look to the module that is running."""
+        """Note what was narrowed since the last look, and the module that is running."""
         if not self._symbols:
             return
         shapes = self._symbols[0][1].node.shape_env

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import deviation
 from omnigraph.errors import UsageError
-from omnigraph.graph import count_ops
+from omnigraph.graph import count_ops, declare_roles
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_outputs import EliminateDeadOutputs
 from omnigraph.passes.hoist_selections import HoistSelections
@@ -74,6 +74,7 @@ def test_the_last_token_of_any_mask(batch, tokens, past, draw):
     import onnx_ir as ir
 
     graph.graph.inputs[1].shape = ir.Shape(["B", columns])
+    declare_roles(graph, {"attention_mask": "mask"})
     mask = np.array(
         draw.draw(
             st.lists(

@@ -10,7 +10,7 @@ import pytest
 from graph_checks import graph_with_weights
 
 from omnigraph.errors import UsageError
-from omnigraph.graph import Graph
+from omnigraph.graph import Graph, declare_roles
 from omnigraph.passes.analysis.quantization.linear_layers import linear_layers
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.quantization.calibration import METHODS, calibrate, second_moments
@@ -26,7 +26,9 @@ TEXT = f"""g (float[batch,sequence,{K}] x, int64[batch,sequence] attention_mask,
 
 
 def graph() -> Graph:
-    return graph_with_weights(TEXT, w=W, v=V)
+    made = graph_with_weights(TEXT, w=W, v=V)
+    declare_roles(made, {"attention_mask": "mask"})
+    return made
 
 
 def sample(length: int, seed: int, hidden: int = 0) -> dict[str, np.ndarray]:

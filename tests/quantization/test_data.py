@@ -15,9 +15,9 @@ from omnigraph.quantization.data import Feeds, open_data, random_data
 from omnigraph.quantization.real_inputs import with_real_inputs
 
 INPUTS = (
-    TensorSpec("input_ids", "int64", ("batch", "sequence")),
-    TensorSpec("attention_mask", "int64", ("batch", "past + sequence"), 1),
-    TensorSpec("past_key", "float32", ("batch", 2, "past", 4), 0),
+    TensorSpec("input_ids", "int64", ("batch", "sequence"), role="tokens"),
+    TensorSpec("attention_mask", "int64", ("batch", "past + sequence"), 1, role="mask"),
+    TensorSpec("past_key", "float32", ("batch", 2, "past", 4), 0, role="past"),
 )
 IDS = np.arange(12, dtype=np.int32).reshape(3, 4)
 

@@ -24,10 +24,18 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.pipelines import common
+from omnigraph.program import TensorSpec
 from omnigraph.quantization.budget import BudgetSearch, Unit, units_of
 from omnigraph.quantization.calibration import calibrate
 from omnigraph.quantization.data import open_data
-from omnigraph.quantization.evaluation import Loss, cross_entropy, loss_of, sample_of, targets_of
+from omnigraph.quantization.evaluation import (
+    Loss,
+    cross_entropy,
+    loss_of,
+    next_tokens,
+    sample_of,
+    targets_of_labels,
+)
 from omnigraph.quantization.noise import check_quantized, noise_of, quantized_tolerance
 from omnigraph.quantization.options import Quantization, checked_loss
 from omnigraph.quantization.region_timing import RegionTimes, Timing, regions, time_regions
@@ -351,20 +359,46 @@ def test_a_tolerance_grows_with_the_noise_and_keeps_that_of_floats():
 # Evaluation ---------------------------------------------------------------------------------------
 
 
+SEQUENCE = ("batch", "sequence")
+INPUTS = (
+    TensorSpec("input_ids", "int64", SEQUENCE, role="tokens"),
+    TensorSpec("attention_mask", "int64", SEQUENCE, 1, role="mask"),
+)
+LOGITS = TensorSpec("logits", "float32", (*SEQUENCE, 9), role="logits")
+
+
+def sample(run, feeds, given=None):
+    inputs = [spec for spec in INPUTS if spec.name in feeds]
+    return sample_of(run, feeds, given or feeds, inputs, [LOGITS])
+
+
 def test_targets_are_labels_or_the_next_token():
-    logits = {"logits": np.zeros((1, 4, 9), np.float32)}
     ids = np.array([[5, 6, 7, 8]])
-    assert targets_of({"input_ids": ids}, logits).tolist() == [[6, 7, 8, -1]]
-    mask = np.array([[1, 1, 1, 0]])
-    feeds = {"input_ids": ids, "attention_mask": mask}
-    assert targets_of(feeds, logits).tolist() == [[6, 7, -1, -1]]
-    both = {"input_ids": ids[:, :2], "decoder_input_ids": ids}
-    assert targets_of(both, logits).tolist() == [[6, 7, 8, -1]]
+    feeds = {"input_ids": ids, "attention_mask": np.array([[1, 1, 1, 0]])}
+    assert next_tokens(feeds, INPUTS[:1], LOGITS, (1, 4)).tolist() == [[6, 7, 8, -1]]
+    assert next_tokens(feeds, INPUTS, LOGITS, (1, 4)).tolist() == [[6, 7, -1, -1]]
+    assert next_tokens(feeds, INPUTS, LOGITS, (1, 3)) is None
     labels = np.array([[1, -100, 2, 3]])
-    assert targets_of({"input_ids": ids, "labels": labels}, logits).tolist() == [[1, -1, 2, 3]]
-    assert targets_of({"input_ids": ids}, {"hidden": np.zeros((1, 4, 9))}) is None
+    assert targets_of_labels(labels, (1, 4)).tolist() == [[1, -1, 2, 3]]
     with pytest.raises(UsageError, match="labels"):
-        targets_of({"input_ids": ids, "labels": labels[:, :3]}, logits)
+        targets_of_labels(labels[:, :3], (1, 4))
+
+
+def test_targets_are_of_the_side_that_the_logits_are_of():
+    encoder = TensorSpec("a", "int64", SEQUENCE, role="tokens")
+    decoder = TensorSpec("b", "int64", ("batch", "decoder_sequence"), role="tokens")
+    feeds = {"a": np.array([[1, 2, 3]]), "b": np.array([[5, 6, 7]])}
+    for side, expected in ((encoder, [[2, 3, -1]]), (decoder, [[6, 7, -1]])):
+        logits = TensorSpec("y", "float32", (*side.shape, 9), role="logits")
+        for inputs in ((encoder, decoder), (decoder, encoder)):
+            assert next_tokens(feeds, inputs, logits, (1, 3)).tolist() == expected
+
+
+def test_labels_of_the_data_come_before_the_next_tokens():
+    feeds = {"input_ids": np.array([[5, 6, 7, 8]])}
+    labels = {"labels": np.array([[1, -100, 2, 3]])}
+    assert sample(shifted(0.0), feeds, labels).targets.tolist() == [[1, -1, 2, 3]]
+    assert sample(shifted(0.0), feeds).targets.tolist() == [[6, 7, 8, -1]]
 
 
 def test_cross_entropy_is_torch_s():
@@ -396,7 +430,7 @@ def shifted(by: float):
 
 def test_the_loss_is_the_growth_of_the_perplexity():
     feeds = [{"input_ids": RNG.integers(0, 9, (1, 30))} for _ in range(20)]
-    samples = [sample_of(shifted(0.0), f, f) for f in feeds]
+    samples = [sample(shifted(0.0), f) for f in feeds]
     same = loss_of(shifted(0.0), samples)
     assert same.relative == 0 and same.upper == 0
     worse = loss_of(shifted(0.1), samples)
@@ -419,7 +453,7 @@ def test_the_upper_end_of_a_loss_covers_what_other_samples_give():
 
     def draw(count: int):
         feeds = [{"input_ids": rng.integers(0, 9, (1, 25))} for _ in range(count)]
-        return [sample_of(shifted(0.0), f, f) for f in feeds]
+        return [sample(shifted(0.0), f) for f in feeds]
 
     truth = loss_of(noisy, draw(4000)).relative
     below = [loss_of(noisy, draw(30)).upper >= truth for _ in range(100)]
@@ -428,7 +462,7 @@ def test_the_upper_end_of_a_loss_covers_what_other_samples_give():
 
 def test_programs_without_logits_are_judged_by_agreement():
     feeds = [{"x": RNG.standard_normal((2, 3))} for _ in range(4)]
-    samples = [sample_of(lambda f: {"y": f["x"]}, f, f) for f in feeds]
+    samples = [sample_of(lambda f: {"y": f["x"]}, f, f, (), ()) for f in feeds]
     assert loss_of(lambda f: {"y": f["x"] * 1.02}, samples).relative == pytest.approx(0.02)
 
 
@@ -456,14 +490,14 @@ def by_choices(choices):
 
 def search(candidates=("int8",), times=None, sizes=(100, 100, 100)) -> BudgetSearch:
     feeds = [{"input_ids": RNG.integers(0, 9, (1, 30))} for _ in range(6)]
-    samples = [sample_of(shifted(0.0), f, f) for f in feeds]
+    samples = [sample(shifted(0.0), f) for f in feeds]
     units = [Unit((name,), size) for name, size in zip("abc", sizes, strict=True)]
     return BudgetSearch(units, candidates, by_choices, samples, times or {})
 
 
 def loss_with(**choices: str) -> float:
     feeds = [{"input_ids": RNG.integers(0, 9, (1, 30))} for _ in range(6)]
-    samples = [sample_of(shifted(0.0), f, f) for f in feeds]
+    samples = [sample(shifted(0.0), f) for f in feeds]
     everything = {"a": "float", "b": "float", "c": "float", **choices}
     return loss_of(by_choices(everything), samples).relative
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from omnigraph.contract.graph_check import (
 from omnigraph.contract.tolerance import Tolerance, deviations, output_scales
 from omnigraph.graph import MODULE_KEY, OPSET, RANGE_KEY, SOURCE_KEY, count_ops
 from omnigraph.models import AttentionPattern
-from omnigraph.program import Case
+from omnigraph.program import Case, Program
 from omnigraph.tracing.trace import check_trace, output_specs, reference_for, trace
 
 SOURCES = Path(omnigraph.models.__file__).parent
@@ -198,3 +199,24 @@ def test_tracing_changes_nothing_in_the_model(traced):
         assert tensor.equal(before[name])
     # And the same trace gives the same Graph.
     assert ir.to_proto(graph.graph) == ir.to_proto(subject.graph.graph)
+
+
+def test_tracing_knows_no_frontend():
+    for path in (Path(__file__).parents[2] / "omnigraph" / "tracing").glob("*.py"):
+        assert "frontends" not in path.read_text()
+
+
+def test_a_program_may_give_its_own_graph(traced):
+    name, settings = CASES["post-norm"]
+    subject = traced(name, **settings)
+    given: list[str] = []
+
+    def to_graph(program: Program) -> ir.Model:
+        given.append(program.name)
+        graph = subject.graph.clone()
+        graph.metadata_props.clear()
+        return graph
+
+    graph = trace(replace(subject.program, module=None, to_graph=to_graph))
+    assert given == ["encode"]
+    assert ir.to_proto(graph) == ir.to_proto(subject.graph)
