@@ -143,6 +143,18 @@ def test_the_command_names_anyone_s_wrong_pass(capsys, wrong: Path, target: str)
     assert found["rms"] > found["tolerance"]["rms"]
 
 
+@pytest.mark.parametrize(("until", "parted"), [("fused", []), ("folded", ["pass 'wrong-scale'"])])
+def test_it_stops_after_a_stage(capsys, wrong: Path, until: str, parted: list[str]):
+    # An added pass stands at the end of the stage ``folded``.
+    arguments = [
+        "bisect", "omninet", "--config", "tiny", "--set", "kind=encoder", "--programs", "encode",
+        "--target", "onnx", "--passes", f"{wrong}:WrongScale", "--until", until, "--json",
+    ]  # fmt: skip
+    assert main(arguments) == bool(parted)
+    found = json.loads(capsys.readouterr().out)["parted"]
+    assert [parting["stage"] for parting in found] == parted
+
+
 def test_the_command_finds_nothing_in_an_honest_export_on_its_own_runtime(capsys):
     arguments = [
         "bisect", "omninet", "--config", "tiny", "--set", "kind=decoder", "--target", "openvino",

@@ -14,9 +14,8 @@ from tiny_sessions import VOCABULARY, ids, past, same
 
 import omnigraph
 from omnigraph.artifact import Artifact
-from omnigraph.errors import (
-    DeviceError,
-)
+from omnigraph.errors import DeviceError
+from omnigraph.lowering import targets
 from omnigraph.runtimes import load, session_class
 from omnigraph.runtimes.base import Session
 
@@ -142,3 +141,10 @@ def test_a_program_that_threads_ask_for_at_once_is_loaded_once(path: Path):
         with ThreadPoolExecutor(4) as pool:
             assert set(pool.map(first_use, range(4))) == {(1, 3, VOCABULARY)}
         assert compiled == ["decode"]
+
+
+def test_a_target_names_the_class_that_runs_its_artifacts():
+    for name, target in targets().items():
+        kind = session_class(name)
+        assert target.session == f"{kind.__module__}:{kind.__name__}"
+        assert kind.target == name
