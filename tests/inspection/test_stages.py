@@ -83,6 +83,18 @@ def test_the_traced_graph_and_a_pass_outside_the_pipeline(model: str):
     assert "= Attention(" not in stage.after
 
 
+def test_the_graph_after_a_stage_of_the_pipeline(model: str):
+    subject = Subject(model, target="tensorrt")
+    (traced,), (canonical,) = stages(subject, "trace"), stages(subject, "canonical")
+    assert canonical.before == traced.after and canonical.name == "canonical"
+    assert "Reshape(x, [0, 0, 4, 16])" in canonical.after
+    (kernels,) = stages(subject, "kernels")
+    assert "float16[" in kernels.after and "float16[" not in kernels.before
+    # Nothing is quantized in floats: a stage without passes changes nothing.
+    (quantized,) = stages(subject, "quantized")
+    assert quantized.before == quantized.after == kernels.before
+
+
 def test_explain_gives_a_reason_for_each_site_left_alone(model: str):
     (finding,) = explain(Subject(model), "decompose-attention")["forward"]
     assert finding.reason == "a fused kernel takes it"
