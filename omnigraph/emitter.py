@@ -1,4 +1,4 @@
-"""One lowered program in its target's runtime, outside an export: to look at it, or to time it."""
+"""Runs one lowered program in its target's runtime outside an export: to inspect or to time it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Emitter:
         self.golden = golden
 
     def run(self, lowered: Lowered, directory: Path) -> Run:
-        """What runs the program that was emitted into ``directory``."""
+        """Emit the program into ``directory``, and give the function that runs it."""
         return self.session(lowered, directory).run
 
     def session(self, lowered: Lowered, directory: Path) -> Session:
-        """A Session of the program that was emitted into ``directory``, an empty folder."""
+        """Emit the program into ``directory``, an empty folder, and open a Session of it."""
         program = Lowered(
             lowered.name,
             lowered.graph.clone(),  # emitting may change it
