@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from omnigraph.artifact import Artifact, seal
+from omnigraph.contract.comparison import Run
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.export_job import TargetProduct, TracedProgram
@@ -17,9 +16,6 @@ from omnigraph.manifest import build_manifest, golden_name, write_golden
 
 if TYPE_CHECKING:
     from omnigraph.runtimes.base import Session
-
-#: What runs a program: feeds to outputs, both by name.
-Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 class Emitter:

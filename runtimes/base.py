@@ -245,9 +245,7 @@ class Session(abc.ABC):
             entry = self.entry(name)
             if entry.golden is None:
                 continue
-            arrays = self.artifact.arrays(entry.golden)
-            feeds = {k[len("input/") :]: v for k, v in arrays.items() if k.startswith("input/")}
-            golden = {k[len("output/") :]: v for k, v in arrays.items() if k.startswith("output/")}
+            feeds, golden = self.artifact.golden_pair(entry.golden)
             tolerance = Tolerance(**entry.tolerance)
             run = self.run(feeds, program=name, variant=WHOLE)
             for output, found in deviations(run, golden).items():

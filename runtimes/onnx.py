@@ -65,8 +65,7 @@ class OnnxSession(Session):
         """
         entry = self.entry(program)
         assert entry.golden is not None
-        arrays = self.artifact.arrays(entry.golden)
-        feeds = {k[len("input/") :]: v for k, v in arrays.items() if k.startswith("input/")}
+        feeds, _ = self.artifact.golden_pair(entry.golden)
         with tempfile.TemporaryDirectory() as scratch:
             options = _onnxruntime().SessionOptions()
             options.enable_profiling = True

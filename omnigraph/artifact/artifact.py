@@ -139,6 +139,15 @@ class Artifact:
         except (ValueError, OSError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"{name} in {self.path} is not readable", hint=REBUILD) from error
 
+    def golden_pair(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The golden inputs and the golden outputs of one file, by name of the tensor."""
+        arrays = self.arrays(name)
+        feeds, outputs = (
+            {key.removeprefix(side): a for key, a in arrays.items() if key.startswith(side)}
+            for side in ("input/", "output/")
+        )
+        return feeds, outputs
+
     def _bytes(self, name: str) -> np.ndarray:
         if self._offsets is None:
             return _map_file(self.path / name)

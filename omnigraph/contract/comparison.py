@@ -15,6 +15,7 @@ from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
 
+#: A function that runs a program: feeds to outputs, both by name.
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
