@@ -174,7 +174,7 @@ def _call(out: Path, target: str) -> Call:
 def _lowered_call(out: Path) -> Call:
     """The Graph that an engine was made of, in onnxruntime: no GPU is needed for its numbers."""
     from omnigraph.artifact import Artifact
-    from omnigraph.contract.comparison import emulated
+    from omnigraph.lowering.emulation import emulated
 
     run = emulated(Artifact(out), "forward")
     return lambda feeds: run(feeds)["logits"]

@@ -1,14 +1,13 @@
-"""One lowered program in its target's runtime, outside an export: to look at it, or to time it."""
+"""Runs one lowered program in its target's runtime outside an export: to inspect or to time it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from omnigraph.artifact import Artifact, seal
+from omnigraph.contract.comparison import Run
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.export_job import TargetProduct, TracedProgram
@@ -17,9 +16,6 @@ from omnigraph.manifest import build_manifest, golden_name, write_golden
 
 if TYPE_CHECKING:
     from omnigraph.runtimes.base import Session
-
-#: What runs a program: feeds to outputs, both by name.
-Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 class Emitter:
@@ -32,11 +28,11 @@ class Emitter:
         self.golden = golden
 
     def run(self, lowered: Lowered, directory: Path) -> Run:
-        """What runs the program that was emitted into ``directory``."""
+        """Emit the program into ``directory``, and give the function that runs it."""
         return self.session(lowered, directory).run
 
     def session(self, lowered: Lowered, directory: Path) -> Session:
-        """A Session of the program that was emitted into ``directory``, an empty folder."""
+        """Emit the program into ``directory``, an empty folder, and open a Session of it."""
         program = Lowered(
             lowered.name,
             lowered.graph.clone(),  # emitting may change it

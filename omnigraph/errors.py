@@ -49,7 +49,7 @@ class OmniGraphError(Exception):
 
 
 class UsageError(OmniGraphError):
-    """A command, option or argument that cannot be."""
+    """A command, option or argument that is not valid."""
 
     kind = "usage"
 
@@ -61,13 +61,13 @@ class InputError(OmniGraphError):
 
 
 class TraceError(OmniGraphError):
-    """A model that could not be traced, or whose trace does not mean what the model means."""
+    """A model that could not be traced, or whose trace computes something else."""
 
     kind = "trace"
 
 
 class GraphError(OmniGraphError):
-    """A Graph that is not legal at the stage where it stands."""
+    """A Graph that is not legal at its stage."""
 
     kind = "graph"
 
@@ -79,13 +79,13 @@ class UnsupportedError(OmniGraphError):
 
 
 class CompileError(OmniGraphError):
-    """A vendor's compiler refused what it was given; its own error is the cause."""
+    """A vendor's compiler refused its input; its own error is the cause."""
 
     kind = "compile"
 
 
 class ArtifactError(OmniGraphError):
-    """An artifact that is damaged, unsafe, or not one."""
+    """An artifact that is damaged or unsafe, or a path that is not an artifact."""
 
     kind = "artifact"
 
@@ -110,7 +110,7 @@ class ContractError(OmniGraphError):
 
 
 class FusionError(OmniGraphError):
-    """An attention that is not one node, where it was asked to be."""
+    """An attention that is not fused, though the export requires it."""
 
     kind = "fusion"
     exit_status = 1

@@ -1,7 +1,7 @@
-"""The intermediate graph: what it is, and what its nodes and dimensions remember.
+"""The intermediate graph, and the metadata of its nodes and dimensions.
 
-Every Graph is an ``onnx_ir.Model`` that is valid ONNX at ``OPSET``. A node remembers the module and
-the source line that it came from; a Graph remembers which sizes each named dimension may have.
+Every Graph is an ``onnx_ir.Model`` that is valid ONNX at ``OPSET``. A node records the module and
+the source line that it came from; a Graph records which sizes each named dimension may have.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPSET = 24
 #: Node metadata: the module of the model that a node came from, and its source line.
 MODULE_KEY, SOURCE_KEY = "omnigraph.module", "omnigraph.source"
 
-#: Graph metadata, with a dimension's name behind it: the sizes that it may have.
+#: Graph metadata, the prefix of a dimension's name: the sizes that it may have.
 RANGE_KEY = "omnigraph.range."
 
 #: In memory only: the role of each input and output, by name.
@@ -37,7 +37,7 @@ def count_ops(graph: Graph) -> Counter[str]:
 
 
 def inherit_provenance(graph: Graph) -> None:
-    """Give each node without a module the one of the node that uses it, or that it uses."""
+    """Give each node without a module that of a node that reads it, or that it reads."""
     nodes = list(ir.traversal.RecursiveGraphIterator(graph.graph))
     for order in (reversed(nodes), nodes):
         for node in order:
@@ -57,7 +57,7 @@ def _inherit(node: ir.Node) -> None:
 
 
 def declare_ranges(graph: Graph, ranges: Mapping[str, tuple[int, int | None]]) -> None:
-    """Write down which sizes each named dimension may have, both ends included; None is no end."""
+    """Record which sizes each named dimension may have, both ends included; None is no bound."""
     for dim, (least, most) in ranges.items():
         graph.metadata_props[RANGE_KEY + dim] = f"{least}:{'' if most is None else most}"
 
@@ -69,7 +69,7 @@ def range_of(graph: Graph, dim: str) -> tuple[int, int | None]:
 
 
 def declare_roles(graph: Graph, roles: Mapping[str, str]) -> None:
-    """Note the roles of inputs and outputs, by name, in memory: no file has them."""
+    """Record the roles of inputs and outputs by name, in memory only."""
     graph.graph.meta[_ROLES_KEY] = dict(roles)
 
 

@@ -60,7 +60,7 @@ def lower_program(
     """
     runner = _Runner(job, item, options, calibrator)
     exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
-    exact = exact.with_codes(item.codes)
+    exact = exact.with_rounded_activations(item.codes)
     floats = float_tolerance(job, item, options)
     start, end = job.pipeline.until("quantized"), job.pipeline.from_stage("kernels")
     front = runner.run(graph, start, facts, (exact, floats))
@@ -95,7 +95,7 @@ def float_tolerance(job: TargetJob, item: TracedProgram, options: ExportOptions)
     floats = Tolerance.for_precision(
         job.target.rounding(job.precision), depth=item.depth, contraction=item.contraction
     )
-    return floats if job.quantizes else floats.with_codes(item.codes)
+    return floats if job.quantizes else floats.with_rounded_activations(item.codes)
 
 
 @dataclass(frozen=True)

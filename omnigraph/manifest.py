@@ -1,4 +1,4 @@
-"""The manifest of an artifact, made of what an export has in hand."""
+"""Builds the manifest of an artifact from the results of an export."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build_manifest(
     product: TargetProduct,
     traced: Sequence[TracedProgram],
 ) -> dict[str, Any]:
-    """Everything about an artifact but its files: JSON-ready, and the same for the same export."""
+    """The manifest but for its list of files: JSON-ready, and the same for the same export."""
     emission = product.emission
     programs = {
         item.name: {

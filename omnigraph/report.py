@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-#: Between two plain lines of one kind.
+#: Seconds between two plain lines of one step.
 _SECONDS = 5.0
 
 
@@ -47,7 +47,7 @@ def progress_reporter(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _plain_lines() -> Callable[[str, int, int], None]:
-    """A line for each step; of steps that differ in a number alone, one in some seconds."""
+    """A line for each step; one in five seconds where only the number of the step changes."""
     last, when = "", 0.0
 
     def show(step: str, done: int, total: int) -> None:

@@ -89,7 +89,7 @@ def load(
 
 
 def _check_contract(session: Session) -> None:
-    """Refuse a session whose golden pairs do not come out here, or that has none to show it."""
+    """Refuse a session that fails a golden pair here, or has a program without one."""
     path = session.artifact.path
     if bare := [name for name in session.programs if session.entry(name).golden is None]:
         raise ContractError(

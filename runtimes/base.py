@@ -1,4 +1,4 @@
-"""Session: what every runtime does, whatever the vendor."""
+"""Session: the part of a runtime that is the same for every vendor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Executable = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """How one output of the golden pair came out on this machine."""
+    """The deviation of one output of the golden pair on this machine."""
 
     program: str
     output: str
@@ -51,14 +51,14 @@ class GoldenCheck:
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """What loading one program took: seconds, and growth of the process's resident bytes."""
+    """The cost of loading one program: seconds, and growth of the process's resident bytes."""
 
     seconds: float
     bytes: int
 
 
 class Session(abc.ABC):
-    """An artifact that is loaded and ready to run, whatever runs it.
+    """An artifact that is loaded and ready to run, in any vendor's runtime.
 
     The default program is compiled at once, others when they are first used. ``run`` may be called
     from several threads at a time. Use as a context manager, or call ``close``.
@@ -91,7 +91,7 @@ class Session(abc.ABC):
         self._variants = Variants(artifact.manifest)
         self._variant = None if len(self.variants) == 1 and variant == AUTO else variant
         first = self._variants.program(self._default, variant)
-        #: How many requests each variant answered that was chosen by itself.
+        #: How many requests each variant answered that the session chose.
         self.answered: Counter[str] = Counter()
         self.device = self._open_device(device)
         self.threads = threads
@@ -105,10 +105,10 @@ class Session(abc.ABC):
             self.close()
             raise
 
-    # What a runtime has to say --------------------------------------------------------------------
+    # What each runtime implements -----------------------------------------------------------------
 
     def kernels(self, program: str | None = None) -> list[Kernel] | None:
-        """The kernels that one program runs; None where the runtime does not tell.
+        """The kernels that one program runs; None where the runtime does not report them.
 
         Args:
             program: None is the default program.
@@ -134,7 +134,7 @@ class Session(abc.ABC):
     def _release(self) -> None:  # noqa: B027 (most runtimes free what they hold by themselves)
         """Free what the device holds, after the programs are gone."""
 
-    # What a person calls --------------------------------------------------------------------------
+    # What a user calls ----------------------------------------------------------------------------
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -182,19 +182,19 @@ class Session(abc.ABC):
     ) -> dict[str, np.ndarray]:
         """Run one program on named inputs.
 
-        Where an artifact has variants with fewer heads, "auto" gives what the whole model would:
-        the gates that are known before any attention say which heads the request needs, the
-        smallest variant with these runs, and a larger one after it only if a gate further up was
-        open for a head that the first lacks. Programs with a state, and others whose tensors change
-        their shapes with the variant, run whole unless a variant is named: use it in all calls of
-        one request (`smallest_variant` proposes one).
+        Where an artifact has variants with fewer heads, "auto" gives the whole model's outputs. The
+        gates that are known before any attention show which heads the request needs, and the
+        smallest variant with these runs. If a later gate opens a head that it lacks, a larger one
+        runs. Programs with a state, and others whose tensors change their shapes with the variant,
+        run whole unless a variant is named: use it in all calls of one request (`smallest_variant`
+        proposes one).
 
         Args:
             feeds: inputs by name, for names that are no Python identifiers.
             program: which program; None is the default one.
             variant: "auto", "whole" or one of ``variants``; None is what the session was loaded
-                with. One that is named gives the numbers of the model without the other heads.
-            named: inputs by name. Each is a numpy array, or any tensor that speaks DLPack.
+                with. A named one gives the outputs of the model without the other heads.
+            named: inputs by name. Each is a numpy array, or any tensor that supports DLPack.
 
         Returns:
             The outputs by name.
@@ -206,11 +206,11 @@ class Session(abc.ABC):
         """
         name = self._default if program is None else program
         given = named if not feeds else feeds if not named else _joined(feeds, named)
-        wanted = self._variant if variant is None else variant
-        if wanted is not None:
-            if wanted == AUTO and self._variants.chooses(name):
+        chosen = self._variant if variant is None else variant
+        if chosen is not None:
+            if chosen == AUTO and self._variants.chooses(name):
                 return self._run_smallest(name, given)
-            name, asked = self._variants.program(name, wanted), name
+            name, asked = self._variants.program(name, chosen), name
             if name != asked:
                 results = self._execute(name, self._program(name).binder.bind(given))
                 results.pop(MISSED, None)
@@ -224,11 +224,11 @@ class Session(abc.ABC):
         """The smallest variant with every head that the gates before any attention leave open.
 
         Args:
-            feeds: inputs of a request by name; those that the gates do not need are not looked at.
+            feeds: inputs of a request by name; those that the gates do not read are ignored.
             named: the same.
 
         Returns:
-            A name for ``variant=``; "whole" where no variant will do, or there are no such gates.
+            A name for ``variant=``; "whole" where no variant has them, or there are no such gates.
         """
         gates = self._variants.gates
         if gates is None:
@@ -245,9 +245,7 @@ class Session(abc.ABC):
             entry = self.entry(name)
             if entry.golden is None:
                 continue
-            arrays = self.artifact.arrays(entry.golden)
-            feeds = {k[len("input/") :]: v for k, v in arrays.items() if k.startswith("input/")}
-            golden = {k[len("output/") :]: v for k, v in arrays.items() if k.startswith("output/")}
+            feeds, golden = self.artifact.golden_pair(entry.golden)
             tolerance = Tolerance(**entry.tolerance)
             run = self.run(feeds, program=name, variant=WHOLE)
             for output, found in deviations(run, golden).items():
@@ -282,7 +280,7 @@ class Session(abc.ABC):
     # ----------------------------------------------------------------------------------------------
 
     def _run_smallest(self, name: str, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """What the whole program gives, by the smallest variant that has all the heads it needs."""
+        """The whole program's outputs, from the smallest variant with all heads that are needed."""
         gates = self._variants.gates
         assert gates is not None
         whole = self._program(name)
@@ -370,14 +368,14 @@ def check_version(package: str, found: str, artifact: Artifact) -> None:
     Raises:
         DeviceError: with the version that the manifest asks for.
     """
-    wanted = str(artifact.manifest["requires"].get(package, ""))
-    least = re.match(r">=([\d.]+)", wanted)
+    required = str(artifact.manifest["requires"].get(package, ""))
+    least = re.match(r">=([\d.]+)", required)
     if least and _numbers(found) < _numbers(least[1]):
         raise DeviceError(
             f"{artifact.path} needs another version of {package}",
-            expected=wanted,
+            expected=required,
             found=found,
-            hint=f"pip install '{package}{wanted}'",
+            hint=f"pip install '{package}{required}'",
         )
 
 
@@ -386,7 +384,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process in bytes, or 0 where the system does not tell."""
+    """Resident memory of this process in bytes, or 0 where the system does not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as stream:
             pages = int(stream.read().split()[1])

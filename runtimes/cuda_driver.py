@@ -1,7 +1,7 @@
-"""The CUDA driver's API, as much of it as running an engine needs, through ctypes.
+"""The part of the CUDA driver's API that running an engine needs, through ctypes.
 
-The driver comes with the GPU and not from a package, so this is all that a machine needs beside
-the vendor's runtime. Names and constants are those of ``cuda.h``.
+The driver is installed with the GPU, not by a package, so a machine needs nothing else beside the
+vendor's runtime. Names and constants are those of ``cuda.h``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: runs beside the default stream
 
 _handle = ctypes.c_void_p
 _pointer = ctypes.POINTER
-#: What each function that is used here takes; every one gives a CUresult.
+#: The arguments of each function used here; every one returns a CUresult.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (ctypes.c_uint,),
     "cuDriverGetVersion": (_pointer(ctypes.c_int),),
@@ -140,7 +140,7 @@ class CudaContext:
         self._driver.call("cuCtxPopCurrent_v2", ctypes.byref(_handle()))
 
     def close(self) -> None:
-        """Give the context up; nothing made in it may be used afterwards."""
+        """Release the context; nothing made in it may be used afterwards."""
         if self._context:
             self._driver.call("cuDevicePrimaryCtxRelease_v2", self._device.value)
             self._context = _handle()
@@ -155,7 +155,7 @@ class Stream:
 
     @property
     def handle(self) -> int:
-        """The stream as the vendor's runtime takes it."""
+        """The stream's address, as the vendor's runtime takes it."""
         return self._stream.value or 0
 
     def upload(self, array: np.ndarray, buffer: Buffer) -> None:
@@ -185,7 +185,7 @@ class Stream:
         self._driver.call("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Give the stream up."""
+        """Release the stream."""
         if self._stream:
             self._driver.call("cuStreamDestroy_v2", self._stream)
             self._stream = _handle()
@@ -207,7 +207,7 @@ class Buffer:
         return self.address
 
     def close(self) -> None:
-        """Give the memory up."""
+        """Release the memory."""
         if self.address:
             self._driver.call("cuMemFree_v2", self.address)
             self.address, self._size = 0, 0

@@ -1,4 +1,4 @@
-"""From named inputs to the arrays of a run: checked, in order, with defaults filled in."""
+"""Named inputs as the arrays of a run: checked, in order, with defaults filled in."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from omnigraph.errors import InputError
 from omnigraph.program import Dim, TensorSpec, dim_terms
 
 _dtype_of, _shape_of = attrgetter("dtype"), attrgetter("shape")
-#: Sets of names, in the order they are given, for which a plan is kept.
+#: Plans are kept for at most this many sets of names, in the order given.
 _MOST_PLANS = 64
 
 
 class InputBinder:
     """Checks named inputs against their specs and puts them in order. Made once, called per run.
 
-    What depends only on the names given is computed once for each set of names, and inputs of one
-    declared shape are compared as a whole: a run spends a fraction of a microsecond on each input.
+    A plan that follows from the given names is made once for each set of names, and inputs of one
+    declared shape are compared together: a run spends a fraction of a microsecond on each input.
     Safe to call from several threads.
     """
 
@@ -55,7 +55,7 @@ class InputBinder:
         return _fill(arrays, plan.defaults, sizes)
 
     def _sizes(self, plan: _Plan, shapes: tuple[tuple[int, ...], ...]) -> dict[str, int]:
-        """The size of each dimension, of the sums too."""
+        """The size of each dimension, sums included."""
         sizes: dict[str, int] = {}
         for group in plan.groups:
             shape = shapes[group.first]
@@ -111,7 +111,7 @@ class InputBinder:
         for position, spec in enumerate(specs):
             for axis, dim, terms, number in _sum_axes(spec):
                 unknown = [t for t in terms if t not in known and t not in emptied]
-                if len(unknown) == 1:  # a name that only a sum holds is what the sum leaves
+                if len(unknown) == 1:  # a name that is only in a sum follows from it
                     rest = tuple(t for t in terms if t in known)
                     taken = number + sum(self._least(t) for t in terms if t in emptied)
                     solved.append((position, axis, unknown[0], rest, taken))
@@ -119,7 +119,7 @@ class InputBinder:
                 sums.append((position, axis, dim, terms, number))
         for spec in absent:
             sums += [(None, axis, dim, terms, num) for axis, dim, terms, num in _sum_axes(spec)]
-        # A name that nothing holds is at its least: an empty past, say.
+        # A name that no input has takes its least size: an empty past, for example.
         summed = {term for entry in sums for term in entry[3]}
         least = {dim: self._least(dim) for dim in (summed | emptied) - known}
         here = known | set(least) | {entry[2] for entry in sums}
@@ -169,7 +169,7 @@ class InputBinder:
     def _refuse_unlike(
         self, plan: _Plan, group: _Group, shapes: Sequence[tuple[int, ...]]
     ) -> NoReturn:
-        """Refuse the first input whose shape is not that of others which are declared alike."""
+        """Refuse the first input whose shape differs from others of the same declared shape."""
         shape = shapes[group.first]
         position = next(i for i in group.positions if shapes[i] != shape)
         self._refuse_shape(
@@ -287,7 +287,7 @@ def _fill(
     defaults: Sequence[tuple[int, TensorSpec]],
     sizes: Mapping[str, int],
 ) -> list[np.ndarray]:
-    """The arrays with those put between them that were left out; equal ones are one array."""
+    """All arrays, with defaults for those left out; equal defaults are one array."""
     filled, made = list(arrays), {}
     for position, spec in defaults:
         shape = tuple([d if isinstance(d, int) else sizes[d] for d in spec.shape])

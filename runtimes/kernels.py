@@ -1,4 +1,4 @@
-"""Which kernels a runtime dispatched for a program: what each is, and the nodes it stands for."""
+"""The kernels that a runtime dispatched for a program, and the nodes that each computes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Kernel:
     """One kernel of a compiled program, in the order in which they run.
 
     Args:
-        kind: the vendor's name of it, with its implementation where the vendor tells.
-        nodes: the names of the graph's nodes that it computes, as far as the vendor tells.
+        kind: the vendor's name of it, with its implementation where the vendor names that.
+        nodes: the names of the graph's nodes that it computes, as far as the vendor names them.
     """
 
     kind: str
@@ -20,12 +20,12 @@ class Kernel:
 
 
 def kernels_of(kernels: Sequence[Kernel], nodes: Sequence[str], marks: Sequence[str]) -> list[str]:
-    """For each of some nodes in order, the kernel that computes it; "" where that cannot be told.
+    """For each of some nodes in order, the kernel that computes it; "" where it is unknown.
 
     Args:
         nodes: names of nodes of the graph that was compiled.
-        marks: words that the vendor's names of such kernels hold. Where a vendor renames nodes,
-            and there are as many kernels so marked as nodes, they are taken in order.
+        marks: words in the vendor's names of such kernels. Where there are as many kernels with
+            such a word as nodes, they are matched in order, for a vendor may rename nodes.
     """
     marked = [k for k in kernels if any(m in text for m in marks for text in (k.kind, *k.nodes))]
     if len(marked) == len(nodes):

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _FROM_MEMORY = "add_external_initializers_from_files_in_memory"
-#: Rewrites that onnxruntime makes at load, and that are slower on CPUs than what they replace: its
+#: Rewrites of onnxruntime at load that are slower on CPUs than what they replace: its
 #: SkipLayerNormalization takes 2 to 6 times as long as an Add and a LayerNormalization
 #: (``python -m benchmarks.kernels --only residual``).
 _SLOWER_ON_CPU = ["SkipLayerNormFusion"]
-#: Without VNNI, x86 adds two products u8 * s8 in 16 bits, and what does not fit is cut off: there,
-#: onnxruntime is to multiply u8 * u8, whose sums are whole. Elsewhere this changes nothing.
-_WHOLE_SUMS = ("session.x64quantprecision", "1")
+#: Without VNNI, x86 adds two products u8 * s8 in 16 bits, which saturate. With this option,
+#: onnxruntime multiplies u8 * u8 there, whose sums do not. Elsewhere it changes nothing.
+_NO_SATURATION = ("session.x64quantprecision", "1")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -53,7 +53,7 @@ class OnnxSession(Session):
     def _compile(self, name: str, entry: ProgramEntry) -> Executable:
         options = _onnxruntime().SessionOptions()
         if name == self._variants.gates:
-            # A pool of its own would go on spinning while the variant that it chose runs.
+            # Threads of its own would keep spinning while the chosen variant runs.
             options.intra_op_num_threads = 1
         return _executable(self._load(entry, options), entry)
 
@@ -65,8 +65,7 @@ class OnnxSession(Session):
         """
         entry = self.entry(program)
         assert entry.golden is not None
-        arrays = self.artifact.arrays(entry.golden)
-        feeds = {k[len("input/") :]: v for k, v in arrays.items() if k.startswith("input/")}
+        feeds, _ = self.artifact.golden_pair(entry.golden)
         with tempfile.TemporaryDirectory() as scratch:
             options = _onnxruntime().SessionOptions()
             options.enable_profiling = True
@@ -88,7 +87,7 @@ class OnnxSession(Session):
     ) -> onnxruntime.InferenceSession:
         ort = _onnxruntime()
         options.log_severity_level = 3
-        options.add_session_config_entry(*_WHOLE_SUMS)
+        options.add_session_config_entry(*_NO_SATURATION)
         if self.threads is not None and not options.intra_op_num_threads:
             options.intra_op_num_threads = self.threads
         how = {

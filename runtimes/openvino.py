@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 #: The kinds of device that the artifacts of the target may run on.
 _DEVICES = ("cpu", "gpu", "npu")
-#: What floats are computed in where a manifest does not say so: the widest type. It is always
-#: asked for, since OpenVINO would choose bf16 by itself on a CPU that has it, and fp16 on a GPU.
+#: The type that floats are computed in where the manifest names none: the widest. A type is always
+#: set, since OpenVINO would choose bf16 by itself on a CPU that has it, and fp16 on a GPU.
 _WIDEST = "f32"
-#: Whether OpenVINO computes products of quantized activations with integers on a CPU, or in float,
-#: from the same codes. It is a key of its own plugins, which its documentation does not list.
-_INTEGER_PRODUCTS = "LP_TRANSFORMS_MODE"
-#: Seconds between two sweeps of pages that compiling has read.
+#: Whether OpenVINO multiplies quantized activations on a CPU as integers, or as floats of the same
+#: quantized values. It is a key of its own plugins, which its documentation does not list.
+_INTEGER_MATMULS = "LP_TRANSFORMS_MODE"
+#: Seconds between two releases of the pages that compiling has read.
 _SWEEP = 0.02
 
 
@@ -42,12 +42,12 @@ class OpenVinoSession(Session):
         self._core = _openvino().Core()
         here = [name.lower() for name in self._core.available_devices]
         made_for = self.artifact.manifest["device"]
-        wanted = made_for if device == "auto" else device.lower()
-        found = wanted in here or any(name.startswith(f"{wanted}.") for name in here)
-        if found and wanted.split(".")[0] in _DEVICES:
-            return wanted
+        chosen = made_for if device == "auto" else device.lower()
+        found = chosen in here or any(name.startswith(f"{chosen}.") for name in here)
+        if found and chosen.split(".")[0] in _DEVICES:
+            return chosen
         raise DeviceError(
-            f"OpenVINO cannot run on device {wanted!r} here",
+            f"OpenVINO cannot run on device {chosen!r} here",
             expected=" or ".join(["auto", *here]),
             hint="a GPU or NPU needs its driver; device='cpu' always runs",
         )
@@ -72,7 +72,7 @@ class OpenVinoSession(Session):
         return found
 
     def _load(self, entry: ProgramEntry) -> tuple[openvino.CompiledModel, np.ndarray]:
-        """A program compiled, and the weights that it reads where they are mapped."""
+        """A compiled program, and its mapped weights, which it reads in place."""
         xml = self.artifact.read(entry.files["model"]).tobytes()
         weights = (
             self.artifact.read(entry.files["weights"])
@@ -82,7 +82,7 @@ class OpenVinoSession(Session):
         model = self._core.read_model(xml, _tensor_over(weights))
         config = self._config(entry)
         if self.device == "cpu" and _multiplies_integers(model) and sums_saturate():
-            config[_INTEGER_PRODUCTS] = False
+            config[_INTEGER_MATMULS] = False
         with _pages_released(weights):
             compiled = self._core.compile_model(model, self.device.upper(), config)
         return compiled, weights
@@ -111,18 +111,18 @@ def _multiplies_integers(model: openvino.Model) -> bool:
 
 @functools.cache
 def sums_saturate() -> bool:
-    """Whether this CPU's products of 8-bit integers are wrong where codes are large.
+    """Whether sums of products of 8-bit integers saturate on this CPU.
 
-    Without VNNI, x86 adds two products u8 * s8 in 16 bits, and what does not fit is cut off
-    (``vpmaddubsw``; oneDNN, "Nuances of int8 computations"). No property of OpenVINO tells, so
-    that the largest codes are multiplied, once a process.
+    Without VNNI, x86 adds two products u8 * s8 in 16 bits, which saturate (``vpmaddubsw``; oneDNN,
+    "Nuances of int8 computations"). No property of OpenVINO reports this, so we multiply the
+    largest quantized values, once per process.
     """
     ops = _openvino().opset15
     x = ops.parameter([1, 16], np.float32)
     low, high = np.float32(0), np.float32(255)
-    codes = ops.fake_quantize(x, low, high, low, high, 256)
+    quantized = ops.fake_quantize(x, low, high, low, high, 256)
     weight = ops.convert(ops.constant(np.full((16, 16), 127, np.int8)), np.float32)
-    product = ops.matmul(codes, ops.multiply(weight, np.float32(1)), False, False)
+    product = ops.matmul(quantized, ops.multiply(weight, np.float32(1)), False, False)
     model = _openvino().Model([product], [x])
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     found = _openvino().Core().compile_model(model, "CPU", config)(np.full((1, 16), high))[0]
@@ -134,8 +134,8 @@ def _executable(
 ) -> Executable:
     """A function that runs ``compiled``, from any thread.
 
-    Inputs are used where they are. Each run gets output tensors of its own, which OpenVINO
-    resizes and writes into, so that nothing is copied and no later run overwrites them.
+    Inputs are read in place. Each run has output tensors of its own, which OpenVINO resizes and
+    fills: nothing is copied, and no later run overwrites them.
     """
     tensor = _openvino().Tensor
     inputs = [_position(compiled.inputs, spec.name) for spec in entry.inputs]
@@ -152,7 +152,7 @@ def _executable(
             request = idle.pop()
         except IndexError:
             request = compiled.create_infer_request()
-        # OpenVINO shares no other arrays, and keeps none alive: these are held until it is done.
+        # OpenVINO shares no other arrays, and keeps none alive: they are held until the run ends.
         shared = [a if a.flags.carray else a.copy(order="C") for a in arrays]
         for position, array in zip(inputs, shared, strict=True):
             request.set_input_tensor(position, tensor(array, shared_memory=True))
@@ -173,20 +173,20 @@ def _position(ports: Sequence[Any], name: str) -> int:
 
 
 def _tensor_over(data: np.ndarray) -> openvino.Tensor:
-    """A tensor over bytes where they are mapped; OpenVINO reads weights, and never writes them."""
+    """A tensor that shares mapped bytes; OpenVINO reads weights, and never writes them."""
     if not data.size:
         return _openvino().Tensor(np.empty(0, np.uint8))
-    # OpenVINO shares no array that numpy calls read-only, as a mapped file is.
+    # OpenVINO does not share read-only arrays of numpy, such as a mapped file.
     buffer = (ctypes.c_uint8 * data.size).from_address(data.ctypes.data)
     return _openvino().Tensor(np.ctypeslib.as_array(buffer), shared_memory=True)
 
 
 @contextlib.contextmanager
 def _pages_released(data: np.ndarray) -> Iterator[None]:
-    """Let go of mapped pages as they are read, so that weights are not resident twice.
+    """Release mapped pages while they are read, so that weights are not resident twice.
 
     Compiling reads each weight once, into a layout of its own. The pages stay in the system's
-    cache, and are mapped again where something still reads them, such as an embedding.
+    cache, and are mapped again when something still reads them, such as an embedding.
     """
     mapped: Any = data
     while isinstance(mapped, np.ndarray):

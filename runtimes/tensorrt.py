@@ -133,7 +133,7 @@ class _Engine:
             self._execution = self._engine = self._runtime = None
 
     def _give(self, name: str, array: np.ndarray, on_host: bool) -> None:
-        """Say an input's shape, and where its data are."""
+        """Set an input's shape, and the address of its data."""
         execution = self._execution
         shaped = execution.set_input_shape(name, array.shape)
         self._check(shaped, f"does not take input {name!r} of shape {list(array.shape)}")
@@ -145,9 +145,9 @@ class _Engine:
         self._stream.upload(array, buffer)
 
     def _take(self, name: str, dtype: np.dtype) -> np.ndarray:
-        """An array for an output, and room for it on the GPU."""
+        """An array for an output, whose memory on the GPU is reserved."""
         shape = tuple(self._execution.get_tensor_shape(name))
-        self._check(-1 not in shape, f"has an output {name!r} whose size depends on numbers")
+        self._check(-1 not in shape, f"has an output {name!r} whose size depends on values")
         buffer = self._buffers[name]
         size = math.prod(shape) * dtype.itemsize
         self._execution.set_tensor_address(name, buffer.reserve(size))
@@ -238,14 +238,14 @@ def choose_gpu(device: str, gpus: Sequence[Gpu], capabilities: Sequence[str]) ->
             expected="auto, cuda, or cuda:1 for another GPU",
             hint=f"this one needs {_made_for(capabilities)}",
         )
-    wanted = [gpu for gpu in gpus if not number or gpu.index == int(number)]
-    for gpu in wanted:
+    named = [gpu for gpu in gpus if not number or gpu.index == int(number)]
+    for gpu in named:
         if gpu.capability in capabilities:
             return gpu
     raise DeviceError(
         "This artifact's TensorRT engines were not made for the GPU that is here",
         expected=_made_for(capabilities),
-        found=", ".join(f"{g.name} ({g.capability})" for g in wanted) or "no such GPU",
+        found=", ".join(f"{g.name} ({g.capability})" for g in named) or "no such GPU",
         hint="export again with --set compute=CAPABILITY, or with --target onnx for other GPUs",
     )
 
@@ -255,15 +255,15 @@ def _made_for(capabilities: Sequence[str]) -> str:
 
 
 def _import_vendor(flavour: str, version: str) -> Any:
-    """The vendor's runtime that an engine was made with, in that very version.
+    """The vendor's runtime that an engine was made with, in exactly that version.
 
     Raises:
-        ArtifactError: the artifact asks for something else.
+        ArtifactError: the artifact asks for another module.
         DeviceError: it is not installed, or another version is.
     """
     if flavour not in _FLAVOURS:
         raise ArtifactError(
-            "A tensorrt artifact asks for a runtime that there is not",
+            "A tensorrt artifact asks for an unknown runtime",
             expected=" or ".join(_FLAVOURS),
             found=repr(flavour),
             hint="do not use this artifact: it was not written by omnigraph",

@@ -1,9 +1,9 @@
 """Which variant of a program answers a request: the one named, or the smallest that has all heads.
 
 An artifact that was exported with ``--variants heads=12,8`` has, for each program, variants with
-fewer attention heads. A variant that is named answers with the numbers of the model without these
-heads. Where the heads have gates that depend on the input, a Session can choose by itself, and then
-returns what the whole program would: see ``Session.run``.
+fewer attention heads. A named variant gives the outputs of the model without the other heads. Where
+the heads have gates that depend on the input, a Session can choose the variant itself, and then
+gives the whole program's outputs: see ``Session.run``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from omnigraph.errors import InputError
 
 #: The variant that is chosen anew for each request.
 AUTO = "auto"
-#: The variant that lacks nothing.
+#: The variant with all heads.
 WHOLE = "whole"
-#: The output of a variant that is above 0 in each row that needed a head which it lacks.
+#: An output of each variant: above 0 in rows that needed a head that the variant lacks.
 MISSED = "missed_heads"
 
 
@@ -31,7 +31,7 @@ class Variant:
     Args:
         name: such as "heads=12".
         programs: by program, the program of the variant.
-        automatic: programs for which it may be chosen by itself.
+        automatic: programs for which a Session may choose it.
         kept: by the module path of an attention, the heads that it has; others have all of them.
     """
 
@@ -92,15 +92,15 @@ class Variants:
         )
 
     def chooses(self, program: str) -> bool:
-        """Whether a variant of a program is chosen by itself where none is named."""
+        """Whether a Session chooses a variant of a program where none is named."""
         return any(program in choice.automatic for choice in self._choices)
 
     def covering(self, program: str | None, opened: Mapping[str, np.ndarray]) -> list[str]:
         """The variants with all heads that are open, the smallest first, and last the whole model.
 
         Args:
-            program: only those that may be chosen by themselves for it; None is all.
-            opened: what the program of the gates gives: by attention, [B, H].
+            program: only those that a Session may choose for it; None is all.
+            opened: the outputs of the program of the gates: by attention, [B, H].
         """
         opened = {path: scores > self._thresholds[path] for path, scores in opened.items()}
         found = [

@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class ProgramEntry:
-    """One program of an artifact: its tensors, its files and how close to the reference it is.
+    """One program of an artifact: its tensors, its files and its golden pair.
 
     Args:
         inputs: the inputs, in the order of the vendor's program.
@@ -40,7 +40,7 @@ class ProgramEntry:
         files: role to file name, such as ``{"model": "forward.onnx"}``.
         state: pairs (input, output) where the output is the next call's input.
         golden: file name of the golden inputs and outputs.
-        tolerance: the bounds that the golden outputs must be met within.
+        tolerance: how far outputs may be from the golden ones.
         details: what the target adds, such as an engine's profiles.
     """
 
@@ -105,7 +105,7 @@ class Artifact:
         self.programs = {n: ProgramEntry.from_dict(f) for n, f in self.manifest["programs"].items()}
         self._check_files(check_hashes)
 
-    # What it says of itself ---------------------------------------------------------------------
+    # Facts of the manifest -----------------------------------------------------------------------
 
     @property
     def target(self) -> str:
@@ -139,10 +139,18 @@ class Artifact:
         except (ValueError, OSError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"{name} in {self.path} is not readable", hint=REBUILD) from error
 
+    def golden_pair(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The golden inputs and the golden outputs of one file, by name of the tensor."""
+        arrays = self.arrays(name)
+        feeds, outputs = (
+            {key.removeprefix(side): a for key, a in arrays.items() if key.startswith(side)}
+            for side in ("input/", "output/")
+        )
+        return feeds, outputs
+
     def _bytes(self, name: str) -> np.ndarray:
         if self._offsets is None:
-            path = self.path / name
-            return _map_file(path) if path.stat().st_size else np.empty(0, np.uint8)
+            return _map_file(self.path / name)
         if self._map is None:
             self._map = _map_file(self.path)
         offset, length = self._offsets[name]
@@ -255,10 +263,10 @@ def seal(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 def publish(directory: Path, out: str | os.PathLike[str]) -> None:
     """Move a sealed directory into place whole, as a directory or, for ``*.omni``, as one file.
 
-    What stood at ``out`` is replaced only once the new artifact is complete.
+    An artifact at ``out`` is replaced only when the new one is complete.
 
     Raises:
-        ArtifactError: ``out`` exists and is no artifact, so that it is not ours to replace.
+        ArtifactError: ``out`` exists and is not an artifact.
     """
     out = Path(out)
     check_replaceable(out)
@@ -286,7 +294,7 @@ def publish(directory: Path, out: str | os.PathLike[str]) -> None:
 
 
 def check_replaceable(out: Path) -> None:
-    """Refuse an output path at which something other than an artifact stands.
+    """Refuse an output path that holds something other than an artifact.
 
     Raises:
         ArtifactError: ``out`` is a file that is no artifact, or a directory of other things.
@@ -302,7 +310,7 @@ def check_replaceable(out: Path) -> None:
     if foreign:
         raise ArtifactError(
             f"{out} exists and is not an artifact, so it is not replaced",
-            hint="give another --out, or move what is there",
+            hint="give another --out, or move the old file or directory",
         )
 
 
@@ -315,7 +323,7 @@ def _map_file(path: Path) -> np.ndarray:
 
 
 def _sha256(path: Path, offset: int = 0, length: int | None = None) -> str:
-    """The hash of a file or a part of it, read in pieces so that none of it stays in memory."""
+    """The hash of a file or a part of it, read in pieces, so that it is never whole in memory."""
     digest = hashlib.sha256()
     left = path.stat().st_size if length is None else length
     buffer = memoryview(bytearray(min(CHUNK, left)))

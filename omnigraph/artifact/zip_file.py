@@ -1,4 +1,4 @@
-"""A directory as one uncompressed zip whose files can be mapped into memory where they stand."""
+"""A directory as one uncompressed zip whose files can be mapped into memory in place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO
 
 from omnigraph.errors import ArtifactError
 
-#: Where a file's data starts, so that tensors in it can be mapped.
+#: The data of each file start at a multiple of this, so that tensors in it can be mapped.
 ALIGNMENT = 4096
 #: Files are read and written in pieces of this many bytes.
 CHUNK = 1 << 22
@@ -68,13 +68,13 @@ def zip_offsets(path: Path) -> dict[str, tuple[int, int]]:
                 offsets[info.filename] = (_data_offset(stream, info), info.file_size)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ArtifactError(
-            f"{path} is not an OmniGraph artifact, or is cut short",
+            f"{path} is not an OmniGraph artifact, or is truncated",
             expected="an uncompressed zip with a manifest",
             hint=REBUILD,
         ) from error
     end = path.stat().st_size
     if any(offset + length > end for offset, length in offsets.values()):
-        raise ArtifactError(f"{path} is cut short", hint=REBUILD)
+        raise ArtifactError(f"{path} is truncated", hint=REBUILD)
     return offsets
 
 

@@ -1,1 +1,1 @@
-"""The numerical contract: how far numbers may be from torch's, and who compares them."""
+"""The numerical contract: how far outputs may be from torch's, and the code that compares them."""

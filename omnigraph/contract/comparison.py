@@ -1,4 +1,4 @@
-"""Comparing what an artifact computes with what torch computed."""
+"""Compares the outputs of an artifact with those of torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
 
+#: A function that runs a program: feeds to outputs, both by name.
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class NumberCheck:
-    """The worst deviation of one output over every input set, and in which of them it was."""
+    """The worst deviation of one output over all input sets, and the input set that gave it."""
 
     program: str
     output: str
@@ -50,8 +51,8 @@ def check_artifact(
 
     Args:
         directory: a sealed artifact.
-        run_program: gives what runs a program of the artifact: the target's runtime, or, where that
-            is not here, what runs the lowered Graph that the program was compiled from.
+        run_program: opens a program of the artifact, and gives the function that runs it: in the
+            target's runtime, or, where that is not here, the lowered Graph in onnxruntime.
 
     Raises:
         ContractError: an output is beyond the tolerance; the message names program, output, input
@@ -82,8 +83,8 @@ def _check_program(
                     expected=f"an error within {tolerance.rms:.2e} rms and {tolerance.peak:.2e} "
                     "peak, relative to the output's rms",
                     found=f"{deviation.rms:.2e} rms and {deviation.peak:.2e} peak",
-                    hint="`omnigraph bisect MODEL --target T` names the pass and the node at which "
-                    "the numbers part; a wider --precision may keep the contract",
+                    hint="`omnigraph bisect MODEL --target T` names the pass and the node after "
+                    "which the numbers differ; a wider --precision may keep the contract",
                 )
             before = worst.get(output)
             if before is None or deviation.rms > before.deviation.rms:

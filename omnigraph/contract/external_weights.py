@@ -1,4 +1,4 @@
-"""Weights outside the protobuf: where a Graph's larger initializers are while it is written."""
+"""Keeps the larger weights of a Graph out of its protobuf while it is written."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import onnx_ir as ir
 
 from omnigraph.graph import Graph
 
-#: Says where an initializer's data stand: (location, offset).
+#: Gives the place of an initializer's data: (location, offset).
 Place = Callable[[str, ir.TensorProtocol], tuple[str, int]]
 
 
 @contextlib.contextmanager
-def weights_elsewhere(graph: Graph, place: Place, *, least_bytes: int) -> Iterator[None]:
+def external_weights(graph: Graph, place: Place, *, least_bytes: int) -> Iterator[None]:
     """Within the block, initializers of ``least_bytes`` or more are references to external data."""
     kept: dict[str, ir.TensorProtocol] = {}
     try:
@@ -42,7 +42,7 @@ def weights_elsewhere(graph: Graph, place: Place, *, least_bytes: int) -> Iterat
 
 
 def tensor_bytes(tensor: ir.TensorProtocol) -> memoryview:
-    """The data of a tensor as ONNX stores it: little-endian, row-major, not copied if it can be."""
+    """The data of a tensor as ONNX stores it: little-endian, row-major, copied only if needed."""
     if tensor.dtype.bitwidth < 8:
         return memoryview(tensor.tobytes())
     array = np.ascontiguousarray(tensor.numpy())
@@ -50,10 +50,10 @@ def tensor_bytes(tensor: ir.TensorProtocol) -> memoryview:
 
 
 def release_memory() -> None:
-    """Give memory that nothing refers to any more back to the system, where it can be given back.
+    """Return unused memory to the system, where the system allows it.
 
-    A torch model is a cycle of references, which goes only when the collector runs; and glibc
-    keeps freed blocks up to 32 MB, which most weights are.
+    A torch model has reference cycles, so only the garbage collector frees it; and glibc keeps
+    freed blocks up to 32 MB, which most weights are.
     """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):

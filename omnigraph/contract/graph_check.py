@@ -11,16 +11,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from omnigraph.contract.external_weights import tensor_bytes, weights_elsewhere
+from omnigraph.contract.external_weights import external_weights, tensor_bytes
 from omnigraph.contract.tolerance import Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError, GraphError
 from omnigraph.graph import MODULE_KEY, OPSET, Graph, describe
 
-#: Initializers at least this large are handed to onnxruntime where they are, not copied.
+#: onnxruntime reads initializers of at least this size in place, without a copy.
 _LARGE_BYTES = 1024
 
-#: Domains whose ops onnxruntime has kernels for, so that their Graphs run as they stand; which of
-#: their ops a target takes, its ``supports`` says.
+#: Vendors' domains that onnxruntime has kernels for, so that their ops need no function body. Which
+#: of these ops a target takes, its ``supports`` says.
 _VENDOR_DOMAINS = frozenset({"com.microsoft"})
 
 #: Ops that move or select values, or compute on integers and booleans: they round nothing.
@@ -30,18 +30,17 @@ _EXACT_OPS = frozenset(
     "Xor Pad Range Reshape ScatterElements ScatterND Shape Size Slice Split Squeeze TensorScatter "
     "Tile Transpose Trilu Unsqueeze Where Neg Abs Relu Clip".split()
 )
-#: Roundings that one op stands for: two products, a scale and a softmax in Attention, and so on.
+#: Roundings within one op: Attention has two MatMuls, a scale and a softmax, for example.
 _ROUNDINGS = {"Attention": 5, "LayerNormalization": 3, "RMSNormalization": 3, "Gelu": 2, "Gemm": 2}
-#: What an axis of no fixed size counts as, which is what the input sets of the contract have.
+#: The length assumed for an axis of no fixed size: the input sets of the contract have it.
 _USUAL_LENGTH = 64
 
 
 def check_graph(graph: Graph, stage: str) -> None:
     """Refuse a Graph that is not legal.
 
-    Legal is: what the ONNX checker accepts, at our one opset, every node with the module that it
-    came from, every op with a meaning that is in the standard or in the Graph, every output of a
-    known type.
+    A legal Graph passes the ONNX checker at our one opset. Every node has the module that it came
+    from, every op is in the standard or has a function in the Graph, every output has a dtype.
 
     Raises:
         GraphError: naming the stage and the first fault.
@@ -58,15 +57,15 @@ def check_graph(graph: Graph, stage: str) -> None:
         if MODULE_KEY not in node.metadata_props:
             raise GraphError(
                 f"{describe(node)} after {stage} has lost the module that it came from",
-                hint="a pass that makes nodes lets them be connected to nodes that have one",
+                hint="a pass must connect each node that it makes to a node that has a module",
             )
         # A target's last passes may leave its vendor's ops, whose domain they import.
         vendor = node.domain in _VENDOR_DOMAINS and node.domain in graph.opset_imports
         bodyless = node.domain != "" and node.op_identifier() not in graph.functions
         if bodyless and not vendor:
             raise GraphError(
-                f"{describe(node)} after {stage} is of domain {node.domain!r}, and has no body",
-                expected="an op of the ONNX standard, or one whose meaning is a function beside it",
+                f"{describe(node)} after {stage} is of domain {node.domain!r} and has no body",
+                expected="an op of the ONNX standard, or one with a function in the Graph",
                 found=node.op_type,
                 hint="register the op's function in the Graph, so that onnxruntime can run it",
             )
@@ -89,7 +88,7 @@ def check_graph(graph: Graph, stage: str) -> None:
 
 def proto_without_weights(graph: Graph) -> onnx.ModelProto:
     """The Graph as protobuf; large weights, and those in a file, become inputs of the same name."""
-    with weights_elsewhere(graph, lambda *_: ("weights", 0), least_bytes=_LARGE_BYTES):
+    with external_weights(graph, lambda *_: ("weights", 0), least_bytes=_LARGE_BYTES):
         proto = ir.to_proto(graph)
     initializers = list(proto.graph.initializer)
     del proto.graph.initializer[:]
@@ -105,7 +104,7 @@ def proto_without_weights(graph: Graph) -> onnx.ModelProto:
 class GraphRunner:
     """A Graph ready to run in onnxruntime, with that runtime's own optimizations off.
 
-    Weights are used where they are in memory. This is how numbers are checked between passes.
+    onnxruntime reads the weights in place. Numbers are checked with this between passes.
 
     Raises:
         GraphError: onnxruntime does not load the Graph.
@@ -118,7 +117,7 @@ class GraphRunner:
         options = _plain_options()
         proto = proto_without_weights(graph)
         own = {value.name for value in graph.graph.inputs}
-        # Large ones, and small ones of a file of weights.
+        # Large weights, and small ones that are in a file.
         left_out = {info.name for info in proto.graph.input if info.name not in own}
         self._weights = {
             name: _ort_value(value.const_value)
@@ -161,7 +160,7 @@ class GraphRunner:
 
 
 class FileRunner:
-    """An ONNX file as it stands, ready to run in onnxruntime with that runtime's optimizations off.
+    """An ONNX file, unchanged, ready to run in onnxruntime with that runtime's optimizations off.
 
     Raises:
         GraphError: onnxruntime does not load the file.
@@ -176,19 +175,19 @@ class FileRunner:
             )
         except Exception as error:
             raise GraphError(
-                f"onnxruntime does not load {path}, which the numbers would be compared with",
+                f"onnxruntime does not load {path}, the reference of the numerical contract",
                 found=_first_line(error),
                 hint="the file must run in onnxruntime on a CPU before it can be compiled",
             ) from error
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs by name; onnxruntime's own error where it does not run."""
+        """The outputs by name. Errors of onnxruntime are raised as they are."""
         return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
 
 
 def _plain_options():  # type: ignore[no-untyped-def]
-    """Options of a session that computes what the file says, node by node, and keeps quiet."""
+    """Options of a session that runs each node of the file as it is, and logs nothing."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -236,7 +235,7 @@ def compare_graph(
     tolerance: Tolerance,
     stage: str,
 ) -> None:
-    """Refuse a Graph whose numbers are not the reference's, over all the inputs given.
+    """Refuse a Graph that is further from the references than the tolerance, on any input set.
 
     Raises:
         ContractError: naming the stage, the output, the error and the tolerance.
@@ -246,7 +245,7 @@ def compare_graph(
         for output, found in deviations(runner.run(given), reference, scales).items():
             if not found.within(tolerance):
                 raise ContractError(
-                    f"Output {output!r} of program {graph.graph.name!r} parted from the reference "
+                    f"Output {output!r} of program {graph.graph.name!r} differs from the reference "
                     f"after {stage}",
                     expected=f"an error within {tolerance.rms:.2e} rms and "
                     f"{tolerance.peak:.2e} peak",
@@ -269,7 +268,7 @@ def rounding_depth(graph: Graph) -> int:
 
 
 def rounded_activations(graph: Graph) -> int:
-    """Activations that a Graph rounds to codes: those that a QuantizeLinear reads."""
+    """The number of activations that a Graph quantizes: those that a QuantizeLinear reads."""
     nodes = ir.traversal.RecursiveGraphIterator(graph.graph)
     return sum(
         node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
@@ -280,12 +279,12 @@ def rounded_activations(graph: Graph) -> int:
 
 
 def longest_contraction(graph: Graph) -> int:
-    """Terms of the longest sum in the Graph: of a product of matrices, or over some axes."""
+    """Terms of the longest sum in the Graph: in a MatMul, Gemm, Conv or reduction."""
     return max((_terms(node) for node in graph.graph), default=1)
 
 
 def _terms(node: ir.Node) -> int:
-    """Terms of each sum that a node makes; an axis of no fixed size counts as a usual length."""
+    """Terms of each sum in a node; an axis of no fixed size has the usual length."""
     if node.op_type in ("MatMul", "Gemm"):
         return max(_summed(node, 0), _summed(node, 1))
     if node.op_type == "Conv" and (kernel := node.inputs[1]) is not None and kernel.shape:
@@ -296,21 +295,21 @@ def _terms(node: ir.Node) -> int:
 
 
 def _summed(node: ir.Node, side: int) -> int:
-    """The length of the axis of a factor that a product of matrices sums over, or 1."""
+    """The length of the axis that a MatMul or Gemm sums over, from one factor; 1 if unknown."""
     factor = node.inputs[side]
     assert factor is not None
     flag = "transB" if side else "transA"
-    turned = node.op_type == "Gemm" and bool(node.attributes.get_int(flag, 0))
+    transposed = node.op_type == "Gemm" and bool(node.attributes.get_int(flag, 0))
     producer = factor.producer()
     if factor.shape is None and producer is not None and producer.op_type == "Transpose":
-        factor, turned = producer.inputs[0], not turned
+        factor, transposed = producer.inputs[0], not transposed
     if factor is None or factor.shape is None or len(factor.shape) < 2:
         return 1
-    return _length(factor.shape[-2 if bool(side) != turned else -1])
+    return _length(factor.shape[-2 if bool(side) != transposed else -1])
 
 
 def _reduced(node: ir.Node) -> list[int | ir.SymbolicDim]:
-    """The sizes of the axes that a reduction sums over, by what is left of them."""
+    """The sizes of the axes that a reduction sums over: those that its result lacks."""
     whole, result = node.inputs[0], node.outputs[0]
     if whole is None or whole.shape is None or result.shape is None:
         return []

@@ -1,4 +1,4 @@
-"""What torch computed: the truth that every later stage is compared with."""
+"""The reference: torch's outputs, which every later stage is compared with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omnigraph.program import Case
 
 @dataclass(frozen=True)
 class Reference:
-    """One input set of a program and what torch, in fp32, made of it."""
+    """One input set of a program, and torch's outputs for it in fp32."""
 
     case: Case
     feeds: Mapping[str, np.ndarray]

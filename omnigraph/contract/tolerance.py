@@ -9,18 +9,19 @@ independent, so their errors add like a random walk: after ``depth`` roundings o
 ``u`` the relative error is about ``u * sqrt(depth / 3)`` (Higham, Accuracy and Stability of
 Numerical Algorithms, 2nd ed., sections 2.8 and 3.5: the statistical form of the worst case n*u).
 We allow ``2 * u * sqrt(depth)``: 3.5 times that, for the kernels' approximations of exp, erf and
-tanh, and for the reference's own roundings. The largest of a million such errors is 5 deviations
-out, and rows of an output differ in scale, so 16 times the bound is allowed to a single element.
+tanh, and for the reference's own roundings. The largest of a million such errors is 5 standard
+deviations out, and rows of an output differ in scale, so a single element may have 16 times the
+bound.
 
 For fp32, sums are also accumulated in fp32. A dot product of ``K`` terms is summed in 16 lanes,
 each of which rounds K/16 times, and then over the lanes, which rounds 4 times more: its relative
 error is that of ``K/16 + 4`` roundings, ``sqrt(K/16 + 4)``. The half types are accumulated in fp32,
-so only the rounding of what is stored counts.
+so only the rounding of stored values counts.
 
-Where values are rounded to codes of eight bits, two correct computations differ by whole steps:
-sums in another order move a value across the border of two codes. That makes at most the noise of
-the rounding itself again, which is a step over √12 for each value (`CODE_NOISE`), and as close to
-independent as other roundings (see `omnigraph.quantization.noise`).
+Where activations are quantized to eight bits, two correct computations may differ by whole steps:
+a sum in another order can round to the next quantized value. This adds at most the noise of the
+rounding itself once more, a step over √12 for each value (`EIGHT_BIT_NOISE`), as independent as
+other roundings (see `omnigraph.quantization.noise`).
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Unit roundoff of what is stored (IEEE 754-2019 table 3.5; bfloat16 has 8 bits of precision).
+#: Unit roundoff of each stored type (IEEE 754-2019 table 3.5; bfloat16 has 8 bits of precision).
 UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-#: Relative to its root mean square, the noise of an activation in codes of eight bits whose range
-#: is not known: eight of them to either side, where normal numbers would be within five.
-CODE_NOISE = 16 / 255 / math.sqrt(12)
+#: The noise of an activation quantized to eight bits, relative to its root mean square, where its
+#: range is not known: eight root mean squares to either side, where five hold normal numbers.
+EIGHT_BIT_NOISE = 16 / 255 / math.sqrt(12)
 #: Elements that are compared at a time.
 _SLICE = 1 << 20
 
@@ -62,9 +63,9 @@ class Tolerance:
         rms = 2 * unit * math.sqrt(max(1, depth))
         return cls(rms, 16 * rms)
 
-    def with_codes(self, count: int) -> Tolerance:
-        """The tolerance of a computation that rounds ``count`` activations to codes, too."""
-        rms = self.rms + 2 * CODE_NOISE * math.sqrt(count)
+    def with_rounded_activations(self, count: int) -> Tolerance:
+        """The tolerance of a computation that also quantizes ``count`` activations."""
+        rms = self.rms + 2 * EIGHT_BIT_NOISE * math.sqrt(count)
         return Tolerance(rms, 16 * rms) if count else self
 
     def to_dict(self) -> dict[str, float]:
@@ -89,12 +90,13 @@ class Deviation:
 
 
 def deviation(found: np.ndarray, reference: np.ndarray, scale: float | None = None) -> Deviation:
-    """The deviation of one output from its reference, both of any one shape, computed in float64.
+    """The deviation of one output from its reference, computed in float64.
 
-    Equal infinities agree; a NaN, or an infinity against anything else, is an infinite deviation.
+    Equal infinities agree. Another shape, a NaN, or an infinity against anything else is an
+    infinite deviation.
 
     Args:
-        scale: what errors are relative to; None is the root mean square of this reference.
+        scale: divides the errors; None is the root mean square of this reference.
     """
     if found.shape != reference.shape:
         return Deviation(math.inf, math.inf)
@@ -122,16 +124,16 @@ def deviation(found: np.ndarray, reference: np.ndarray, scale: float | None = No
 
 
 def _slices(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The elements in float64, so many at a time that no whole copy of a large output is made."""
+    """The elements in float64, a slice at a time, so that a large output is not copied whole."""
     flat = array.reshape(-1)
     for start in range(0, flat.size, _SLICE):
         yield flat[start : start + _SLICE].astype(np.float64)
 
 
 def output_scales(references: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """The root mean square of each output over every input set: what its errors are relative to.
+    """The root mean square of each output over all input sets, which divides its errors.
 
-    One input set may give so few numbers, or such small ones, that their own is no measure.
+    One input set alone may have too few numbers, or too small ones, to give a scale.
     """
     scales = {}
     for name in references[0] if references else ():

@@ -217,7 +217,7 @@ class PassBisection:
         self._calibrator = calibrator
         self._exact = Tolerance.for_precision(
             "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
-        ).with_codes(rounded_activations(graph))
+        ).with_rounded_activations(rounded_activations(graph))
         self._has_rounded = False
         #: What a Graph in which something was rounded is allowed, as far as passes have run.
         self.tolerance = tolerance

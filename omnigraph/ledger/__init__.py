@@ -1,1 +1,1 @@
-"""What became of each attention and of each layer, as written down in the artifact."""
+"""The ledger of an artifact: what each attention and each layer became."""

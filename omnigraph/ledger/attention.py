@@ -1,4 +1,4 @@
-"""The fusion ledger: for each attention of a program, the op that it became, or why it did not."""
+"""The fusion ledger: the op that each attention of a program became, or why it is not fused."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ class AttentionSite:
     """One attention of a lowered program.
 
     Args:
-        module: the module of the model that it came from; two of one module are told apart by
-            ``node``.
+        module: the module of the model that it came from; ``node`` distinguishes two of one module.
         node: the name of its node (of its Softmax, where it is not fused) in the lowered Graph.
         op: the op that it is: "Attention", "com.microsoft::GroupQueryAttention"; "MatMul, Softmax,
-            MatMul" of blocks, on purpose, where the target runs those faster; or "Softmax".
+            MatMul" of blocks, where the target runs those faster; or "Softmax".
         form: heads, mask and past, for a person; empty where it is not fused.
         reason: why it is not fused, or None.
-        history: what passes made of it on the way.
+        history: what each pass made of it, in order.
     """
 
     module: str
@@ -49,11 +48,11 @@ class AttentionSite:
 
     @property
     def fused(self) -> bool:
-        """Whether the attention is what the target runs it fastest as: one node, or its blocks."""
+        """Whether it has the form that the target runs fastest: one node, or blocks."""
         return self.reason is None
 
     def to_dict(self) -> dict[str, Any]:
-        """The site as JSON-ready fields; what is not known is left out."""
+        """The site as JSON-ready fields; unknown ones are left out."""
         fields = {
             "module": self.module,
             "source": self.source,
@@ -68,7 +67,7 @@ class AttentionSite:
 
 
 def attention_sites(graph: Graph, records: Sequence[PassRecord]) -> list[AttentionSite]:
-    """Every attention of a lowered Graph in order, fused or not, with what the passes said of it.
+    """Every attention of a lowered Graph in order, fused or not, with the passes' findings on it.
 
     Args:
         graph: a Graph after a target's pipeline.
@@ -106,7 +105,7 @@ def attention_sites(graph: Graph, records: Sequence[PassRecord]) -> list[Attenti
 
 
 def check_fused(ledger: Mapping[str, Sequence[AttentionSite]]) -> None:
-    """Refuse programs with an attention that is not one node.
+    """Refuse programs with an attention that is not fused.
 
     Raises:
         FusionError: naming each such attention by program and module, with the reason.
@@ -152,12 +151,14 @@ def _form(node: ir.Node) -> Iterator[str]:
 
 
 def _reason(node: ir.Node, findings: Sequence[Finding]) -> str:
-    """Why an attention is written out: what the last pass said of this node, or of its module."""
-    said = [f for f in findings if f.reason is not None]
-    named = [f for f in said if repr(node.name) in f.site]
+    """Why an attention is not fused: the last pass's reason for this node, or for its module."""
+    refused = [f for f in findings if f.reason is not None]
+    named = [f for f in refused if repr(node.name) in f.site]
     if named:
         return f"{named[-1].pass_name}: {named[-1].reason}"
-    apart = [f for f in findings if f.pass_name == "decompose-attention" and f.became is not None]
-    if apart:
-        return f"decompose-attention: {apart[-1].became}"
-    return f"{said[-1].pass_name}: {said[-1].reason}" if said else "no pass looked at it"
+    decomposed = [
+        f for f in findings if f.pass_name == "decompose-attention" and f.became is not None
+    ]
+    if decomposed:
+        return f"decompose-attention: {decomposed[-1].became}"
+    return f"{refused[-1].pass_name}: {refused[-1].reason}" if refused else "no pass looked at it"

@@ -1,4 +1,4 @@
-"""A Graph as text that a person reads and ``diff`` compares: one line a node, in order."""
+"""A Graph as text that a person reads and ``diff`` compares: one line per node, in order."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import onnx_ir as ir
 
 from omnigraph.graph import MODULE_KEY, Graph
 
-#: Constants up to so many elements are shown in the place of their names.
+#: Constants of at most this many elements are shown instead of their names.
 _SHOWN = 8
 
 
 def graph_text(graph: Graph) -> str:
     """The whole Graph: inputs, then each node with its type, shape and module, then outputs.
 
-    ``y: float[batch, 64] = Add(x, bias)    # encoder.0``. Constants of a few elements are written
-    out, weights by name, dtype and shape; names are those of the values, so that the text of two
-    stages of one Graph can be compared line by line.
+    ``y: float[batch, 64] = Add(x, bias)    # encoder.0``. Constants of a few elements show
+    these, weights their name, dtype and shape. Nodes have the names of their outputs, so that the
+    text of two stages of one Graph can be compared line by line.
     """
     lines = [f"input   {_typed(value)}" for value in graph.graph.inputs]
     lines += _lines(graph.graph, "")
@@ -38,7 +38,7 @@ def graph_diff(before: str, after: str, names: tuple[str, str]) -> str:
 def _lines(graph: ir.Graph | ir.Function, indent: str) -> Iterator[str]:
     for node in graph:
         if node.op_type == "Constant" and _shown(node.outputs[0]) is not None:
-            continue  # it stands where it is read
+            continue  # shown where it is read
         outputs = ", ".join(_typed(value) for value in node.outputs if value.name)
         inputs = ", ".join("" if value is None else _read(value) for value in node.inputs)
         domain = f"{node.domain}::" if node.domain else ""
@@ -76,7 +76,7 @@ def _read(value: ir.Value) -> str:
 
 
 def _shown(value: ir.Value) -> str | None:
-    """A small constant, written out."""
+    """The elements of a small constant, or None."""
     if value.is_graph_output():
         return None
     tensor = ir.convenience.get_const_tensor(value)

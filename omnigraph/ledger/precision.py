@@ -1,4 +1,4 @@
-"""What became of each product and each embedding: its types, and its bits on disk."""
+"""The precision of each linear layer and each embedding: its types, and its bits on disk."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from omnigraph.precision import FLOAT_TYPES
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """One product or lookup of a Graph with standard ops.
+    """The precision of one linear layer or embedding in a Graph with standard ops.
 
     Args:
         layer: the module path.
         op: MatMul, Gemm or Gather.
         weights: the type that its weight is stored in.
-        block: terms that share a scale, where not all do.
-        activations: the type that its activation is multiplied in; "dynamic" before it where the
-            range is taken at run time.
+        block: how many terms share a scale; None where all do.
+        activations: the type in which its activations are multiplied; "dynamic" before it where
+            their range is taken at run time.
         bits: of one element of the weight on disk, scales and zero points included.
     """
 
@@ -50,7 +50,7 @@ class LayerPrecision:
 
 
 def layer_precisions(graph: Graph) -> list[LayerPrecision]:
-    """Every product with a constant weight and every lookup in a table, in the Graph's order."""
+    """Every linear layer and every embedding, in the Graph's order."""
     rows = (_row(node) for node in nodes_of(graph, "MatMul", "Gemm", "Gather"))
     return [row for row in rows if row is not None]
 
@@ -59,9 +59,9 @@ def _row(node: ir.Node) -> LayerPrecision | None:
     source = node.inputs[0 if node.op_type == "Gather" else 1]
     weight = through(source, "Transpose", "Cast", "Identity")
     wide = made_by(weight, "DequantizeLinear")
-    stored = [wide.inputs[0], *wide.inputs[1:]] if wide is not None else [weight]
-    if node.op_type == "Gather" and weight is not None and weight.name is not None:
-        stored += _scales_of_rows(node, weight)
+    stored = list(wide.inputs) if wide is not None else [weight]
+    if node.op_type == "Gather":
+        stored += _scales_of_rows(node)
     if stored[0] is None or not is_weight(stored[0]) or len(stored[0].shape or ()) != 2:
         return None
     tensors = [value.const_value for value in stored if value is not None]
@@ -80,8 +80,8 @@ def _row(node: ir.Node) -> LayerPrecision | None:
     )
 
 
-def _scales_of_rows(node: ir.Node, codes: ir.Value) -> list[ir.Value]:
-    """The scales that the rows of a table of integers are multiplied by."""
+def _scales_of_rows(node: ir.Node) -> list[ir.Value]:
+    """The scales of the rows that a Gather looks up in a table of integers."""
     for user, _ in node.outputs[0].uses():
         for linear, _ in user.outputs[0].uses():
             for factor in linear.inputs if linear.op_type == "Mul" else ():
@@ -93,10 +93,10 @@ def _scales_of_rows(node: ir.Node, codes: ir.Value) -> list[ir.Value]:
 
 def _activations(value: ir.Value | None) -> str:
     wide = made_by(value, "DequantizeLinear")
-    if wide is None or (codes := wide.inputs[0]) is None or codes.dtype is None:
+    if wide is None or (quantized := wide.inputs[0]) is None or quantized.dtype is None:
         return _name(value.dtype) if value is not None and value.dtype is not None else "fp32"
-    dynamic = "dynamic " if made_by(codes, "DynamicQuantizeLinear") is not None else ""
-    return dynamic + _name(codes.dtype)
+    dynamic = "dynamic " if made_by(quantized, "DynamicQuantizeLinear") is not None else ""
+    return dynamic + _name(quantized.dtype)
 
 
 def _name(dtype: ir.DataType) -> str:

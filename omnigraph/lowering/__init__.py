@@ -1,4 +1,4 @@
-"""Targets: each one file that says what it takes, which passes it needs, and how it emits."""
+"""Targets: each declares which nodes it takes, which passes it needs, and how it emits files."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def find_target(name: str) -> Target:
     """The target of a name.
 
     Raises:
-        UsageError: no target has that name, or the package that provides it does not import.
+        UsageError: no target has that name, or the package that provides it cannot be imported.
     """
     known = _registered()
     if name not in known:
         raise UsageError(
             f"There is no target {name!r}",
             expected=" or ".join(known),
-            hint="`omnigraph targets` says what each is for and whether it is usable here",
+            hint="`omnigraph targets` lists their purposes, and which are usable here",
         )
     try:
         return known[name].load()
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"Target {name!r} is registered by {known[name].value}, which does not import",
+            f"Target {name!r} is registered by {known[name].value}, which cannot be imported",
             found=str(error),
             hint="reinstall that package, or uninstall it",
         ) from error

@@ -1,4 +1,4 @@
-"""What a target declares."""
+"""The interface of a target."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_NAMED = 8
 
 @dataclass(frozen=True)
 class Lowered:
-    """One program on its way to a target: its Graph, and what its tensors are called.
+    """One program after a target's passes: its Graph, and the specs of its tensors.
 
     Args:
         dims: the range of each dimension, and of each bounded sum of dimensions.
@@ -46,16 +46,16 @@ class Lowered:
 
 @dataclass(frozen=True)
 class Emission:
-    """What a target wrote.
+    """The files that a target wrote, and what the manifest says of them.
 
     Args:
         files: for each program, role to file name relative to the artifact.
         device: the device it was made for, such as "cpu".
         requires: versions the runtime must have, such as ``{"onnxruntime": ">=1.23"}``.
-        details: for each program, what else a person or the runtime should know.
-        executes_here: whether the artifact can be run on this machine, so that its numbers are
-            compared by running it. Where not, each program's files have the role "lowered": the
-            ONNX file that the vendor's compiler was given, whose numbers are compared instead.
+        details: for each program, further facts for its users and its runtime.
+        executes_here: whether the contract can run the artifact on this machine. If not, it runs
+            each program's file of the role "lowered" instead: the ONNX file that the vendor's
+            compiler read.
     """
 
     files: Mapping[str, Mapping[str, str]]
@@ -70,16 +70,16 @@ class Target(abc.ABC):
 
     name: ClassVar[str]
     purpose: ClassVar[str]
-    #: By precision, the default first: how this target quantizes; None is floats alone.
+    #: By precision, the default first: how this target quantizes; None is floats only.
     schemes: ClassVar[Mapping[str, Scheme | None]]
     #: The Session that runs its artifacts, as ``package.module:Class``.
     session: ClassVar[str]
-    #: Its own options, name to what it is for; given as ``--set name=value``.
+    #: Its own options, name to description; given as ``--set name=value``.
     options: ClassVar[Mapping[str, str]] = {}
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The precisions it can do, the default first."""
+        """The precisions it supports, the default first."""
         return tuple(self.schemes)
 
     @abc.abstractmethod
@@ -87,7 +87,7 @@ class Target(abc.ABC):
         """Why this target cannot compile here, or None."""
 
     def unrunnable(self) -> str | None:
-        """Why artifacts of this target cannot run here, or None; usually as for compiling."""
+        """Why artifacts of this target cannot run here, or None; usually as `unusable`."""
         return self.unusable()
 
     @abc.abstractmethod
@@ -96,7 +96,7 @@ class Target(abc.ABC):
 
     @abc.abstractmethod
     def pipeline(self, precision: str) -> Pipeline:
-        """The passes that make a traced Graph one that this target takes, but for quantization.
+        """The passes from a traced Graph to one that this target takes, without quantization.
 
         Usually those of ``common``, and the target's own in the stage ``kernels``.
         """
@@ -104,11 +104,11 @@ class Target(abc.ABC):
     def passes(
         self, precision: str, edits: str = "", four_bits: FourBits | None = None
     ) -> Pipeline:
-        """The whole pipeline of a precision: with its scheme's passes, and edited.
+        """The whole pipeline of a precision, with its scheme's passes and the edits.
 
         Args:
-            edits: passes added, set and left out; see `Pipeline.edited`.
-            four_bits: how weights of four bits are stored, where not as the scheme has it.
+            edits: passes to add, to set and to leave out; see `Pipeline.edited`.
+            four_bits: how to store weights of four bits, where the scheme is to differ.
 
         Raises:
             UsageError: an edit names a pass that is not there.
@@ -126,7 +126,7 @@ class Target(abc.ABC):
 
         Args:
             choices: by module path, a precision; "float" is none.
-            four_bits: how weights of four bits are stored, where not as the scheme has it.
+            four_bits: how to store weights of four bits, where the scheme is to differ.
 
         Raises:
             UnsupportedError: this target does not quantize to one of the precisions.
@@ -157,7 +157,7 @@ class Target(abc.ABC):
 
         Raises:
             CompileError: the vendor's compiler refused; its own error is the cause.
-            UsageError: an option has a value that cannot be.
+            UsageError: an option has an invalid value.
         """
 
     def open_session(self, artifact: Artifact, **options: Any) -> Session:
@@ -174,7 +174,7 @@ class Target(abc.ABC):
 
     @contextmanager
     def run_emitted(self, artifact: Artifact, program: str) -> Iterator[Run]:
-        """What runs a program of an artifact in this target's own runtime."""
+        """Give the function that runs a program of an artifact in this target's own runtime."""
         with self.open_session(artifact, program=program, variant="whole") as session:
             yield session.run
 
@@ -183,10 +183,10 @@ class Target(abc.ABC):
         return PRECISIONS[precision].floats
 
     def check_precision(self, precision: str) -> None:
-        """Refuse a precision that this target cannot do.
+        """Refuse a precision that this target does not support.
 
         Raises:
-            UnsupportedError: with those it can.
+            UnsupportedError: naming those it supports.
         """
         if precision not in self.precisions:
             raise UnsupportedError(
@@ -199,21 +199,21 @@ class Target(abc.ABC):
         """Refuse an option that this target does not have.
 
         Raises:
-            UsageError: with those it has.
+            UsageError: naming those it has.
         """
         for name in options:
             if name not in self.options:
                 raise UsageError(
                     f"Target {self.name!r} has no option {name!r}",
                     expected=" or ".join(self.options) or "none",
-                    hint="`omnigraph targets --json` says what each option is for",
+                    hint="`omnigraph targets --json` describes each option",
                 )
 
     def check_nodes(self, program: str, graph: Graph, precision: str) -> None:
         """Refuse a lowered Graph that has nodes the target cannot take, before its compiler runs.
 
         Raises:
-            UnsupportedError: with each such node, the module it came from, and the reason.
+            UnsupportedError: naming each such node, the module it came from, and the reason.
         """
         refusals = [
             f"{describe(node)}: {reason}"

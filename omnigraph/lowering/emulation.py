@@ -16,10 +16,10 @@ from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 
 @contextmanager
 def run_lowered(artifact: Artifact, program: str) -> Iterator[Run]:
-    """What runs the lowered Graph that a program was compiled from.
+    """Give the function that runs the lowered Graph that a program was compiled from.
 
     Args:
-        artifact: of a target that keeps it, as ``tensorrt`` does, in a directory.
+        artifact: a directory, of a target that keeps this Graph, as ``tensorrt`` does.
     """
     yield emulated(artifact, program)
 

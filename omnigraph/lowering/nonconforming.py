@@ -1,4 +1,4 @@
-"""Nodes that the vendors' runtimes compute alike, and otherwise than the ONNX standard says."""
+"""Nodes that all vendors' runtimes compute differently from the ONNX standard."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import onnx_ir as ir
 _SCALES, _SIZES = 2, 3
 
 
-def misread(node: ir.Node) -> str | None:
-    """Why no runtime gives what the standard says of a node, or None.
+def nonconforming(node: ir.Node) -> str | None:
+    """Why all runtimes compute a node differently from the standard, or None.
 
     Found with the standard's own node tests (``python -m benchmarks.conformance``), on onnxruntime
     1.32 and OpenVINO 2026.4.
@@ -19,9 +19,9 @@ def misread(node: ir.Node) -> str | None:
         ceiled = node.attributes.get_int("ceil_mode", 0)
         padded = any(node.attributes.get_ints("pads", [])) or _pads_itself(node)
         if ceiled and padded:
-            return "runtimes count a window that ceil_mode begins in the padding"
+            return "with ceil_mode, runtimes count windows that begin in the padding"
     if node.op_type == "Resize" and _aligned(node) and not _keeps_whole(node):
-        return "runtimes align the corners of a length that scales do not make whole"
+        return "runtimes align corners wrongly where scales give no whole length"
     return None
 
 

@@ -26,7 +26,13 @@ import onnx_ir as ir
 
 from omnigraph.contract.graph_check import GraphRunner, rounded_activations
 from omnigraph.contract.reference import Reference
-from omnigraph.contract.tolerance import CODE_NOISE, Deviation, Tolerance, deviations, output_scales
+from omnigraph.contract.tolerance import (
+    EIGHT_BIT_NOISE,
+    Deviation,
+    Tolerance,
+    deviations,
+    output_scales,
+)
 from omnigraph.errors import ContractError
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer, linear_layers
@@ -52,7 +58,7 @@ def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
     """
     shown = 0.0
     # What the model itself rounds, another runtime rounds otherwise, step by step.
-    hidden = CODE_NOISE**2 * rounded_activations(graph)
+    hidden = EIGHT_BIT_NOISE**2 * rounded_activations(graph)
     for linear in linear_layers(graph):
         scheme = insert.scheme_for(linear.layer)
         if scheme is None or linear.contraction < scheme.least_terms:
@@ -102,7 +108,7 @@ def _activation_noise(linear: LinearLayer, scheme: Scheme, statistics: Statistic
     known = statistics.observations if statistics is not None else {}
     seen = known.get(linear.weight.name or "")
     if seen is None or not seen.rms:
-        return CODE_NOISE
+        return EIGHT_BIT_NOISE
     return _range(grid, seen.least, seen.greatest) / 255 * _UNIFORM / seen.rms
 
 

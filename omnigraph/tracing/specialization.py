@@ -222,7 +222,7 @@ def fault_of(
 def _exact(graph: Graph) -> Tolerance:
     depth, contraction = rounding_depth(graph), longest_contraction(graph)
     exact = Tolerance.for_precision("fp32", depth=depth, contraction=contraction)
-    return exact.with_codes(rounded_activations(graph))
+    return exact.with_rounded_activations(rounded_activations(graph))
 
 
 def parted_error(

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from linear_graphs import layer
 
-from omnigraph.contract.external_weights import tensor_bytes, weights_elsewhere
+from omnigraph.contract.external_weights import external_weights, tensor_bytes
 
 
 def test_weights_come_back_whatever_happens():
@@ -16,7 +16,7 @@ def test_weights_come_back_whatever_happens():
     before = graph.graph.initializers["w"].const_value
 
     def move_and_fail() -> None:
-        with weights_elsewhere(graph, lambda name, _: (f"{name}.bin", 128), least_bytes=1024):
+        with external_weights(graph, lambda name, _: (f"{name}.bin", 128), least_bytes=1024):
             moved = graph.graph.initializers["w"].const_value
             assert isinstance(moved, ir.ExternalTensor)
             assert (moved.location, moved.offset, moved.length) == ("w.bin", 128, 64 * 32 * 4)

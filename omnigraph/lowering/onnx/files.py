@@ -1,4 +1,4 @@
-"""Graphs as ONNX files whose weights stand in one file beside them, each once."""
+"""Writes Graphs as ONNX files, and their weights into one file beside them, each once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO
 
 import onnx_ir as ir
 
-from omnigraph.contract.external_weights import tensor_bytes, weights_elsewhere
+from omnigraph.contract.external_weights import external_weights, tensor_bytes
 from omnigraph.lowering.base import Lowered
 
 #: Smaller initializers stay in the graph's own file, where shape inference can read them.
@@ -32,7 +32,7 @@ def write_onnx(
     with open(directory / weights, "wb") as stream:
         store = _WeightStore(stream, weights)
         for program in programs:
-            with weights_elsewhere(program.graph, store.place, least_bytes=_EXTERNAL_BYTES):
+            with external_weights(program.graph, store.place, least_bytes=_EXTERNAL_BYTES):
                 proto = ir.to_proto(program.graph)
             name = f"{program.name}.onnx"
             (directory / name).write_bytes(proto.SerializeToString(deterministic=True))

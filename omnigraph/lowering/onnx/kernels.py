@@ -1,9 +1,9 @@
-"""Which kernels of onnxruntime are the fastest for what, as data: measured, or said to be so.
+"""The fastest kernels of onnxruntime for each part of a transformer, measured or from a source.
 
 ``python -m benchmarks.kernels`` measures it, at 16 heads of 64, one thread, fp32, onnxruntime 1.32
-on an AMD EPYC with AVX-512; a ratio is the time of the form over the time of what the passes leave.
-The ``onnx`` target takes the rows that are ``taken``, with the passes named there. What is faster
-by less than 3% of a layer, or only sometimes, is not taken.
+on an AMD EPYC with AVX-512; a ratio is the time of the form over that of the form that the passes
+leave. The ``onnx`` target takes the rows that are ``taken``, with the passes named there. It takes
+no form that is faster by less than 3% of a layer, or only sometimes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-#: Ops of onnxruntime's own domain that the target's last passes may leave: exactly these.
+#: The only ops of onnxruntime's own domain that the target's last passes may leave.
 CONTRIB_OPS = frozenset({"GroupQueryAttention"})
 
-#: Fixed numbers of queries above this are slower in an Attention of three axes.
+#: An Attention of three axes is slower with a fixed number of queries above this.
 MOST_QUERIES_JOINED = 512
 #: Causal attention over at least as many tokens is faster in GroupQueryAttention.
 LEAST_TOKENS_GROUPED = 1024
@@ -31,7 +31,7 @@ class Form:
         beside: the form that it is compared with.
         ratios: tokens to the ratio of times, where it was measured here.
         taken: how the target takes it; None where it does not.
-        note: what else is to be known; the source, where it was not measured here.
+        note: further facts; the source, where it was not measured here.
     """
 
     device: str
@@ -101,11 +101,11 @@ FORMS: tuple[Form, ...] = (
         "one MatMul, Split",
         "three MatMul",
         {1: 0.96, 8: 1.02, 128: 1.02, 512: 1.02},
-        note="gate and up are alike; fuse-projections is there to be asked for",
+        note="the same holds for gate and up; fuse-projections does it on request",
     ),
     Form(
         "cpu",
-        "product and bias",
+        "linear layer with bias",
         "Gemm between Reshapes",
         "MatMul, Add",
         {1: 1.0, 8: 0.96, 128: 1.01, 512: 1.01},
@@ -140,7 +140,7 @@ FORMS: tuple[Form, ...] = (
         "com.microsoft RotaryEmbedding",
         "RotaryEmbedding",
         {1: 0.97, 128: 0.98, 512: 0.98},
-        note="written out with Split, Mul and Add it takes 2.3 times as long",
+        note="decomposed into Split, Mul and Add, it takes 2.3 times as long",
     ),
     Form(
         "cpu",

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from omnigraph.contract.graph_check import proto_without_weights
 from omnigraph.graph import OPSET, Graph
 from omnigraph.lowering.base import Emission, Lowered, Target
-from omnigraph.lowering.nonconforming import misread
+from omnigraph.lowering.nonconforming import nonconforming
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.onnx.kernels import CONTRIB_OPS, LEAST_TOKENS_GROUPED, MOST_QUERIES_JOINED
 from omnigraph.passes.analysis.quantization.scheme import (
@@ -65,7 +65,7 @@ class OnnxTarget(Target):
         """Every op of the standard, in every type that has arithmetic on the CPU."""
         contrib = node.domain == CONTRIB_DOMAIN
         if contrib and node.op_type not in CONTRIB_OPS:
-            return f"{node.op_type} of {node.domain} is none of the ops that are measured to pay"
+            return f"{node.op_type} of {node.domain} is not among the ops measured to be faster"
         if node.domain != "" and not contrib:
             return f"domain {node.domain!r} is not standard ONNX"
         if not contrib and not onnx.defs.has(node.op_type):
@@ -73,7 +73,7 @@ class OnnxTarget(Target):
         for value in (*node.inputs, *node.outputs):
             if value is not None and value.dtype in _NO_ARITHMETIC and node.op_type != "Cast":
                 return f"onnxruntime's CPU kernels do not compute in {value.dtype.name.lower()}"
-        return misread(node) or _scores_of_hidden(node)
+        return nonconforming(node) or _scores_of_hidden(node)
 
     def pipeline(self, precision: str) -> Pipeline:
         """fp16 is a storage format here: CPUs compute in fp32 faster than in emulated fp16."""
@@ -106,7 +106,7 @@ class OnnxTarget(Target):
 
 
 def _scores_of_hidden(node: ir.Node) -> str | None:
-    """Why onnxruntime gives other scores than the standard says, or None."""
+    """Why onnxruntime gives other scores than the standard, or None."""
     if (
         node.op_type != "Attention"
         or len(node.outputs) <= _SCORES
@@ -115,7 +115,7 @@ def _scores_of_hidden(node: ir.Node) -> str | None:
         return None
     causal = node.attributes.get_int("is_causal", 0)
     if causal and node.attributes.get_int("qk_matmul_output_mode", 0) in (1, 2):
-        return "onnxruntime gives the scores of later keys as the least number, not as -inf"
+        return "onnxruntime gives the scores of later keys as the lowest finite number, not as -inf"
     return None
 
 

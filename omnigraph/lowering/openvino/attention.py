@@ -1,9 +1,8 @@
-"""What OpenVINO's frontend writes around each attention, and does not have to.
+"""Removes nodes that OpenVINO's frontend puts around each attention without need.
 
-Its form of an ONNX Attention pads the mask to as many columns as there are keys, and replaces what
-a row without keys gives, which is NaN, by zero. Both stand in the way of its own fusions: the CPU
-plugin takes a Transpose and a Reshape behind attention into the attention's kernel only where they
-follow it directly.
+The frontend pads the mask of an ONNX Attention to as many columns as there are keys, and replaces
+NaN, the result of a row without keys, by zero. Both prevent fusions: the CPU plugin takes a
+Transpose and a Reshape into the attention's kernel only where they follow it directly.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ _MOVES = ("Transpose", "Reshape")
 
 
 def simplify_attention(model: openvino.Model, graph: Graph) -> None:
-    """Leave out what an attention of ``graph`` does not need in the ``model`` made of it.
+    """Remove from ``model`` what the attentions of ``graph`` do not need.
 
     Args:
         model: OpenVINO's, changed in place.
-        graph: the lowered Graph that its frontend was given.
+        graph: the lowered Graph that the model was converted from.
     """
     whole = {node.name for node in nodes_of(graph, "Attention") if _has_all_columns(node)}
     for attention, select in list(_attentions(model)):
@@ -58,7 +57,7 @@ def _attentions(model: openvino.Model) -> Iterator[tuple[Any, Any]]:
 
 
 def _drop_padding(attention: Any) -> None:
-    """Let an attention read its mask as it is, where the frontend pads it by nothing."""
+    """Let an attention read its mask directly, where the frontend pads it by nothing."""
     if attention.get_input_size() > _MASK:
         pad = attention.input_value(_MASK).get_node()
         if pad.get_type_name() == "Pad":
@@ -66,9 +65,9 @@ def _drop_padding(attention: Any) -> None:
 
 
 def _sink(attention: Any, select: Any) -> None:
-    """Move the test for NaN behind the Transpose and the Reshape that alone read its result.
+    """Move the test for NaN behind the Transpose and the Reshape, if nothing else reads it.
 
-    It goes element by element, so it gives the same there.
+    The test is elementwise, so its result stays the same.
     """
     from openvino import opset15
 

@@ -1,4 +1,4 @@
-"""OpenVINO IR files of several programs over one file of weights.
+"""Writes OpenVINO IR files of several programs that share one file of weights.
 
 An IR is an XML of layers, whose constants say where in a binary file their data stand
 (OpenVINO documentation, "Operation sets and IR", Const-1). Nothing here needs OpenVINO.
@@ -17,7 +17,7 @@ import onnx
 #: Constants stand at multiples of this, a cache line and the widest vector.
 _ALIGNMENT = 64
 
-#: What the IR calls the types that weights have in ONNX.
+#: The IR's names of the ONNX types of weights.
 _TYPES = {
     onnx.TensorProto.FLOAT: "f32",
     onnx.TensorProto.DOUBLE: "f64",
@@ -44,7 +44,7 @@ _HALVES = ("f16", "bf16")
 
 @dataclass(frozen=True)
 class WeightPlace:
-    """Where one weight stands in the shared file: its IR type, bytes from the start, and bytes."""
+    """The place of one weight in the shared file: its IR type, offset and size in bytes."""
 
     element_type: str
     offset: int
@@ -52,12 +52,12 @@ class WeightPlace:
 
 
 def weights_as_inputs(proto: onnx.ModelProto) -> dict[str, WeightPlace]:
-    """Make each weight that has its data elsewhere an input, and say where its data are.
+    """Make each weight with external data an input, and give the place of its data.
 
-    A converter that sees an input of a known type and shape does not read, copy or hash data.
+    OpenVINO's frontend needs the type and shape of an input only: it reads and copies no data.
 
     Returns:
-        By name, where each weight stands.
+        By name, the place of each weight.
     """
     places: dict[str, WeightPlace] = {}
     small = []
@@ -87,7 +87,7 @@ class SharedWeights:
         self._offsets: dict[bytes, int] = {}
 
     def place(self, data: bytes) -> int:
-        """The offset of ``data``, written unless it was before."""
+        """The offset of ``data``, written only if not there yet."""
         digest = hashlib.sha256(data).digest()
         if digest not in self._offsets:
             with open(self.path, "ab") as stream:
@@ -104,18 +104,18 @@ def rewrite_ir(
     weights: SharedWeights,
     out: Path,
     *,
-    half_products: bool,
+    half_matmuls: bool,
 ) -> None:
     """Write an IR whose every constant stands in the shared file.
 
     Args:
-        xml: an IR as OpenVINO wrote it, with a Parameter of each weight's name.
+        xml: an IR that OpenVINO wrote, with a Parameter of each weight's name.
         binary: the data of the constants it has.
         places: by Parameter name, the weight that it becomes.
         weights: the shared file, which gets the constants of ``binary``.
         out: where the IR is written.
-        half_products: whether products are computed in a half type, so that half weights need not
-            be widened. (Where they are computed in f32, a kernel that widens them itself makes
+        half_matmuls: whether MatMuls are computed in a half type, so that half weights need not
+            be widened. (Where they are computed in f32, a kernel that widens weights itself makes
             a new layout of them for each new length, and keeps them all.)
     """
     tree = ElementTree.parse(xml)
@@ -131,13 +131,13 @@ def rewrite_ir(
                 data.set("stable", "true")  # of equal elements the first (ONNX TopK-24)
             elif layer.get("type") == "Parameter" and layer.get("name") in places:
                 _make_constant(layer, places[layer.attrib["name"]])
-    if half_products:
+    if half_matmuls:
         _mark_decompressions(tree.getroot())
     tree.write(out, encoding="utf-8", xml_declaration=True)
 
 
 def _drop_counters(layer: ElementTree.Element) -> None:
-    """Forget the names a layer had before its last one: they hold a counter of the process."""
+    """Remove a layer's former names: they hold a counter of the process."""
     for info in layer.findall("rt_info"):
         for attribute in info.findall("attribute"):
             if attribute.get("name") == "fused_names":
@@ -145,9 +145,9 @@ def _drop_counters(layer: ElementTree.Element) -> None:
 
 
 def _mark_decompressions(net: ElementTree.Element) -> None:
-    """Say of each Convert of a half weight that it decompresses, so that it stays one.
+    """Mark each Convert of a half weight as a decompression, so that OpenVINO keeps it.
 
-    Without the mark, OpenVINO widens the weight when it loads, and keeps that beside the layout
+    Without the mark, OpenVINO widens the weight at load, and keeps the wide copy beside the layout
     that a kernel makes of it.
     """
     layers = {layer.get("id"): layer for layer in net.iter("layer")}

@@ -1,8 +1,7 @@
-"""Which forms OpenVINO's CPU plugin is the fastest with, as data.
+"""The forms that OpenVINO's CPU plugin runs fastest, as data.
 
-Measured as those of onnxruntime are, with OpenVINO 2026.4 in f32. Nothing here is worth 3% of a
-layer everywhere, so the ``openvino`` target takes none of it; it is written down so that nobody
-measures it again.
+Measured like those of onnxruntime, with OpenVINO 2026.4 in f32. Nothing here saves 3% of a layer
+everywhere, so the ``openvino`` target takes none of it; the record saves measuring it again.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ FORMS: tuple[Form, ...] = (
         "MatMul, Add, Softmax, MatMul",
         _NODE,
         {128: 0.89, 512: 0.97, 2048: 0.93},
-        note="not taken: gives NaN where a row is hidden wholly, and a state needs the one node",
+        note="not taken: gives NaN in a row without keys, and a state needs the one node",
     ),
     Form(
         "cpu",
@@ -58,6 +57,6 @@ FORMS: tuple[Form, ...] = (
         "Gemm with transB",
         "Transpose, MatMul",
         {1: 0.99, 8: 0.94, 128: 1.0},
-        note="either becomes a product with transpose_b, packed once at load",
+        note="both become a MatMul with transpose_b, packed once at load",
     ),
 )

@@ -1,4 +1,4 @@
-"""The precisions of the ``openvino`` target: what is quantized, and what its runtime must know."""
+"""The precisions of the ``openvino`` target: their schemes, and what its runtime must know."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import onnx_ir as ir
 from omnigraph.passes.analysis.quantization.scheme import PER_CHANNEL, UNSIGNED, Scheme
 from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 
-#: By precision, the default first; None is floats alone.
+#: By precision, the default first; None is floats only.
 SCHEMES: Mapping[str, Scheme | None] = {
     "fp32": None,
     "fp16": None,
     "bf16": None,
     "int8": Scheme(PER_CHANNEL, UNSIGNED),
-    # Where weights alone are integers, OpenVINO quantizes activations at run time, in groups that
-    # its session asks for. Without that, it widens the weights, which takes longer than bf16.
+    # Where only weights are quantized, OpenVINO quantizes activations at run time, in groups whose
+    # size the Session sets. Without groups, it dequantizes the weights, which is slower than bf16.
     "int8-dynamic": Scheme(PER_CHANNEL, runtime_group=128),
     "int8-weights": Scheme(PER_CHANNEL, runtime_group=32),
     "int4-weights": Scheme(WeightGrid(ir.DataType.UINT4, 64), runtime_group=32),
 }
 
-#: What a device computes floats in, where that is not its half type.
+#: The type that a device computes floats in, where it is not its half type.
 _EXECUTION = {
     "cpu": {"fp32": "f32", "fp16": "f32"},
     "gpu": {"fp32": "f32"},
@@ -33,11 +33,11 @@ _HALF = {"cpu": "bf16", "gpu": "f16", "npu": "f16"}
 
 
 def runtime_details(precision: str) -> dict[str, Any]:
-    """What the runtime must know of a precision, for the manifest: JSON-ready.
+    """What the runtime must know of a precision, as JSON-ready fields of the manifest.
 
     Returns:
         ``execution``: by device, the type that floats are computed in. Where activations are
-        quantized at run time, ``dynamic_quantization_group``: how many terms together.
+        quantized at run time, ``dynamic_quantization_group``: the size of a group.
     """
     execution = {
         device: types.get(precision, _HALF[device]) for device, types in _EXECUTION.items()

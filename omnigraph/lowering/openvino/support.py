@@ -1,4 +1,4 @@
-"""What OpenVINO's frontend takes, and OpenVINO then computes wrongly.
+"""Nodes that OpenVINO's frontend takes, but that OpenVINO computes wrongly.
 
 Found with the standard's own node tests (``python -m benchmarks.conformance``) and at larger sizes
 (``tests/lowering/test_openvino_numbers.py``), on the CPU plugin of OpenVINO 2026.4.
@@ -10,18 +10,18 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from omnigraph.lowering.nonconforming import misread
+from omnigraph.lowering.nonconforming import nonconforming
 
 _MASK, _SCORES = 3, 3
-#: Types whose numbers a cast to them must clamp, and is not clamped to.
+#: Types to which a cast must clamp, but OpenVINO's does not.
 _NARROW = frozenset("FLOAT8E4M3FN FLOAT8E5M2 FLOAT4E2M1 INT4 UINT4".split())
 _HALVES_AND_FLOAT = frozenset("FLOAT FLOAT16 BFLOAT16".split())
 
 
 def computed_wrongly(node: ir.Node) -> str | None:
-    """Why OpenVINO would give wrong numbers for a node it takes, or None."""
+    """Why OpenVINO gives wrong numbers for a node that it takes, or None."""
     condition = _CONDITIONS.get(node.op_type)
-    return misread(node) or (condition(node) if condition is not None else None)
+    return nonconforming(node) or (condition(node) if condition is not None else None)
 
 
 def _attention(node: ir.Node) -> str | None:
@@ -54,14 +54,14 @@ def _einsum(node: ir.Node) -> str | None:
 
 def _pool(node: ir.Node) -> str | None:
     ceiled = node.attributes.get_int("ceil_mode", 0)
-    return "with ceil_mode, it keeps windows that begin outside" if ceiled else None
+    return "with ceil_mode, it keeps windows that begin outside the input" if ceiled else None
 
 
 def _resize(node: ir.Node) -> str | None:
     if node.attributes.get_int("antialias", 0):
-        return "it resizes with antialiasing by other weights"
+        return "its antialiasing uses other weights than the standard"
     if node.attributes.get_int("exclude_outside", 0):
-        return "it does not exclude what is outside"
+        return "it ignores exclude_outside"
     if node.attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
         return "it does not keep the aspect ratio"
     return None

@@ -47,8 +47,8 @@ _SMALL_BYTES = 1024
 class OpenVinoTarget(Target):
     """OpenVINO IR, made by OpenVINO's own ONNX frontend from the lowered Graph.
 
-    The frontend never sees the weights: it gets them as inputs, which become constants again in
-    the IR, with the offsets at which they were written. So none of them is in memory on the way.
+    The frontend sees each weight as an input, which becomes a constant again in the IR, at the
+    offset where the weight was written. So no weight has to be in memory.
     """
 
     name = "openvino"
@@ -63,7 +63,7 @@ class OpenVinoTarget(Target):
         return None
 
     def supports(self, node: ir.Node, precision: str) -> str | None:
-        """What OpenVINO's frontend takes, asked node by node, but for what it computes wrongly."""
+        """Why OpenVINO refuses a node or computes it wrongly, or None; its frontend is asked."""
         if node.domain != "":
             return f"domain {node.domain!r} is not standard ONNX"
         if (reason := computed_wrongly(node)) is not None:
@@ -72,9 +72,9 @@ class OpenVinoTarget(Target):
         return None if question is None else _frontend_refusal(question)
 
     def pipeline(self, precision: str) -> Pipeline:
-        """Half types store the weights; what is computed in bf16 is left to OpenVINO's hint."""
+        """A half type stores the weights; the runtime's hint sets the type of computation."""
         legal = (
-            # Its plugin fuses a rotation of a part of each head only where that is written out.
+            # The plugin fuses a rotation of a part of each head only where it is decomposed.
             DecomposePartialRotary(),
             LegalizeTensorScatter(),
             LegalizeAttentionAxes(),
@@ -88,7 +88,7 @@ class OpenVinoTarget(Target):
         return replace(common(blocks_as_products=True), kernels=(*legal, *tidy(), *narrow))
 
     def rounding(self, precision: str) -> str:
-        """fp16 rounds the weights, bf16 every product; what is not quantized is in bf16."""
+        """fp16 rounds weights only, bf16 all values; beside quantized layers floats are bf16."""
         return precision if precision in ("fp32", "fp16") else "bf16"
 
     def emit(
@@ -115,7 +115,7 @@ class OpenVinoTarget(Target):
             with tempfile.TemporaryDirectory() as scratch:
                 xml, binary = Path(scratch) / "model.xml", Path(scratch) / "model.bin"
                 _openvino().serialize(model, xml, binary)
-                rewrite_ir(xml, binary, places, weights, out, half_products=precision == "bf16")
+                rewrite_ir(xml, binary, places, weights, out, half_matmuls=precision == "bf16")
             files[program.name] = {"model": out.name}
         if weights.path.exists():
             files = {name: {**roles, "weights": _WEIGHTS} for name, roles in files.items()}
@@ -147,7 +147,7 @@ def _convert(program: Lowered, proto: onnx.ModelProto) -> openvino.Model:
 
 
 def _culprit(graph: Graph, message: str) -> str:
-    """The node that a message of the frontend speaks of, for a person."""
+    """The node that a message of the frontend means, described for a person."""
     nodes = list(ir.traversal.RecursiveGraphIterator(graph.graph))
     if match := re.search(r"ONNX node '<Node\((\w+)\): ?([^>]*)>'", message):
         for node in nodes:
@@ -171,9 +171,9 @@ def _reason(message: str) -> str:
 
 
 def _bound_and_name(model: openvino.Model, program: Lowered) -> None:
-    """Give a model all of the program's inputs, with their bounds, and names that last.
+    """Give a model all of the program's inputs, with their bounds, and reproducible names.
 
-    Names that OpenVINO made up hold a counter of the process, and would differ from run to run.
+    Names that OpenVINO makes up hold a counter of the process, and differ from run to run.
     """
     ov = _openvino()
     parameters = {p.get_friendly_name(): p for p in model.get_parameters()}
@@ -223,7 +223,7 @@ def _bounds(dim: DimLike, dims: Mapping[str, Dim]) -> tuple[int, int | None]:
 def _ask_about(node: ir.Node) -> bytes | None:
     """A Graph of this node alone, or None where types are unknown or there are inner graphs.
 
-    Names are normal and values are left out but for small constants, so that equal nodes of many
+    Names are replaced, and only small constants keep their values, so that equal nodes of many
     layers give equal bytes.
     """
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attributes(node)):

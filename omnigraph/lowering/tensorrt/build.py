@@ -32,7 +32,7 @@ UNBOUNDED_LENGTH = 1024
 _TYPICAL = {"batch": 1}
 _TYPICAL_LENGTH = 128
 
-#: What the worker is given of the environment; the rest would move its memory about.
+#: The environment variables that the worker gets; others would change its memory's addresses.
 _KEPT = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR", "SYSTEMROOT")
 
 #: Least, typical and largest shape of one input.
@@ -40,7 +40,7 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 class TensorRtError(Exception):
-    """What the vendor's compiler logged when it refused: its errors, in order."""
+    """The errors that the vendor's compiler logged when it refused, in order."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def profile_of(program: Lowered) -> dict[str, Shapes]:
     names = {name for terms in sums for name in terms if not name.isdigit()}
     ranges = {name: program.dims.get(name, Dim()) for name in names}
     largest = {name: _largest(name, dim) for name, dim in ranges.items()}
-    # What is added to a past is mostly one token.
+    # Mostly one token is added to a past.
     steps = {name for terms in sums if "past" in terms for name in terms} - {"past"}
     typical = {
         name: max(dim.min, min(1 if name in steps else _typical(name), largest[name]))
@@ -114,11 +114,11 @@ def build_engine(
         engine: the file to write, in the same directory.
 
     Returns:
-        What is known of the engine without a GPU to load it on, JSON-ready.
+        The facts of the engine that are known without a GPU, JSON-ready.
 
     Raises:
         CompileError: the vendor's parser or compiler refused, or crashed.
-        UnsupportedError: an input whose numbers are a shape.
+        UnsupportedError: the values of an input are used as a shape.
     """
     profile = profile_of(program)
     ahead = flavour.module == "tensorrt_rtx"
@@ -187,8 +187,8 @@ def _run_worker(program: Lowered, job: Mapping[str, Any], directory: Path) -> di
 def _refusal(program: Lowered, part: str, errors: Sequence[str]) -> OmniGraphError:
     if part == "input":
         return UnsupportedError(
-            f"Input {errors[0]!r} of program {program.name!r} is read as a shape, whose numbers "
-            "TensorRT must know",
+            f"Input {errors[0]!r} of program {program.name!r} is read as a shape, whose values "
+            "TensorRT must know when it builds",
             hint="make it a dimension of an input instead, or a constant of the model",
         )
     node = _named_node(program, errors)

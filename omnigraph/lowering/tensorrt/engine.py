@@ -1,4 +1,4 @@
-"""What an engine says of the products in it: its programs stand in its file as text."""
+"""The types of the matrix products in an engine, read from the programs in its file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-#: Each program begins with this, four bytes of a version, and eight of the length of its text.
+#: A program begins with this mark, four bytes of version and eight of its text's length.
 _MARK, _TEXT_AT = b"NLYM", 16
 _LONGEST_TEXT = 1 << 26
 _TYPES = {"half": "fp16", "float": "fp32", "bf16": "bf16", "fp8_e4m3": "fp8"}
@@ -22,16 +22,16 @@ _NAME = re.compile(r'"([^"]*)"')
 def product_types(path: Path) -> dict[str, int]:
     """How many products of matrices an engine has, by the types of their factors.
 
-    "int8" is a product of two int8 factors, "fp16 x int4" one whose weights are widened as they are
-    read. Attention's products are within its kernel, and not among them. Empty where an engine is
-    not of the form that TensorRT-RTX 1.7 writes.
+    "int8" is a product of two int8 factors, "fp16 x int4" one whose weights are dequantized as they
+    are read. Products inside attention kernels are not counted. Empty where an engine does not have
+    the format of TensorRT-RTX 1.7.
     """
     found: dict[str, str] = {}
     for text in _programs(path):
         types = {name: _TYPES.get(kind, kind) for name, kind in _TENSOR.findall(text)}
         head = _INPUTS.search(text)
         given = {types.get(name) for name in _NAME.findall(head[1])} if head else set()
-        # A fused kernel is a program of its own, which is given its weights as they are stored.
+        # A fused kernel is a program of its own, which reads its weights as they are stored.
         stored = next((kind for kind in _NARROW if kind in given), None)
         for name, inputs in _PRODUCT.findall(text):
             one, other = (types.get(factor, "?") for factor in _NAME.findall(inputs)[:2])

@@ -1,11 +1,14 @@
-"""What TensorRT takes of integers and float8: which ops, which scales, which blocks.
+"""Which quantization TensorRT takes: ops, scales and blocks of integers and float8.
 
-Found with TensorRT-RTX 1.7 by building small networks of every form. Some of what is refused here
-the compiler takes, and computes as something else: zero points of float8, a QuantizeLinear that
-does not saturate, uint8 (as int8), a last block that is not full (as one of blocks of another
-length: the engines are the same, byte for byte), int8 activations with weights in blocks (whose
-scales it applies to whole sums), and products whose scales are fp16, whose sums of integers it
-rounds to fp16 before it scales them.
+Found with TensorRT-RTX 1.7 by building small networks of every form. The compiler takes some of
+what is refused here, but computes something else:
+
+- zero points of float8, and a QuantizeLinear that does not saturate;
+- uint8, which it takes for int8;
+- a last block that is not full: it assumes another block size (the engines are equal, byte for
+  byte);
+- int8 activations with weights in blocks, whose scales it applies to whole sums;
+- MatMuls whose scales are fp16: it rounds sums of integers to fp16 before it scales them.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 from omnigraph.passes.legalize_ragged_blocks import blocks_of, ragged
 from omnigraph.passes.matching import input_at, made_by, standard, through
 
-#: By type, the ops that take it besides those that make it of floats and the reverse.
+#: By type, the ops that take it besides QuantizeLinear and DequantizeLinear.
 NARROW_TYPES: dict[str, frozenset[str]] = {
     "INT8": frozenset(
         "Cast Concat Expand Flatten Gather Identity Pad Reshape Slice Squeeze Tile Transpose "
@@ -40,7 +43,7 @@ NARROW_TYPES: dict[str, frozenset[str]] = {
 FIRST_CAPABILITY = {"BFLOAT16": 80, "INT4": 80, "FLOAT8E4M3FN": 89}
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
-#: By precision, the default first; None is floats alone.
+#: By precision, the default first; None is floats only.
 SCHEMES: Mapping[str, Scheme | None] = {
     "fp16": None,
     "bf16": None,
@@ -50,14 +53,14 @@ SCHEMES: Mapping[str, Scheme | None] = {
     "fp8": Scheme(
         WeightGrid(ir.DataType.FLOAT8E4M3FN),
         ActivationGrid(ir.DataType.FLOAT8E4M3FN, symmetric=True),
-        # A table of integers could not be multiplied with float8, where logits share it.
+        # Logits may share the table, and TensorRT cannot multiply integers with float8.
         tables=None,
     ),
 }
 
 
 def narrow_refusal(node: ir.Node, value: ir.Value) -> str | None:
-    """Why a node cannot read or give a value of a type that is not computed with, or None."""
+    """Why a node cannot read or give a value of a type that only some ops take, or None."""
     assert value.dtype is not None
     taking = NARROW_TYPES.get(value.dtype.name)
     name = value.dtype.name.lower()
@@ -86,15 +89,15 @@ def quantizer_refusal(node: ir.Node) -> str | None:
 
 
 def product_refusal(node: ir.Node) -> str | None:
-    """Why TensorRT cannot take a MatMul or Gemm of what was quantized, or None."""
-    one, other = (_widened(input_at(node, index)) for index in (0, 1))
+    """Why TensorRT cannot take a MatMul or Gemm of quantized factors, or None."""
+    one, other = (_dequantizer(input_at(node, index)) for index in (0, 1))
     if one is None or other is None:
         return None
     names = sorted({f.inputs[0].dtype.name.lower() for f in (one, other)})  # type: ignore[union-attr]
     if len(names) > 1:
         return f"TensorRT multiplies factors of one type, and these are {' and '.join(names)}"
     if any(factor.attributes.get_int("block_size", 0) for factor in (one, other)):
-        return "TensorRT does not multiply what is quantized with blocks"
+        return "TensorRT does not multiply two quantized factors with blocks"
     scales = [factor.inputs[1] for factor in (one, other)]
     narrow = any(s is not None and s.dtype == ir.DataType.FLOAT16 for s in scales)
     if narrow and any(s is None or not _is_one(s) for s in scales):
@@ -102,8 +105,8 @@ def product_refusal(node: ir.Node) -> str | None:
     return None
 
 
-def _widened(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear that makes a factor, however its elements are moved."""
+def _dequantizer(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that makes a factor, before any Transpose or Reshape."""
     node = made_by(through(value, "Transpose", "Reshape"), "DequantizeLinear")
     known = node is not None and node.inputs[0] is not None and node.inputs[0].dtype is not None
     return node if known else None
@@ -117,7 +120,7 @@ def _is_one(value: ir.Value) -> bool:
 def _integer_refusal(node: ir.Node) -> str | None:
     given = node.inputs[0].dtype if node.inputs[0] is not None else None
     if standard(node, "DequantizeLinear") and given is not None and given.name == "INT32":
-        return "TensorRT does not widen int32"
+        return "TensorRT does not dequantize int32"
     return None
 
 
@@ -147,9 +150,9 @@ def _block_refusal(node: ir.Node) -> str | None:
     four_bits = data.dtype == ir.DataType.INT4
     if four_bits and data.shape is not None and _is_odd(data.shape):
         return "TensorRT takes an even number of int4 only"
-    widened_first = standard(node, "DequantizeLinear") and (four_bits or block)
-    if widened_first and None not in (given, scale.dtype) and given != scale.dtype:
-        return "TensorRT widens blocks and int4 to the type of their scales only"
+    to_scale_type = standard(node, "DequantizeLinear") and (four_bits or block)
+    if to_scale_type and None not in (given, scale.dtype) and given != scale.dtype:
+        return "TensorRT dequantizes blocks and int4 to the type of their scales only"
     if not block:
         return None
     if block == 1:

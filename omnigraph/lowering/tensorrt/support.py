@@ -1,7 +1,7 @@
-"""What TensorRT takes, node by node: found by building each op of the standard, as data.
+"""Which nodes TensorRT takes, as data, found by building each op of the standard.
 
-The list is that of TensorRT-RTX 1.7, whose parser and compiler were given the standard's own test
-case of every op; the conditions are what they refused, or crashed on.
+The list is of TensorRT-RTX 1.7: its parser and compiler got the standard's own test case of every
+op. The conditions are those that they refused, or crashed on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from omnigraph.lowering.nonconforming import misread
+from omnigraph.lowering.nonconforming import nonconforming
 from omnigraph.lowering.tensorrt.quantization import (
     narrow_refusal,
     product_refusal,
@@ -42,9 +42,9 @@ _ONE_OUTPUT = frozenset("LayerNormalization BatchNormalization Dropout MaxPool".
 _MASK, _PAST_KEY = 3, 4
 _MOST_TOP = 3840
 
-#: What makes an Attention one that a kernel takes. The compiler has no kernel for heads outside
-#: these sizes, on any GPU and in both half types; it crashes on queries that are also keys, and
-#: where it cannot tell whether queries and keys have as many heads.
+#: Decomposes each Attention that no kernel takes. The compiler has no kernel for heads outside
+#: these sizes, on any GPU, in either half type. It crashes where queries are also keys, and where
+#: it does not know whether queries and keys have equally many heads.
 ATTENTION = DecomposeAttention(smallest_head=9, largest_head=256, separate=True, fixed_heads=True)
 
 
@@ -54,7 +54,7 @@ def refusal(node: ir.Node) -> str | None:
         return f"domain {node.domain!r} is not standard ONNX"
     if node.op_type not in _TAKEN:
         return "TensorRT has no such op"
-    if (reason := misread(node)) is not None:
+    if (reason := nonconforming(node)) is not None:
         return reason
     condition = _CONDITIONS.get(node.op_type)
     return _wrong_type(node) or _wrong_outputs(node) or (condition(node) if condition else None)

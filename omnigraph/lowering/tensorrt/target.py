@@ -33,9 +33,9 @@ from omnigraph.passes.share_constants import ShareConstants
 from omnigraph.precision import FLOAT_TYPES
 from omnigraph.runtimes.cuda_driver import CudaError, Gpu, driver
 
-#: Kernels are those of the oldest GPU asked for, and these five share theirs: one engine for all
-#: of them is as large as for one. sm75 is not among them, for it has no bf16 and older kernels.
-#: Those that lack a type of the Graph, as the first two do float8, are left out.
+#: An engine has the kernels of the oldest of its GPUs. These five share their kernels: one engine
+#: for all is as large as for one. sm75 is not among them: it has no bf16, and older kernels.
+#: Those that lack a type of the Graph are left out, as the first two lack float8.
 _DEFAULT_COMPUTE = ("sm80", "sm86", "sm89", "sm120", "sm121")
 
 
@@ -43,12 +43,12 @@ class TensorRtTarget(Target):
     """Engines by TensorRT-RTX, ahead of time; by TensorRT, on the GPU they will run on.
 
     Precision is what the Graph says, node by node: networks are strongly typed. Attention is
-    computed in the half type with its softmax in fp32, by a fused kernel where there is one. Around
-    what is quantized the half type is fp16: int8 and float8 are multiplied as they are, and weights
-    that alone are quantized are widened by the kernel that reads them.
+    computed in the half type with its softmax in fp32, by a fused kernel where there is one. Beside
+    quantized layers the half type is fp16: int8 and float8 are multiplied as they are, and where
+    only weights are quantized, the kernel that reads them dequantizes them.
 
     The same input gives the same engine, byte for byte, with one version of TensorRT-RTX, where the
-    system lets a process do without random addresses (Docker's default profile does not): the
+    system lets a process turn random addresses off (Docker's default profile does not): the
     compiler numbers the symbols of a network with a past by their addresses.
     """
 
@@ -76,23 +76,23 @@ class TensorRtTarget(Target):
         return self.unusable() or (None if _gpu_here() else "there is no NVIDIA GPU here")
 
     def supports(self, node: ir.Node, precision: str) -> str | None:
-        """Why TensorRT cannot take a node, by what its compiler refused when it was asked."""
+        """Why TensorRT cannot take a node, or None; its compiler was tested on each op."""
         return refusal(node)
 
     def pipeline(self, precision: str) -> Pipeline:
-        """Attention as the kernels take it, then the half type, then what that made twice."""
+        """Attention as the kernels take it, then the half type, then duplicates merged."""
         half = self.rounding(precision)
         kernels = (
-            # Before precision, which keeps what is computed from integers in fp32.
+            # Before ConvertPrecision, which keeps values computed from integers in fp32.
             LegalizeIntegerLookups(),
             LegalizeRaggedBlocks(),
             # The compiler pads such weights itself, and keeps both copies where one is looked up.
             PadOddChannels(),
             LegalizeAttentionAxes(),
-            # The mask before the past: where a query stands depends on the past's length.
+            # The mask before the past: a query's position depends on the past's length.
             LegalizeCausalMask(),
             LegalizeAttentionPast(),
-            # Before precision, so that a softmax that is written out stays in fp32.
+            # Before ConvertPrecision, so that the softmax of a decomposed one stays in fp32.
             ATTENTION,
             LiftConstants(),
             ConvertPrecision(half, NO_BFLOAT16 if half == "bf16" else ()),
@@ -103,7 +103,7 @@ class TensorRtTarget(Target):
         return replace(common(), kernels=kernels)
 
     def rounding(self, precision: str) -> str:
-        """The half type around what is quantized, which is fp16."""
+        """The half type, which is fp16 beside quantized layers."""
         return precision if precision in ("fp16", "bf16") else "fp16"
 
     def check_options(self, options: Mapping[str, str]) -> None:
@@ -152,7 +152,7 @@ def _types_of(programs: Sequence[Lowered]) -> frozenset[str]:
 
 
 def _read_weights_back(program: Lowered, model: Path) -> None:
-    """Let a Graph have its weights from the file written, so that those in memory can go."""
+    """Let a Graph read its weights from the written file, so that memory is freed."""
     written = ir.load(model).graph.initializers
     for name, value in program.graph.graph.initializers.items():
         value.const_value = written[name].const_value
@@ -173,7 +173,7 @@ def _choose(
 
     Args:
         options: the target's.
-        types: those in the Graphs; without any asked for, GPUs that lack one are not built for.
+        types: those in the Graphs; default capabilities that lack one are left out.
 
     Raises:
         UsageError: a capability is asked for that this compiler cannot build for, or that has no
@@ -218,7 +218,7 @@ def _choose(
 
 
 def _lacking(capability: str, types: Collection[str]) -> str | None:
-    """The first of some types that a compute capability has no kernels of, or None."""
+    """The first of some types that a compute capability has no kernels for, or None."""
     number = int(capability.removeprefix("sm"))
     lacking = [name for name in sorted(types) if number < FIRST_CAPABILITY.get(name, 0)]
     return FLOAT_TYPES.get(lacking[0], lacking[0].lower()) if lacking else None

@@ -1,8 +1,8 @@
 """One engine, built in a process of its own.
 
-The vendor's compiler has been seen to crash on networks it should refuse, it writes to stderr by
-itself, and what it writes into an engine depends on where its memory lies. A process of its own
-bears the first two, and makes the third the same each time by doing without random addresses.
+The vendor's compiler crashes on some networks that it should refuse, and writes to stderr by
+itself: a process of its own contains both. The bytes of an engine depend on the addresses of the
+compiler's memory, so the process turns random addresses off.
 
 Run as a script: a job as JSON on stdin, its result as JSON on stdout. Imports nothing of OmniGraph,
 so that it starts at once.
@@ -123,7 +123,7 @@ def _count(path: str, text: bytes) -> int:
 
 
 def fix_addresses() -> None:
-    """Start this process over without random addresses, where the system allows that."""
+    """Restart this process without random addresses, where the system allows that."""
     if not sys.platform.startswith("linux"):
         return
     personality = ctypes.CDLL(None).personality
@@ -135,7 +135,7 @@ def fix_addresses() -> None:
 
 
 def main() -> None:
-    """Read a job, build, and say how it went."""
+    """Read a job, build the engine, and write the result."""
     fix_addresses()
     job = json.load(sys.stdin)
     sys.path[0] = job["packages"]  # in place of this folder, whose names are the vendors' own
