@@ -244,7 +244,7 @@ def test_ranges_that_do_not_suit_are_refused_and_nothing_is_written(tmp_path: Pa
         ({"samples": 0}, "int8", "needs samples"),
         ({"group_size": 48}, "int4-weights", "16 or 32 or 64 or 128"),
         ({"keep": ("a",)}, "fp32", "nothing is quantized"),
-        ({"max_loss": -1.0}, "int8", "no share"),
+        ({"max_loss": -1.0}, "int8", "not a fraction"),
         ({"speed_gate": 0}, "int8", "tokens to time with"),
         ({"save": "x.npz"}, "int8-weights", "no statistics to save"),
         ({"calibration": [{"x": TOKENS}]}, "int8", "lack inputs of every program"),
@@ -556,7 +556,7 @@ def test_a_bound_is_a_share_or_percents(text, share):
 
 @pytest.mark.parametrize("text", ["half", "-1%", "inf", "nan", ""])
 def test_what_is_no_bound(text):
-    with pytest.raises(UsageError, match="no share"):
+    with pytest.raises(UsageError, match="not a fraction"):
         checked_loss(text)
 
 
