@@ -58,7 +58,7 @@ def export(
         target: one target, several in a sequence, or several joined by commas.
         options: see `ExportOptions`.
         out: the artifact's path, a single file if it ends in ``.omni``, else a directory; with
-            several targets, the directory that gets one artifact each.
+            several targets, a directory for one artifact each.
         progress: called with each step.
         given: fields of `ExportOptions` by keyword, such as ``precision="int8"``.
 
@@ -66,7 +66,7 @@ def export(
         One report for each target, in order.
 
     Raises:
-        OmniGraphError: whatever is wrong; nothing is written then, for any target.
+        OmniGraphError: the export failed; no artifact is written then, for any target.
     """
     options = ExportOptions.of(options, given)
     jobs = plan_jobs(target, options)
@@ -85,10 +85,9 @@ def export(
             staged.append(_Staged(job, path, directory, product))
         release_memory()  # no step below needs the weights
         checks = [work.check(each, source, traced, variants) for each in staged]
-        reports = [work.publish(*each) for each in zip(staged, checks, strict=True)]
         if samples is not None:
             save_statistics(options.quantizing, facts)
-    return reports
+        return [work.publish(*each) for each in zip(staged, checks, strict=True)]
 
 
 @dataclass(frozen=True)

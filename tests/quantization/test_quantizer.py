@@ -260,6 +260,7 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path, asked, precision:
             out=tmp_path / "a.omni",
             **TINY,
         )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_precision_that_a_target_cannot_do():
