@@ -58,7 +58,7 @@ def export(
         target: one target, several in a sequence, or several joined by commas.
         options: see `ExportOptions`.
         out: the artifact's path, a single file if it ends in ``.omni``, else a directory; with
-            several targets, the directory that gets one artifact each.
+            several targets, a directory for one artifact each.
         progress: called with each step.
         given: fields of `ExportOptions` by keyword, such as ``precision="int8"``.
 
@@ -66,48 +66,48 @@ def export(
         One report for each target, in order.
 
     Raises:
-        OmniGraphError: whatever is wrong; nothing is written then, for any target.
+        OmniGraphError: the export failed; no artifact is written then, for any target.
     """
-    asked = ExportOptions.of(options, given)
-    jobs = plan_jobs(target, asked)
-    work = _Export(asked, jobs, Steps(progress, total=2 + 3 * len(jobs)))
+    options = ExportOptions.of(options, given)
+    jobs = plan_jobs(target, options)
+    work = _Export(options, jobs, Steps(progress, total=2 + 3 * len(jobs)))
     source, samples, facts = work.resolve(model)
     paths = artifact_paths(source.name, jobs, out)
     for path in paths:
         check_replaceable(path)
     traced, variants = work.trace(source)
-    source = replace(source, programs=())  # torch's modules are not needed from here on
+    source = replace(source, programs=())  # no step below needs torch's modules
     with ExitStack() as stack:
-        staged = [stack.enter_context(staging(path)) for path in paths]
-        products = []
-        for job, directory in zip(jobs, staged, strict=True):
-            made = work.build(job, directory, traced, samples, facts)
-            products.append(made.product)
-            facts = made.facts
-        release_memory()  # nor are its weights
-        checks = [
-            work.check(job, directory, product, source, traced, variants)
-            for job, directory, product in zip(jobs, staged, products, strict=True)
-        ]
-        reports = [
-            work.publish(*each) for each in zip(jobs, staged, paths, products, checks, strict=True)
-        ]
+        directories = [stack.enter_context(staging(path)) for path in paths]
+        staged = []
+        for job, path, directory in zip(jobs, paths, directories, strict=True):
+            product, facts = work.lower(job, directory, traced, samples, facts)
+            staged.append(_Staged(job, path, directory, product))
+        release_memory()  # no step below needs the weights
+        checks = [work.check(each, source, traced, variants) for each in staged]
         if samples is not None:
-            save_statistics(asked.quantizing, facts)
-    return reports
+            save_statistics(options.quantizing, facts)
+        return [work.publish(*each) for each in zip(staged, checks, strict=True)]
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A target's staged files, and all that is known now of activations and weights."""
+class _Staged:
+    """One target's compiled files.
 
+    Args:
+        path: where the artifact goes.
+        directory: where its files are until then.
+    """
+
+    job: TargetJob
+    path: Path
+    directory: Path
     product: TargetProduct
-    facts: QuantizationFacts
 
 
 @dataclass(frozen=True)
 class _Export:
-    """The steps of one export, in the order in which they are taken."""
+    """The steps of one export, in order."""
 
     options: ExportOptions
     jobs: Sequence[TargetJob]
@@ -116,7 +116,7 @@ class _Export:
     # -- resolve -----------------------------------------------------------------------------------
 
     def resolve(self, model: object) -> tuple[ModelSource, Samples | None, QuantizationFacts]:
-        """The model's programs; what to calibrate on, and what is known of them already."""
+        """The model's programs, the samples to calibrate on, and the facts known so far."""
         options = self.options
         with self.steps.step("model"):
             source = resolve(
@@ -142,7 +142,7 @@ class _Export:
     # -- trace -------------------------------------------------------------------------------------
 
     def trace(self, source: ModelSource) -> tuple[list[TracedProgram], Variants | None]:
-        """Each program as a Graph, with what torch computes; variants with fewer heads beside."""
+        """Each program as a Graph with torch's results; and the variants with fewer heads."""
         names = ", ".join(program.name for program in source.programs)
         with self.steps.step(f"trace {names}"):
             traced = [self._trace(program) for program in source.programs]
@@ -158,7 +158,7 @@ class _Export:
         check_graph(graph, "trace")
         cases = contract_cases(program)
         references = [reference_for(program, case) for case in cases]
-        # The other sets differ from these only in padding and batch; all are in the contract.
+        # The other input sets differ only in padding and batch; the contract checks all of them.
         sizes = [r for r in references if r.case.name in ("short", "long", "padded-left")]
         check_trace(program, graph, sizes)
         golden = Case("golden", fit_sizes(program, _GOLDEN), "left", seed=len(cases))
@@ -171,15 +171,15 @@ class _Export:
 
     # -- lower -------------------------------------------------------------------------------------
 
-    def build(
+    def lower(
         self,
         job: TargetJob,
         directory: Path,
         traced: Sequence[TracedProgram],
         samples: Samples | None,
         facts: QuantizationFacts,
-    ) -> _Made:
-        """Run a target's passes on each program, and let it write its files."""
+    ) -> tuple[TargetProduct, QuantizationFacts]:
+        """Run a target's passes on each program and compile it; also gives all facts known then."""
         budget: Mapping[str, Any] = {}
         if samples is not None and job.quantizes:
             facts, budget = self._choices(job, traced[0], samples, facts)
@@ -214,7 +214,7 @@ class _Export:
             self._quantization(lowered, facts, budget) if job.quantizes else {},
             seconds,
         )
-        return _Made(product, replace(facts, choices={}))
+        return product, replace(facts, choices={})
 
     def _calibrator(self, samples: Samples | None, item: TracedProgram) -> Calibrator | None:
         if samples is None:
@@ -228,7 +228,7 @@ class _Export:
         samples: Samples,
         facts: QuantizationFacts,
     ) -> tuple[QuantizationFacts, Mapping[str, Any]]:
-        """The scheme of each layer: as asked, or found within a budget or by a speed gate."""
+        """Each layer's scheme: from the options, or searched with a budget or a speed gate."""
         runs_here = job.target.unrunnable() is None
         options = self.options.quantizing.with_defaults(job.asked, runs_here=runs_here)
         choices = job.target.layer_schemes(options.choices, options.four_bits)
@@ -254,14 +254,13 @@ class _Export:
 
     def check(
         self,
-        job: TargetJob,
-        directory: Path,
-        product: TargetProduct,
+        staged: _Staged,
         source: ModelSource,
         traced: Sequence[TracedProgram],
         variants: Variants | None,
     ) -> list[NumberCheck]:
         """Seal the staged artifact, run it, and compare every output with torch."""
+        job, directory, product = staged.job, staged.directory, staged.product
         manifest = build_manifest(source.name, source.config, job.target, product, traced)
         if variants is not None:
             manifest["variants"] = variants.manifest
@@ -276,20 +275,14 @@ class _Export:
                 job.target.run_emitted if product.emission.executes_here else run_lowered,
             )
 
-    def publish(
-        self,
-        job: TargetJob,
-        directory: Path,
-        path: Path,
-        product: TargetProduct,
-        checks: Sequence[NumberCheck],
-    ) -> ExportReport:
-        """Put the checked artifact in its place."""
-        size = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
-        publish(directory, path)
+    def publish(self, staged: _Staged, checks: Sequence[NumberCheck]) -> ExportReport:
+        """Move the checked artifact to its path."""
+        product = staged.product
+        size = sum(p.stat().st_size for p in staged.directory.rglob("*") if p.is_file())
+        publish(staged.directory, staged.path)
         return ExportReport(
-            path,
-            job.target.name,
+            staged.path,
+            staged.job.target.name,
             product.precision,
             size,
             {**self.steps.seconds, **product.seconds},

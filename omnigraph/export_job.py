@@ -1,4 +1,4 @@
-"""What an export has in hand between its steps."""
+"""The values that pass between the steps of an export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from omnigraph.program import Dim, Program, TensorSpec
 
 @dataclass
 class TracedProgram:
-    """One program after tracing: its Graph (until the last target took it) and its reference."""
+    """One traced program: its Graph (until the last target takes it) and its references."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -35,8 +35,8 @@ class TracedProgram:
     depth: int
     contraction: int
     graph: Graph | None
-    #: Activations that the model itself rounds to quantized values.
-    codes: int = 0
+    #: How many activations the model itself quantizes.
+    rounded_activations: int = 0
 
     def copy_graph(self) -> Graph:
         """A copy of the Graph as traced."""
@@ -44,7 +44,7 @@ class TracedProgram:
         return self.graph.clone()
 
     def take_graph(self) -> Graph:
-        """The Graph as traced, which is not kept."""
+        """The Graph as traced; it can be taken once."""
         assert self.graph is not None
         graph, self.graph = self.graph, None
         return graph
@@ -57,12 +57,12 @@ def traced_program(
     state: tuple[tuple[str, str], ...],
     references: Sequence[Reference],
 ) -> TracedProgram:
-    """A program after tracing, with what its Graph's numbers depend on.
+    """A traced program, with the depth and the longest sum of its Graph.
 
     Args:
         outputs: of the Graph.
         state: pairs (input, output) of the Graph's state.
-        references: of the contract's input sets, and last the golden one.
+        references: of the contract's input sets; the golden one is the last.
     """
     return TracedProgram(
         program.name,
@@ -81,7 +81,7 @@ def traced_program(
 
 @dataclass
 class TargetProduct:
-    """One target's staged files, and what was done to get there."""
+    """One target's compiled programs, and how they were made."""
 
     precision: str
     options: Mapping[str, str]

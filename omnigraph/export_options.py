@@ -1,4 +1,4 @@
-"""What an export is asked to do: one value, checked once. Imports no compiler."""
+"""The options of an export, checked once. Imports no compiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omnigraph.option_field import names, option
 from omnigraph.program import Dim
 from omnigraph.quantization.options import Quantization
 
-#: The types that key/value caches may be kept in, other than the model's own.
+#: The types of key/value caches, beside the model's own.
 CACHE_TYPES = ("int8",)
 
 
@@ -38,7 +38,7 @@ def ranges_of(text: str) -> dict[str, Dim]:
     """``batch=1:8,past=0:,sequence=64`` as a range for each dimension.
 
     Raises:
-        UsageError: a part is no range.
+        UsageError: a part is not a range.
     """
     ranges = {}
     for part in names(text):
@@ -64,34 +64,34 @@ class ExportOptions:
     """The options of an export. ``omnigraph.export`` takes them as keywords too.
 
     Args:
-        precision: one that each target can do, or "auto", which chooses layer by layer the fastest
-            that keeps within a loss of accuracy; None is each target's own first.
+        precision: one that each target can do, or "auto", which chooses for each layer the fastest
+            within a bound on the loss of accuracy; None is each target's first.
         config: the size of "omninet": tiny, small or seed (the default).
         programs: which programs to compile; None is all.
         settings: fields of the model's configuration and options of the targets, as text.
         inputs: example inputs by name, where the model is a module or a file.
         dynamic: the range of each dimension; one size (``Dim(1, 1)``) makes it fixed.
-        variants: "heads=12,8" adds, for each program, one with 12 heads an attention and one with
-            8, which a Session may choose for a request (`omnigraph.head_variants`).
+        variants: "heads=12,8" adds, for each program, one with 12 heads per attention and one with
+            8; a Session may choose one for a request (`omnigraph.head_variants`).
         importance: a JSON or ``.npz`` file with the importance of each head, for ``variants``.
-        outputs: which outputs to compute; empty is all. A program that has none of them keeps its
-            own.
-        last: outputs of which only the position of the last token is computed, such as "logits".
-        kv_cache: "int8" keeps keys and values in eight bits from call to call, with a scale for
-            each head; None keeps them as the model has them.
-        rtol: a root-mean-square tolerance in place of the one reasoned from the precision.
+        outputs: which outputs to compute; empty is all. A program with none of these outputs keeps
+            all of its own.
+        last: outputs to compute for the last token alone, such as "logits".
+        kv_cache: "int8" keeps keys and values in eight bits between calls, with a scale for each
+            head; None keeps them in the model's own type.
+        rtol: a root-mean-square tolerance, in place of the one that follows from the precision.
         require_fused: refuse a program with an attention that is not one node.
-        verify_each: compare the numbers after every single pass, too.
-        passes: edits of each target's pipeline, joined by commas: "-name" leaves a pass out, "name"
-            or "name:option=value" adds it, or sets its options where it is already.
+        verify_each: compare the numbers after every pass, too.
+        passes: edits of each target's pipeline, joined by commas: "-name" leaves a pass out; "name"
+            or "name:option=value" sets the options of a pass, or adds it where there is none.
         quantization: how to quantize.
-        calibration: DATA to quantize by, in place of that of ``quantization``.
+        calibration: DATA for calibration, in place of that of ``quantization``.
 
     Raises:
-        UsageError: an option has a value that cannot be.
+        UsageError: an option has an invalid value.
     """
 
-    precision: str | None = option(None, "default: the target's own first", metavar="P")
+    precision: str | None = option(None, "default: the target's first", metavar="P")
     config: str | None = option(None, "of omninet: tiny, small, seed (default)", metavar="NAME")
     programs: Sequence[str] | None = option(
         None, "default: all of the model's", metavar="NAME[,NAME…]", parse=names
@@ -111,9 +111,9 @@ class ExportOptions:
         parse=ranges_of,
     )
     variants: str | None = option(
-        None, "more programs, with N heads an attention", metavar="heads=N,N…"
+        None, "add programs with N heads per attention", metavar="heads=N,N…"
     )
-    importance: str | None = option(None, "which heads --variants keeps", metavar="FILE")
+    importance: str | None = option(None, "of each head, for --variants", metavar="FILE")
     outputs: Sequence[str] = option(
         (), "default: all of the model's", metavar="NAME[,NAME…]", parse=names
     )
@@ -126,12 +126,12 @@ class ExportOptions:
     kv_cache: str | None = option(
         None, "int8 keeps keys and values in eight bits between calls", metavar="TYPE"
     )
-    rtol: float | None = option(None, "tolerance, relative rms", metavar="X", parse=float)
+    rtol: float | None = option(None, "tolerance: relative rms error", metavar="X", parse=float)
     require_fused: bool = option(False, "refuse an attention that is not one node", switch="on")
     verify_each: bool = option(False, "compare the numbers after every pass", switch="on")
     passes: str = option(
         "",
-        "add passes (a name, or file.py:Class), or leave them out with -name",
+        "add passes (a name, or file.py:Class), or leave them out (-name)",
         metavar="A,B:OPTION=VALUE,-C",
     )
     inputs: Mapping[str, Any] | None = None
@@ -147,7 +147,7 @@ class ExportOptions:
             )
         if self.rtol is not None and not self.rtol > 0:
             raise UsageError(
-                "A tolerance is above zero",
+                "A tolerance must be above zero",
                 expected="such as 0.001",
                 found=str(self.rtol),
                 hint="leave --rtol out for the one that follows from the precision",
@@ -166,14 +166,14 @@ class ExportOptions:
                 raise UsageError(
                     f"An export has no option {name!r}",
                     expected=", ".join(known),
-                    hint="help(omnigraph.ExportOptions) says what each is for",
+                    hint="help(omnigraph.ExportOptions) explains each option",
                 )
         return replace(options or cls(), **given)
 
     @property
     def quantizing(self) -> Quantization:
-        """How to quantize, with the calibration data that were given beside."""
-        wanted = self.quantization or Quantization()
+        """The options of quantization, with ``calibration`` filled in."""
+        quantization = self.quantization or Quantization()
         if self.calibration is None:
-            return wanted
-        return replace(wanted, calibration=self.calibration)
+            return quantization
+        return replace(quantization, calibration=self.calibration)

@@ -1,4 +1,4 @@
-"""What is decided before anything is traced: for each target, precision, pipeline and path."""
+"""Decides the precision, pipeline and path for each target, before anything is traced."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from omnigraph.precision import carrier_of
 
 @dataclass(frozen=True)
 class TargetJob:
-    """What an export does for one target.
+    """The work of an export for one target.
 
     Args:
-        asked: the precision asked for, such as "auto".
-        precision: the one whose passes and runtime carry it.
+        asked: the precision that the user asked for, such as "auto".
+        precision: the one whose passes and runtime carry it: for "auto", "int8".
         settings: options of the target.
     """
 
@@ -43,8 +43,7 @@ def plan_jobs(target: str | Sequence[str], options: ExportOptions) -> list[Targe
         target: one, several in a sequence, or several joined by commas.
 
     Raises:
-        UsageError: there is no such target or pass, or it cannot compile here, or it has no such
-            option.
+        UsageError: there is no such target, pass or option, or a target cannot compile here.
         UnsupportedError: a target cannot do the precision.
     """
     names = target.split(",") if isinstance(target, str) else list(target)
@@ -71,7 +70,7 @@ def _job(target: Target, options: ExportOptions) -> TargetJob:
 
 
 def model_settings(jobs: Sequence[TargetJob], options: ExportOptions) -> dict[str, str]:
-    """The settings that are no option of any target, and so of the model."""
+    """The settings of the model: those that are not an option of any target."""
     of_targets = {name for job in jobs for name in job.settings}
     given = options.settings or {}
     return {name: given[name] for name in given if name not in of_targets}
@@ -80,14 +79,14 @@ def model_settings(jobs: Sequence[TargetJob], options: ExportOptions) -> dict[st
 def artifact_paths(
     name: str, jobs: Sequence[TargetJob], out: str | os.PathLike[str] | None
 ) -> list[Path]:
-    """Where the artifact of each job goes.
+    """The path of each job's artifact.
 
     Args:
         name: of the model.
-        out: as ``omnigraph.export`` takes it.
+        out: see ``omnigraph.export``.
 
     Raises:
-        UsageError: several targets, and one file.
+        UsageError: there are several targets, and ``out`` is one file.
     """
     usual = [f"{name}-{job.target.name}-{job.asked}.omni" for job in jobs]
     if out is None:

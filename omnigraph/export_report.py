@@ -1,4 +1,4 @@
-"""What an export made: where, how large, how close to torch, and how long it took."""
+"""The report of an export: path, size, error against torch, and times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omnigraph.passes.base import PassRecord
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export to one target made, how long each step took, and how close its numbers are."""
+    """The artifact of one target, its error against torch, and the seconds of each step."""
 
     path: Path
     target: str

@@ -1,4 +1,4 @@
-"""Passes over one traced program, until it is one that its target takes."""
+"""Runs a target's passes on one traced program."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from omnigraph.quantization.quantize import Quantized, run_calibrated
 
 @dataclass(frozen=True)
 class LoweredProgram:
-    """One program that a target takes, and what was done to get there.
+    """One program that a target takes, and how it was made.
 
     Args:
-        tolerance: what its artifact is allowed.
+        tolerance: of its artifact.
         deviation: how far the quantized Graph is from torch; None where nothing was quantized.
-        facts: all that is known now of the model's activations and weights.
+        facts: all that is known of the model's activations and weights after it.
     """
 
     program: Lowered
@@ -50,17 +50,17 @@ def lower_program(
     """Run a target's pipeline on one program.
 
     Args:
-        graph: of the program, as traced; it is rewritten in place.
+        graph: of the program, as traced; rewritten in place.
         calibrator: gathers facts for passes that need them; None where nothing is quantized.
         facts: what is known so far, and the choice for each layer.
 
     Raises:
-        ContractError: a pass changes the numbers, or quantization more than its noise explains.
-        UnsupportedError: the target cannot take a node that is left.
+        ContractError: a pass changes the numbers, or quantization does so by more than its noise.
+        UnsupportedError: the target cannot take a node of the final Graph.
     """
     runner = _Runner(job, item, options, calibrator)
     exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
-    exact = exact.with_rounded_activations(item.codes)
+    exact = exact.with_rounded_activations(item.rounded_activations)
     floats = float_tolerance(job, item, options)
     start, end = job.pipeline.until("quantized"), job.pipeline.from_stage("kernels")
     front = runner.run(graph, start, facts, (exact, floats))
@@ -86,21 +86,21 @@ def lower_program(
 
 
 def float_tolerance(job: TargetJob, item: TracedProgram, options: ExportOptions) -> Tolerance:
-    """What a program is allowed by the rounding of its floats, and of what the model rounds.
+    """The tolerance for rounding to float types, and for activations that the model quantizes.
 
-    Of what is quantized here, `omnigraph.quantization.noise` knows all the roundings.
+    Where the export quantizes, `omnigraph.quantization.noise` counts those activations.
     """
     if options.rtol is not None:
         return Tolerance(options.rtol, 16 * options.rtol)
     floats = Tolerance.for_precision(
         job.target.rounding(job.precision), depth=item.depth, contraction=item.contraction
     )
-    return floats if job.quantizes else floats.with_rounded_activations(item.codes)
+    return floats if job.quantizes else floats.with_rounded_activations(item.rounded_activations)
 
 
 @dataclass(frozen=True)
 class _Runner:
-    """Runs a part of a pipeline on one program, and looks after each pass."""
+    """Runs stages of a pipeline on one program, with the observers of an export."""
 
     job: TargetJob
     item: TracedProgram
@@ -118,7 +118,7 @@ class _Runner:
         """Run some stages.
 
         Args:
-            tolerances: what is allowed until a pass rounds, and from then on.
+            tolerances: until a pass rounds, and from then on.
             first: the position of the first pass in the whole pipeline.
         """
         exact, rounded = tolerances

@@ -1,4 +1,4 @@
-"""Fields of option classes that the command line reads: each option is written down once."""
+"""Dataclass fields that are also options of the command line, defined once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from omnigraph.errors import UsageError
 
 @dataclass(frozen=True)
 class Option:
-    """What the command line knows of a field.
+    """The command line's form of a field.
 
     Args:
         help: one line for a person.
-        metavar: what stands for the value.
-        parse: from text to a value; raises UsageError.
+        metavar: the name of the value in the help text.
+        parse: turns text into a value; raises UsageError.
         flag: its name on the command line; empty is the field's.
         switch: "on" is a flag without a value, "both" one that can be negated.
-        bare: the value where the flag is given without one; None needs one.
+        bare: the value of a flag without one; None means that it needs one.
         repeated: the flag may be given several times; ``parse`` gets a list of texts.
     """
 
@@ -39,22 +39,22 @@ def option(default: Any, help: str, **about: Any) -> Any:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names that are joined by commas."""
+    """Names from a text that joins them by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def options_of(kind: type) -> Iterator[tuple[Field[Any], Option, str]]:
-    """Each field of an option class that the command line has, and its flag."""
+    """The fields of a class that are options of the command line, each with its flag."""
     for found in fields(kind):
         if (about := found.metadata.get("option")) is not None:
             yield found, about, about.flag or "--" + found.name.replace("_", "-")
 
 
 def add_options(parser: Any, kind: type, only: Callable[[str], bool] = lambda _: True) -> None:
-    """Give a parser, or a group of one, the options of a class.
+    """Add the options of a class to a parser, or to a group of one.
 
     Args:
-        only: which of them, by field name.
+        only: whether to add a field, by its name.
     """
     for found, about, flag in options_of(kind):
         if not only(found.name):
@@ -74,7 +74,7 @@ def add_options(parser: Any, kind: type, only: Callable[[str], bool] = lambda _:
 
 
 def given_options(args: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """The options of a class that a command line gave, by field name, parsed.
+    """The parsed options of a class from a command line, by field name.
 
     Raises:
         UsageError: a value cannot be read.

@@ -1,4 +1,4 @@
-"""What looks at a Graph after each pass: legality, numbers, a readable file."""
+"""Observers of a Graph after each pass: check it, compare its numbers, write it to a file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from omnigraph.passes.calibrated_pass import QuantizingPass
 def observers(
     target: str, item: TracedProgram, rounded: Tolerance | None, tolerance: Tolerance
 ) -> Iterator[Observer]:
-    """What an export looks with.
+    """The observers of an export.
 
     Args:
         target: the name of the target.
-        rounded: the tolerance of a Graph that something was rounded in, which numbers are compared
-            with after each pass; None checks legality alone.
-        tolerance: what is allowed before anything was rounded.
+        rounded: the tolerance after a pass has rounded; None checks legality alone, not numbers.
+        tolerance: before any pass has rounded.
     """
     if dump := os.environ.get("OMNIGRAPH_DUMP"):
         yield GraphDump(Path(dump) / target / item.name)
@@ -37,13 +36,13 @@ def observers(
 
 @dataclass
 class NumberCheck:
-    """Checks legality and numbers after each pass. Passes that round loosen what is exact.
+    """Checks legality and numbers after each pass, with a wider tolerance once a pass rounds.
 
-    Numbers are not compared while a model is being quantized: that is done when it is quantized
-    whole, by the noise that is foreseen (`omnigraph.quantization.quantize`).
+    It compares no numbers after passes that quantize: `omnigraph.quantization.quantize` does so,
+    with the expected noise.
 
     Args:
-        item: the program, whose references are compared with.
+        item: the program with its references.
         exact: the tolerance until a pass rounds.
         rounded: the tolerance from then on.
     """
@@ -69,7 +68,7 @@ class NumberCheck:
 
 @dataclass(frozen=True)
 class GraphDump:
-    """Writes one readable file for the Graph after each pass, numbered."""
+    """Writes the Graph after each pass to a readable, numbered file."""
 
     directory: Path
 

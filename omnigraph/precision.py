@@ -1,4 +1,4 @@
-"""The precisions: the one table of them, which targets, budgets and the command line read."""
+"""The table of all precisions. Targets, budgets and the command line read it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Precision:
 
     Args:
         name: on the command line, in Python and in the manifest.
-        floats: the type that floats are in, where a target does not say otherwise.
+        floats: the type of floats, unless a target says otherwise.
         bits: of one weight on disk, scales included.
-        candidates: what a budget may choose for a layer, the finest first; empty where nothing is
-            quantized.
+        candidates: precisions that a budget may choose for a layer, the finest first; empty where
+            nothing is quantized.
         needs_calibration: whether ranges of activations must be observed.
-        carrier: the precision whose passes and runtime carry it, where that is another one.
+        carrier: another precision whose passes and runtime it uses; empty is its own.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Precision:
 
     @property
     def quantizes(self) -> bool:
-        """Whether it is of integers or float8."""
+        """Whether it quantizes, to integers or float8."""
         return bool(self.candidates)
 
 
-#: The choice for a layer that is left as it is.
+#: The choice for a layer that is not quantized.
 FLOAT = "float"
-#: The precision that chooses for each layer by itself.
+#: The precision that chooses one for each layer.
 AUTO = "auto"
 
 PRECISIONS: Mapping[str, Precision] = {
@@ -59,7 +59,7 @@ PRECISIONS: Mapping[str, Precision] = {
 #: The precisions that a target may quantize to.
 QUANTIZED = tuple(p.name for p in PRECISIONS.values() if p.quantizes and not p.carrier)
 
-#: What the float types of ONNX (``TensorProto.DataType``) are called here.
+#: Our names of ONNX's float types (``TensorProto.DataType``).
 FLOAT_TYPES: Mapping[str, str] = {
     "FLOAT": "fp32",
     "FLOAT16": "fp16",
@@ -69,11 +69,11 @@ FLOAT_TYPES: Mapping[str, str] = {
 
 
 def carrier_of(name: str) -> str:
-    """The precision whose passes and runtime carry one: of "auto" another, else itself."""
+    """The precision whose passes and runtime a precision uses: for "auto" "int8", else itself."""
     found = PRECISIONS.get(name)
     return (found.carrier or name) if found is not None else name
 
 
 def bits_of(name: str) -> float:
-    """Bits of one weight of a layer, in a precision or left in float."""
+    """Bits of one weight of a layer, in a precision or in float."""
     return PRECISIONS["fp32" if name == FLOAT else name].bits

@@ -1,4 +1,4 @@
-"""Which programs of a model are compiled, and at which sizes."""
+"""Chooses the programs of a model to compile, and the ranges of their dimensions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omnigraph.program import Dim, Program
 def choose_programs(
     source: ModelSource, names: Sequence[str] | None, dynamic: Mapping[str, Dim]
 ) -> tuple[Program, ...]:
-    """The programs asked for, with the ranges asked for.
+    """The programs of these names (None is all), with these ranges of dimensions.
 
     Raises:
         UsageError: there is no such program or dimension.

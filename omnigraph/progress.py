@@ -1,4 +1,4 @@
-"""Reports of progress: which step an export is at, and how long each step took."""
+"""Reports the progress of an export, and times its steps."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: Called with what is being done.
+#: Called with a text of the current work.
 Progress = Callable[[str], None]
-#: Called with a step, how many steps are done, and how many there are.
+#: Called with a step, the number of finished steps, and the number of all steps.
 StepProgress = Callable[[str, int, int], None]
 
 
@@ -26,11 +26,11 @@ class Steps:
 
     def __init__(self, report: StepProgress | None, total: int) -> None:
         self._report, self._done, self._total = report, 0, total
-        #: Seconds of each step that no target is named with.
+        #: Seconds of each step that belongs to no single target.
         self.seconds: dict[str, float] = {}
 
     def progress(self, text: str) -> None:
-        """Report what is being done within a step."""
+        """Report the current work within a step."""
         if self._report is not None:
             self._report(text, self._done, self._total)
 
@@ -39,8 +39,8 @@ class Steps:
         """One step.
 
         Args:
-            name: for a person; its first word is what its time is called.
-            seconds: where its time is written; None is ``self.seconds``.
+            name: for a person; its first word is the key of its time.
+            seconds: gets the time of the step; None is ``self.seconds``.
         """
         self.progress(name)
         start = time.perf_counter()

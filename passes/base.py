@@ -1,7 +1,7 @@
-"""Pass, and how passes compose.
+"""The base class of passes, and the function that runs them in order.
 
-A pass is a frozen dataclass over onnx_ir's pass base: its fields are its options. It lives in the
-file of its name (``fuse_attention.py`` holds ``FuseAttention``, called ``fuse-attention``).
+A pass is a frozen dataclass over onnx_ir's pass base; its fields are its options. Its file has its
+name: ``fuse_attention.py`` defines ``FuseAttention``, on the command line ``fuse-attention``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from omnigraph.graph import Graph, count_ops, inherit_provenance
 
 @dataclass(frozen=True)
 class Finding:
-    """What a pass made of one site, or why it left it alone; exactly one of the two is given.
+    """The result of a pass at one site: either ``became`` or ``reason``.
 
     Args:
-        site: the node looked at, by op and name, as it was.
+        site: the node, by op and name, before the pass.
         module: the module of the model that it came from.
         source: the source line, where known.
-        became: what it was rewritten to, such as "Attention, causal, 16 heads".
-        reason: why it was left alone, with the node at which the match parted.
+        became: the new form, such as "Attention, causal, 16 heads".
+        reason: why it did not match, with the node at which the match failed.
     """
 
     pass_name: str
@@ -40,7 +40,7 @@ class Finding:
     reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding as JSON-ready fields; what is not known is left out."""
+        """The finding as JSON-ready fields, without empty ones."""
         fields = {
             "pass": self.pass_name,
             "site": self.site,
@@ -74,15 +74,15 @@ class Pass(ir.passes.InPlacePass, abc.ABC):
 
     @abc.abstractmethod
     def apply(self, graph: Graph) -> bool:
-        """Rewrite the Graph in place; whether anything changed."""
+        """Rewrite the Graph in place, and return whether anything changed."""
 
     def run(self, graph: Graph) -> tuple[bool, tuple[Finding, ...]]:
-        """Rewrite the Graph in place; whether anything changed, and what was found on the way."""
+        """Rewrite the Graph in place, and return whether anything changed, with the findings."""
         return self.apply(graph), ()
 
     @final
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """What onnx_ir calls."""
+        """The method that onnx_ir calls."""
         return ir.passes.PassResult(model, self.apply(model))
 
 
@@ -98,9 +98,9 @@ def purpose(kind: type[Pass]) -> str:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: whether it changed anything, how long it took, how many of each op.
+    """The run of one pass: whether it changed the Graph, its time, and the number of each op.
 
-    ``findings`` says what became of each site, for a pass that looks at sites one by one.
+    ``findings`` has one entry for each site of a `SitePass`.
     """
 
     name: str
@@ -112,28 +112,27 @@ class PassRecord:
 
     @property
     def changes(self) -> dict[str, int]:
-        """Growth in the number of nodes of each op that changed."""
+        """The change in the number of nodes, for each op where it changed."""
         ops = sorted({*self.before, *self.after})
         return {o: self.after[o] - self.before[o] for o in ops if self.after[o] != self.before[o]}
 
 
-#: Called after every pass with its position, the pass and the Graph that it left.
+#: Called after every pass with its position, the pass and the rewritten Graph.
 Observer = Callable[[int, Pass, Graph], None]
 
 
 def run_passes(
     graph: Graph, passes: Iterable[Pass], observers: Iterable[Observer] = (), *, first: int = 0
 ) -> list[PassRecord]:
-    """Run passes in order, keep every node's provenance, and let observers look after each.
+    """Run passes in order, keep every node's provenance, and call the observers after each.
 
     Args:
-        graph: it is rewritten in place.
+        graph: rewritten in place.
         observers: called after each pass.
         first: the position of the first of these passes in the whole pipeline.
 
     Raises:
-        GraphError: a pass failed, named with the error that stopped it; or an observer refused
-            the Graph that it left.
+        GraphError: a pass failed, or an observer refused the rewritten Graph.
     """
     observers = tuple(observers)
     records = []

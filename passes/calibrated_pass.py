@@ -1,4 +1,4 @@
-"""Passes that need facts about a model: they say which, and are given them."""
+"""Passes that need facts from calibration: they declare which, and get them as a field."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from omnigraph.passes.site_pass import SitePass
 
 @dataclass(frozen=True)
 class QuantizationFacts:
-    """What is known of a model's activations and weights; an immutable value.
+    """Known facts of a model's activations and weights; an immutable value.
 
     Args:
-        statistics: what calibration observed, by the name of the weight that it meets.
-        rounded: weights that were rounded with compensation, by name. The others are rounded to
+        statistics: of activations, by the name of the weight that each is multiplied with.
+        rounded: weights that were rounded with compensation, by name. All others are rounded to
             the nearest.
         choices: the scheme of each layer that has one of its own, by module path; None leaves the
             layer in float.
@@ -37,11 +37,11 @@ class QuantizationFacts:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a pass must know of a Graph before it runs.
+    """The facts that a pass needs of a Graph before it runs.
 
     Args:
-        observe: linear layers whose activation must be observed.
-        round: linear layers whose weight may be rounded with compensation, each with its grid.
+        observe: linear layers whose activations must be observed.
+        round: linear layers whose weights may be rounded with compensation, each with its grid.
     """
 
     observe: tuple[LinearLayer, ...] = ()
@@ -53,7 +53,7 @@ class CalibratedPass(SitePass):
     """A pass over linear layers that uses facts from calibration.
 
     Args:
-        facts: what is known, or the path of a file that ``--save-calibration`` wrote.
+        facts: the known facts, or the path of a file that ``--save-calibration`` wrote.
         keep: layers that stay in float: module paths, with ``*`` for any text.
     """
 
@@ -67,7 +67,7 @@ class CalibratedPass(SitePass):
 
     @abc.abstractmethod
     def needs(self, graph: Graph) -> Needs:
-        """What must be known of this Graph; changes nothing."""
+        """The facts that the pass needs of this Graph; changes nothing."""
 
     @property
     def known(self) -> QuantizationFacts:
@@ -81,22 +81,22 @@ class CalibratedPass(SitePass):
 
 @dataclass(frozen=True)
 class QuantizingPass(CalibratedPass):
-    """A pass that follows a scheme of quantization.
+    """A pass that quantizes by a scheme.
 
     Args:
-        scheme: how layers are quantized that the facts choose no other scheme for.
+        scheme: of each layer for which the facts choose no other.
     """
 
     scheme: Scheme = INT8
 
     def scheme_for(self, layer: str) -> Scheme | None:
-        """How a layer is quantized; None where it stays in float."""
+        """The scheme of a layer; None where it stays in float."""
         if is_chosen(layer, self.keep):
             return None
         return self.known.choices.get(layer, self.scheme)
 
     def needs(self, graph: Graph) -> Needs:
-        """Ranges of what is quantized before it is multiplied; weights of integers."""
+        """Ranges of activations that are quantized, and integer weights to round."""
         planned = [(found, self.scheme_for(found.layer)) for found in self.taken(graph)]
         return Needs(
             tuple(found for found, scheme in planned if scheme and scheme.needs_ranges),

@@ -1,4 +1,4 @@
-"""The mean error that rounded weights give an output is taken out of its bias."""
+"""Corrects biases by the mean error that the rounding of weights causes."""
 
 from __future__ import annotations
 
@@ -27,45 +27,44 @@ _CORRECTED = "omnigraph.bias_corrected"
 
 @dataclass(frozen=True)
 class CorrectBiases(QuantizingPass):
-    """Add to each bias what the rounding of the weights will take from the mean of the output.
+    """Add to each bias the mean output that the rounding of the weights will take away.
 
     Before::
 
         y = Add(MatMul(x, weight), bias)
 
-    After, rounded being the weight as `InsertQdq` will store it::
+    After, with the weight as `InsertQdq` will round it::
 
         y = Add(MatMul(x, weight), bias + mean(x) · (weight - rounded))
 
-    This is bias correction (Nagel et al. 2019, section 4.2), with the mean that calibration saw.
+    This is bias correction (Nagel et al. 2019, section 4.2), with the mean from calibration.
 
     Needs: statistics with the mean of each channel; it runs before `InsertQdq`, with the same
     scheme, facts and kept layers. Leaves alone: linear layers without a constant bias, and those
-    that stay in float. Changes numbers on purpose: until the weights are rounded, by as much as
-    they will be.
+    that stay in float. Changes numbers on purpose, by the rounding error that it corrects.
     """
 
     rounds: ClassVar[bool] = True
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """Every product with a constant weight whose bias was not corrected before."""
+        """Every linear layer whose bias was not corrected before."""
         for linear in linear_layers(graph):
-            held = bias_of(linear.node)
-            bias = held[0].inputs[held[1]] if held is not None else None
+            found = bias_of(linear.node)
+            bias = found[0].inputs[found[1]] if found is not None else None
             if bias is None or _CORRECTED not in bias.metadata_props:
                 yield linear.node
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
         """Correct the bias of one linear layer."""
-        linear, held = linear_layer_of(node), bias_of(node)
+        linear, found = linear_layer_of(node), bias_of(node)
         assert linear is not None
-        if held is None:
+        if found is None:
             raise Miss("it has no constant bias")
         scheme = self.scheme_for(linear.layer)
         if scheme is None:
             raise Miss("the layer is kept in float")
         shift = self._means(linear) @ self._rounding_error(linear, scheme)
-        reader, place = held
+        reader, place = found
         old = reader.inputs[place]
         assert old is not None and old.const_value is not None and old.name is not None
         bias = old.const_value.numpy() + shift.astype(np.float32)
@@ -83,7 +82,7 @@ class CorrectBiases(QuantizingPass):
         return f"bias shifted by up to {np.abs(shift).max():.1e}"
 
     def _means(self, linear: LinearLayer) -> np.ndarray:
-        """[K], the mean of each channel of what a linear layer multiplies."""
+        """[K], the mean of each channel of a layer's activation."""
         if self.known.statistics is None:
             raise Miss("nothing is known of the mean of what it multiplies: no calibration")
         seen = self.known.statistics.observations.get(linear.weight.name or "")
@@ -92,7 +91,7 @@ class CorrectBiases(QuantizingPass):
         return seen.means
 
     def _rounding_error(self, linear: LinearLayer, scheme: Scheme) -> np.ndarray:
-        """[K, N], what rounding takes from the weight."""
+        """[K, N], the weight minus its rounded values."""
         assert linear.weight.const_value is not None
         weight = linear.weight.const_value.numpy()
         if linear.channel_axis == 0:
@@ -100,4 +99,4 @@ class CorrectBiases(QuantizingPass):
         rounded = self.known.rounded.get(linear.weight.name or "")
         if rounded is None or rounded.grid != scheme.weights:
             rounded = round_weight(weight, scheme.weights)
-        return weight - rounded.widened()
+        return weight - rounded.dequantized()

@@ -1,4 +1,4 @@
-"""Products are computed with integers: quantized weights, and Q/DQ around what they multiply."""
+"""Quantizes linear layers and embeddings: integer weights, and Q/DQ around activations."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from omnigraph.passes.analysis.quantization.scheme import ActivationGrid, Scheme
 from omnigraph.passes.analysis.quantization.statistics import Observation
 from omnigraph.passes.analysis.quantization.stored_weights import (
     StoredWeight,
+    dequantized,
     initializer,
     look_up,
     store,
     stored_before,
-    widened,
 )
 from omnigraph.passes.analysis.quantization.weight_rounding import (
     RoundedWeight,
@@ -44,7 +44,7 @@ _FLOAT8_MAX = 448.0
 
 @dataclass(frozen=True)
 class InsertQdq(QuantizingPass):
-    """Store the weights of linear layers as integers, and quantize what they multiply.
+    """Store the weights of linear layers as integers, and quantize their activations.
 
     Before::
 
@@ -52,33 +52,33 @@ class InsertQdq(QuantizingPass):
 
     After, where the scheme quantizes activations by ranges from calibration::
 
-        x_ = DequantizeLinear(QuantizeLinear(x))        one pair for all that multiply x
+        x_ = DequantizeLinear(QuantizeLinear(x))        one pair for all layers of x
         y  = MatMul(x_, DequantizeLinear(weight int8, a scale for each output channel))
 
-    A dynamic scheme takes scale and zero point of x at run time, by DynamicQuantizeLinear. A scheme
-    of weights alone leaves x as it is. The rows of an embedding are looked up as integers, and only
-    those rows are widened. The weight is an initializer of integers, written once where embeddings
-    and logits share it. Norms, softmax, masks and position biases stay in float.
+    A dynamic scheme computes scale and zero point of x at run time, by DynamicQuantizeLinear. A
+    weight-only scheme leaves x as it is. An embedding looks up rows of integers, and dequantizes
+    only those rows. The weight is an initializer of integers, stored once where embeddings and
+    logits share it. Norms, softmax, masks and position biases stay in float.
 
     Needs: weights as initializers; ranges of the activations where the scheme quantizes them.
-    Leaves alone: layers whose range is not known; layers that are kept; products of two
-    activations. Rounds: every weight and every activation so taken, to its grid.
+    Leaves alone: layers whose range is not known; layers in ``keep``; a MatMul of two activations.
+    Rounds: every weight and activation that it quantizes, to its grid.
 
     Args:
         facts, keep: see `CalibratedPass`.
-        scheme: see `QuantizingPass`; the types, what is symmetric, what shares a scale.
+        scheme: types, symmetry and groups; see `QuantizingPass`.
     """
 
     rounds: ClassVar[bool] = True
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """Every product with a constant weight, and every lookup in an embedding."""
+        """Every linear layer, and every lookup in an embedding."""
         found = {linear.node for linear in linear_layers(graph)}
         found |= {gather for table in tables(graph) for gather in table.gathers}
         return [n for n in ir.traversal.RecursiveGraphIterator(graph.graph) if n in found]
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Quantize one product or one lookup."""
+        """Quantize one linear layer or one lookup."""
         scheme = self.scheme_for(layer_of(node))
         if scheme is None:
             raise Miss("the layer is kept in float")
@@ -99,7 +99,7 @@ class InsertQdq(QuantizingPass):
         weight = self._weight(graph, linear.weight, linear.channel_axis, grid)
         before = Inserter(linear.transpose or linear.node)
         axis = linear.channel_axis if grid.block is None else 1 - linear.channel_axis
-        wide = widened(before, weight, axis, grid.block)
+        wide = dequantized(before, weight, axis, grid.block)
         if linear.transpose is not None:
             wide = before.op("Transpose", wide, perm=[1, 0])
         linear.node.replace_input_with(1, wide)
@@ -107,7 +107,7 @@ class InsertQdq(QuantizingPass):
         return str(replace(scheme, weights=grid))
 
     def _observation(self, linear: LinearLayer, scheme: Scheme) -> Observation | None:
-        """The range of what a product multiplies; None where none is needed."""
+        """The range of a layer's activation; None where the scheme needs none."""
         if scheme.activations is None or scheme.activations.dynamic:
             return None
         if self.known.statistics is None:
@@ -120,14 +120,14 @@ class InsertQdq(QuantizingPass):
         return found
 
     def _shared_grid(self, linear: LinearLayer, scheme: Scheme) -> WeightGrid:
-        """The grid of a weight that is also looked up by rows."""
+        """The grid of a weight that an embedding also uses."""
         for user, index in linear.weight.uses():
             if index == 0 and standard(user, "Gather"):
                 looked_up = self.scheme_for(layer_of(user))
                 if looked_up is None or looked_up.tables is None:
                     raise Miss("it shares its weight with an embedding that stays in float", user)
                 return looked_up.tables
-        # Lookups that were rewritten before it show in the integers that they left.
+        # The lookup was rewritten before: its table is already on this grid.
         return scheme.tables or scheme.weights
 
     def _lookup(self, graph: Graph, node: ir.Node, scheme: Scheme) -> str:
@@ -147,7 +147,7 @@ class InsertQdq(QuantizingPass):
     def _weight(
         self, graph: Graph, weight: ir.Value, channel_axis: int, grid: WeightGrid
     ) -> StoredWeight:
-        """The integers and scales of a weight, made when first asked for."""
+        """The integers and scales of a weight; stored at the first call."""
         name = f"{weight.name}_{grid.dtype.name.lower()}"
         if (known := stored_before(graph, name)) is not None:
             return known
@@ -166,37 +166,40 @@ def _store(
     grid: WeightGrid,
     rounded: RoundedWeight | None,
 ) -> StoredWeight:
-    """Register integers, which are computed when they are written, and their scales."""
+    """Store a weight: its scales now, its integers as a tensor that is computed on writing."""
 
     def terms_first() -> np.ndarray:
         array = tensor.numpy()
         return array if channel_axis == 1 else array.T
 
     def as_stored(array: np.ndarray) -> np.ndarray:
-        """[K, N] in the order of axes that the initializer has."""
+        """[K, N] in the initializer's order of axes."""
         return np.ascontiguousarray(array if channel_axis == 1 or array.ndim == 1 else array.T)
 
     scales, zeros = (
         (rounded.scales, rounded.zeros) if rounded is not None else fit_grid(terms_first(), grid)
     )
 
-    def codes() -> ir.TensorProtocol:
+    def quantized() -> ir.TensorProtocol:
         found = (
-            rounded.codes if rounded is not None else on_grid(terms_first(), scales, zeros, grid)
+            rounded.quantized
+            if rounded is not None
+            else on_grid(terms_first(), scales, zeros, grid)
         )
         return ir.tensor(as_stored(found).astype(grid.dtype.numpy()), dtype=grid.dtype, name=name)
 
-    lazy = ir.LazyTensor(codes, dtype=grid.dtype, shape=ir.Shape(tensor.shape), name=name)  # type: ignore[arg-type]
-    wide_zeros = None
+    shape = ir.Shape(tensor.shape)  # type: ignore[arg-type]
+    lazy = ir.LazyTensor(quantized, dtype=grid.dtype, shape=shape, name=name)
+    zero_points = None
     if zeros is not None:
-        wide_zeros = ir.tensor(as_stored(zeros).astype(grid.dtype.numpy()), dtype=grid.dtype)
-    return store(graph, lazy, ir.tensor(as_stored(scales)), wide_zeros)
+        zero_points = ir.tensor(as_stored(zeros).astype(grid.dtype.numpy()), dtype=grid.dtype)
+    return store(graph, lazy, ir.tensor(as_stored(scales)), zero_points)
 
 
 def _quantize_activation(
     graph: Graph, linear: LinearLayer, grid: ActivationGrid, observation: Observation | None
 ) -> ir.Value:
-    """What a product multiplies, quantized and widened again; one value for all of its kind."""
+    """A layer's activation, quantized and dequantized: one value for all layers on this grid."""
     value, before = linear.activation, Inserter(linear.node)
     if (known := _quantized_before(value, linear.node, grid)) is not None:
         return known
@@ -222,7 +225,7 @@ def _quantize_activation(
 
 
 def activation_grid(observation: Observation, grid: ActivationGrid) -> tuple[float, int]:
-    """Scale and zero point for a range, which is widened to hold zero exactly."""
+    """Scale and zero point for a range, extended so that it contains zero."""
     low, high = min(observation.low, 0.0), max(observation.high, 0.0)
     most = max(-low, high)
     if grid.dtype == ir.DataType.FLOAT8E4M3FN:
@@ -235,12 +238,12 @@ def activation_grid(observation: Observation, grid: ActivationGrid) -> tuple[flo
 
 
 def _quantized_before(value: ir.Value, reader: ir.Node, grid: ActivationGrid) -> ir.Value | None:
-    """The value as another product of the same graph already reads it, quantized alike."""
+    """The dequantized value that another layer of this graph already reads, or None."""
     for user, index in value.uses():
         if index != 0 or user.graph is not reader.graph:
             continue
-        wanted = "DynamicQuantizeLinear" if grid.dynamic else "QuantizeLinear"
-        if not standard(user, wanted) or user.outputs[0].dtype != grid.dtype:
+        op = "DynamicQuantizeLinear" if grid.dynamic else "QuantizeLinear"
+        if not standard(user, op) or user.outputs[0].dtype != grid.dtype:
             continue
         for reading, _ in user.outputs[0].uses():
             if standard(reading, "DequantizeLinear"):
@@ -249,7 +252,7 @@ def _quantized_before(value: ir.Value, reader: ir.Node, grid: ActivationGrid) ->
 
 
 def _named(graph: Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """An initializer of this name; another name where it is taken."""
+    """An initializer of this name, or of the first free ``name_2``, ``name_3``, …"""
     taken, number = name, 1
     while taken in graph.graph.initializers:
         number += 1
@@ -259,7 +262,7 @@ def _named(graph: Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
 
 
 def _reader(user: ir.Node) -> ir.Node | None:
-    """The product that reads a table, by a Transpose or as it is."""
+    """The linear layer that reads a table, directly or through a Transpose."""
     if linear_layer_of(user) is not None:
         return user
     if standard(user, "Transpose"):
@@ -268,7 +271,7 @@ def _reader(user: ir.Node) -> ir.Node | None:
 
 
 def _drop_unused(graph: Graph, weight: ir.Value, transpose: ir.Node | None) -> None:
-    """Forget a float weight that nothing reads any more, and its Transpose."""
+    """Remove a float weight that nothing reads any more, and its Transpose."""
     if transpose is not None and transpose.graph is not None and not transpose.outputs[0].uses():
         transpose.graph.remove(transpose, safe=True)
     if not weight.uses() and not weight.is_graph_output() and weight.name is not None:

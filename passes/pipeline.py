@@ -1,4 +1,4 @@
-"""A pipeline: passes in named stages, which can be edited and stopped in."""
+"""A pipeline: passes in named stages. It can be edited, and stopped after a stage."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Pipeline:
     """The passes that make a traced Graph one that a target takes, stage by stage.
 
     Args:
-        canonical: one node for each thing that is computed, from whatever an exporter wrote.
-        fused: the one op that the standard has for a thing, from its many spellings.
-        folded: masks and positions in the fewest numbers.
-        quantized: integers or float8 in place of floats.
-        kernels: the form that the target's kernels take.
+        canonical: computes nothing twice, whatever the exporter wrote.
+        fused: replaces many spellings of a computation by the one op of the standard.
+        folded: computes masks and positions from the fewest numbers.
+        quantized: replaces floats by integers or float8.
+        kernels: brings nodes into the form that the target's kernels take.
     """
 
     canonical: Passes = ()
@@ -39,7 +39,7 @@ class Pipeline:
         return sum(1 for _ in self)
 
     def until(self, stage: str) -> Pipeline:
-        """The pipeline up to a stage, which is its last.
+        """The pipeline up to and with a stage.
 
         Raises:
             UsageError: there is no such stage.
@@ -54,23 +54,23 @@ class Pipeline:
         return replace(self, **dict.fromkeys(left_out, ()))
 
     def from_stage(self, stage: str) -> Pipeline:
-        """The pipeline from a stage on, which is its first."""
+        """The pipeline from a stage on."""
         return replace(self, **dict.fromkeys(STAGES[: STAGES.index(stage)], ()))
 
     def then(self, *passes: Pass) -> Pipeline:
-        """The pipeline with passes behind all others."""
+        """The pipeline with more passes at the end."""
         return replace(self, kernels=(*self.kernels, *passes))
 
     def edited(self, edits: str) -> Pipeline:
         """The pipeline with passes added, set and left out.
 
         Args:
-            edits: names joined by commas. ``-name`` leaves every pass of that name out. ``name``,
-                with options, sets those options of the passes of that name. Where there is none,
-                the pass is added at the end of the stage ``folded``.
+            edits: names joined by commas. ``-name`` leaves out every pass of that name. ``name``,
+                with options, sets the options of every pass of that name; if there is none, it adds
+                the pass at the end of the stage ``folded``.
 
         Raises:
-            UsageError: a name that is not known, or one to be left out that is not there.
+            UsageError: there is no such pass, or the pipeline has none to leave out.
         """
         pipeline = self
         for text in filter(None, (part.strip() for part in edits.split(","))):
@@ -85,7 +85,7 @@ class Pipeline:
             raise UsageError(
                 f"Pass {name!r} cannot be left out: it is not in the pipeline",
                 expected=" or ".join(dict.fromkeys(pass_.name for pass_ in self)),
-                hint="`omnigraph passes` lists all there are",
+                hint="`omnigraph passes` lists all passes",
             )
         return self._mapped(lambda pass_: None if pass_.name == name else pass_)
 

@@ -1,4 +1,4 @@
-"""The order of the passes that every target begins with, and why it is this order."""
+"""The passes that every target begins with, in order, and why in this order."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from omnigraph.passes.store_quantized_weights import StoreQuantizedWeights
 
 
 def canonical() -> tuple[Pass, ...]:
-    """From what an exporter writes to a Graph with one node for each thing that is computed."""
+    """The passes from an exporter's Graph to one that computes nothing twice."""
     return (
-        # Before transposes are folded, which would store the second of two equal weights again.
+        # Before transposes are folded, which would store two equal weights twice.
         ShareWeights(),
-        # Before anything would fold the rounding of a weight into floats.
+        # Before a pass could fold the rounding of a weight into floats.
         StoreQuantizedWeights(),
-        # Weights lazily: constant folding would compute the same transposes into memory.
+        # Lazily: constant folding would compute the same transposes in memory.
         FoldWeightTransposes(),
-        # Constants before shapes, since many shapes are put together from constants.
+        # Constants before shapes, since many shapes are made from constants.
         FoldConstants(),
         EliminateIdentities(),
         # A Reshape that copies its dimensions needs no Shape, Gather and Concat: they are dead.
@@ -51,7 +51,7 @@ def canonical() -> tuple[Pass, ...]:
 
 
 def tidy() -> tuple[Pass, ...]:
-    """What stands twice (masks, position ids) is merged, its constants first."""
+    """Passes that merge what is computed twice (masks, position ids), constants first."""
     return (
         LiftConstants(),
         ShareConstants(),
@@ -61,7 +61,7 @@ def tidy() -> tuple[Pass, ...]:
 
 
 def fused() -> tuple[Pass, ...]:
-    """From many spellings of a thing to the one op that the standard has for it."""
+    """The passes from many spellings of a computation to the one op of the standard."""
     return (
         # Norms, activations and rotations stand before and between attentions, and are small.
         FuseNorm(),
@@ -69,8 +69,8 @@ def fused() -> tuple[Pass, ...]:
         FuseSwiglu(),
         FuseRotary(),
         LegalizeRotaryEmbedding(),
-        # Attention after rotations, so that a query or key is one value; its masks, which runtimes
-        # do not broadcast over queries, are expanded behind it.
+        # Attention after rotations, so that a query or key is one value. Then its masks are
+        # expanded, since runtimes do not broadcast them over queries.
         FuseAttention(),
         ExpandAttentionMask(),
         *tidy(),
@@ -78,43 +78,43 @@ def fused() -> tuple[Pass, ...]:
 
 
 def folded(*, blocks_as_products: bool) -> tuple[Pass, ...]:
-    """What masks and positions cost, in the fewest numbers that they can be computed from."""
+    """The passes that compute masks and positions from the fewest numbers."""
     return (
-        # Heads that give nothing, while a bias still is a formula of each head.
+        # Heads are pruned while a bias is still a formula of each head.
         PruneHeads(),
-        # Sparse masks before biases are folded: the blocks take those along as they are written.
+        # Sparse masks before biases are folded: blocks take biases as the model computes them.
         LowerSparseAttention(products=blocks_as_products),
         FoldPositionBias(),
         *tidy(),
-        # Rows that nobody reads, now that what they are computed by is a few ops.
+        # Removes rows that nothing reads, now that only a few ops compute them.
         HoistSelections(),
         EliminateDeadCode(),
     )
 
 
 def quantized(scheme: Scheme) -> tuple[Pass, ...]:
-    """From linear layers and embeddings in float to what a scheme makes of them.
+    """The passes that quantize linear layers and embeddings by a scheme.
 
-    These passes say what they need of calibration. They are given it as they run, for it is
-    observed on the Graph that the passes before them leave.
+    They declare the facts that they need of calibration. The caller gathers these just before each
+    pass, on the Graph that the passes before it left.
     """
     insert = InsertQdq(scheme=scheme)
     if not scheme.needs_ranges:
         return (insert,)
     return (
-        # Exact, and so before what rounds; it changes ranges, which are observed after it.
+        # Exact, so before passes that round; it changes ranges, so they are observed after it.
         SmoothActivations(),
-        # While the weights that will be rounded are still at hand.
+        # While the Graph still has the weights in float.
         CorrectBiases(scheme=scheme),
         insert,
     )
 
 
 def common(*, blocks_as_products: bool = False) -> Pipeline:
-    """What every target begins with: its first three stages.
+    """The first three stages of every target's pipeline.
 
     Args:
-        blocks_as_products: whether attention by blocks is faster to the target as products and a
-            softmax than as an Attention.
+        blocks_as_products: whether the target computes attention by blocks faster as matrix
+            products and a softmax than as an Attention.
     """
     return Pipeline(canonical(), fused(), folded(blocks_as_products=blocks_as_products))

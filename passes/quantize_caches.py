@@ -1,4 +1,4 @@
-"""Keys and values that a program is given back on its next call are kept as integers."""
+"""Keeps the keys and values of a cache as integers between calls."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _HEADS = 1
 
 @dataclass(frozen=True)
 class QuantizeCaches(Pass):
-    """Take the past, and give the present, in codes of eight bits: a quarter of the memory.
+    """Take the past and give the present in int8, a quarter of the memory of float32.
 
     Before, with keys [B, H, S, D] in float32::
 
         present = Concat(past, key)
 
-    After, scales being one for each head, and symmetric::
+    After, with a symmetric scale for each head::
 
         past_   = DequantizeLinear(past int8, scale)
         present = QuantizeLinear(Concat(past_, key), scale)
 
-    What was rounded once is not rounded again: its codes come out as they went in.
+    Keys and values are rounded once: the past comes out of the next call with the same integers.
 
-    Needs: the scale of each state. Leaves alone: states without one, and those that are not float32
-    of four axes. Rounds: keys and values, once.
+    Needs: the scales of each state. Leaves alone: states without scales, and states that are not
+    float32 of four axes. Rounds: keys and values, once.
 
     Args:
-        state: the input that each output is given back as, by the output's name.
+        state: for each output, by name, the input that takes it on the next call.
         scales: float32 [H], by the output's name.
     """
 
@@ -79,10 +79,10 @@ class QuantizeCaches(Pass):
         place = list(graph.graph.outputs).index(present)
         name, node = present.name, ir.node("QuantizeLinear", [present, scale, zero], {"axis": 1})
         graph.graph.append(node)
-        codes = node.outputs[0]
-        present.name, codes.name = f"{name}_float", name
-        codes.type, codes.shape = int8, present.shape
-        graph.graph.outputs[place] = codes
+        quantized = node.outputs[0]
+        present.name, quantized.name = f"{name}_float", name
+        quantized.type, quantized.shape = int8, present.shape
+        graph.graph.outputs[place] = quantized
 
 
 def _is_cache(value: ir.Value) -> bool:

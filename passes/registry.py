@@ -1,4 +1,4 @@
-"""The passes that are installed, by name; and anyone's own, by file or module."""
+"""Finds passes: the installed ones by name, a user's own by file or module."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def installed_passes() -> dict[str, type[Pass]]:
 
 @dataclass(frozen=True)
 class PassEdit:
-    """A pass and its options, as a text names them: ``fold-position-bias:budget_bytes=65536``."""
+    """A pass and its options, read from a text: ``fold-position-bias:budget_bytes=65536``."""
 
     kind: type[Pass]
     options: Mapping[str, Any]
@@ -47,10 +47,10 @@ class PassEdit:
 
         Args:
             text: the name of an installed pass, or ``file.py:Class`` or ``package.module:Class``;
-                then ``:option=value`` for each option that is not at its default.
+                then ``:option=value`` for each option that differs from its default.
 
         Raises:
-            UsageError: there is no such pass or option, or the option has no such value.
+            UsageError: there is no such pass or option, or the value does not suit the option.
         """
         parts = text.split(":")
         where = [part for part in parts if "=" not in part]
@@ -67,11 +67,11 @@ class PassEdit:
         return cls(kind, _options(kind, [part for part in parts if "=" in part]))
 
     def make(self) -> Pass:
-        """The pass, other options at their defaults."""
+        """A new pass with these options, and defaults for all others."""
         return self.kind(**self.options)
 
     def set_on(self, pass_: Pass) -> Pass:
-        """A pass of that name with these options; anyone's own of the same name replaces it."""
+        """A given pass with these options; a user's own pass of the same name replaces it."""
         return replace(pass_, **self.options) if type(pass_) is self.kind else self.make()
 
 
@@ -81,7 +81,7 @@ def make_pass(text: str) -> Pass:
 
 
 def _options(kind: type[Pass], parts: Sequence[str]) -> dict[str, Any]:
-    """The options that texts ``name=value`` give a pass."""
+    """The options of a pass from texts ``name=value``."""
     known = {field.name: field for field in fields(kind)}
     options: dict[str, Any] = {}
     for part in parts:
@@ -102,7 +102,7 @@ def describe_options(kind: type[Pass]) -> list[str]:
 
 
 def _class(where: str, attribute: str) -> type[Pass] | None:
-    """A pass of anyone's, from a file or a module."""
+    """A user's own pass, from a file or a module."""
     try:
         if where.endswith(".py"):
             name = f"omnigraph_pass_{Path(where).stem}"

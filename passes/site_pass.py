@@ -1,4 +1,4 @@
-"""A pass that looks at sites one by one: each is rewritten, or left for a reason that is kept."""
+"""A pass that visits sites one by one: it rewrites each, or records why not."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from omnigraph.passes.base import Finding, Pass
 
 
 class Miss(Exception):
-    """Raised by ``SitePass.rewrite`` where a site is not what the pass rewrites.
+    """Raised by ``SitePass.rewrite`` where a site does not match the pass.
 
     Args:
         reason: why, for a person, in a few words: "the scale is not a constant".
-        at: the node at which the match parted from the pattern, if it is not the site itself.
+        at: the node at which the match failed, if it is not the site itself.
     """
 
     def __init__(self, reason: str, at: ir.Node | None = None) -> None:
@@ -27,31 +27,31 @@ class Miss(Exception):
 
 @dataclass(frozen=True)
 class SitePass(Pass):
-    """A pass made of ``sites`` and ``rewrite``; `rewrite_sites` says what became of each site."""
+    """A pass that consists of ``sites`` and ``rewrite``, and records a finding for each site."""
 
     @abc.abstractmethod
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """The nodes that may be where the pattern ends: every Softmax, say. Changes nothing.
+        """The nodes at which the pattern may end: every Softmax, say. Changes nothing.
 
-        Broad enough that whatever a person would expect to match is among them, and so gets a
-        reason where it does not; a node that was rewritten already is not.
+        They include every node that a person would expect to match, so that it gets a reason where
+        it does not match. They exclude nodes that the pass rewrote before.
         """
 
     @abc.abstractmethod
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Rewrite one site, and say what it became.
+        """Rewrite one site, and return a text of what it became.
 
-        All checks come first: where `Miss` is raised, nothing was changed.
+        All checks come first: where it raises `Miss`, nothing was changed.
 
         Raises:
-            Miss: the site is not what the pass rewrites.
+            Miss: the site does not match the pass.
         """
 
     def rewrite_sites(self, graph: Graph) -> list[Finding]:
-        """Rewrite what can be; one finding for each site, in the order of the Graph."""
+        """Rewrite every site that matches; one finding for each site, in the order of ``sites``."""
         findings = []
         for node in list(self.sites(graph)):
-            if node.graph is None:  # a rewrite before took it along
+            if node.graph is None:  # an earlier rewrite removed it
                 continue
             site = f"{node.op_type} {node.name!r}"
             module = node.metadata_props.get(MODULE_KEY, "")
@@ -67,10 +67,10 @@ class SitePass(Pass):
         return findings
 
     def apply(self, graph: Graph) -> bool:
-        """Rewrite in place; whether anything changed."""
+        """Rewrite in place, and return whether anything changed."""
         return self.run(graph)[0]
 
     def run(self, graph: Graph) -> tuple[bool, tuple[Finding, ...]]:
-        """Rewrite in place; whether anything changed, and what became of each site."""
+        """Rewrite in place, and return whether anything changed, with the finding of each site."""
         findings = tuple(self.rewrite_sites(graph))
         return any(finding.became is not None for finding in findings), findings

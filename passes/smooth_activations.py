@@ -1,4 +1,4 @@
-"""Outliers of activations move into the weights, where a scale for each channel holds them."""
+"""Moves outliers of activations into the weights, which have a scale for each channel."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ class SmoothActivations(CalibratedPass):
         x = LayerNormalization(h, scale, bias)
         y = MatMul(x, weight)
 
-    After, f for each channel being max|x|^strength / max|weight|^(1 - strength)::
+    After, with f = max|x|^strength / max|weight|^(1 - strength) for each channel::
 
         x = LayerNormalization(h, scale / f, bias / f)
         y = MatMul(x, weight * f)
 
     This is SmoothQuant (Xiao et al. 2023, section 4, equations 3 and 4). The division is free where
-    it can be moved into what makes the activation: a norm, the other factor of a gated
-    feed-forward, or the product that makes the values of an attention.
+    the node before can absorb it: a norm, the other factor of a gated feed-forward, or the linear
+    layer that computes the values of an attention.
 
     Needs: statistics with the largest magnitude of each channel. Leaves alone: activations that
-    something else reads too, those that no weight before them can scale (behind GELU, say), and
-    weights that are shared with an embedding. Exact, but for the rounding of weights to float32;
-    the ranges of the activations change, so calibration follows it.
+    other nodes read too, activations that no weight before them can scale (after GELU, say), and
+    weights that an embedding shares. Exact, but for the rounding of weights to float32. It changes
+    the ranges of activations, so calibration runs after it.
 
     Args:
-        facts, keep: see `CalibratedPass`; layers that are kept are not smoothed.
+        facts, keep: see `CalibratedPass`; layers in ``keep`` are not smoothed.
         strength: how much of the difficulty moves into the weights, from 0 to 1.
     """
 
@@ -68,13 +68,13 @@ class SmoothActivations(CalibratedPass):
         return Needs(tuple(self.taken(graph)))
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """The first product of each activation."""
+        """The first linear layer of each activation."""
         for value, group in by_activation(linear_layers(graph)):
             if _SMOOTHED not in value.metadata_props:
                 yield group[0].node
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Smooth what one product, and all others of the same activation, multiply."""
+        """Smooth the activation of one linear layer, and the weights of all layers that read it."""
         first = linear_layer_of(node)
         assert first is not None
         value = first.activation
@@ -88,8 +88,8 @@ class SmoothActivations(CalibratedPass):
         scaled = _scalable(value)
         largest = np.max([_largest_by_term(linear) for linear in group], axis=0)
         factors = _factors(channels, largest, self.strength)
-        for holder, place, axis in scaled:
-            _scale(graph, holder, place, 1 / factors, axis)
+        for reader, place, axis in scaled:
+            _scale(graph, reader, place, 1 / factors, axis)
         for linear in group:
             _scale(graph, linear.node, 1, factors, 1 - linear.channel_axis)
         value.metadata_props[_SMOOTHED] = str(self.strength)
@@ -105,7 +105,7 @@ class SmoothActivations(CalibratedPass):
 
 
 def _readers(value: ir.Value) -> list[LinearLayer]:
-    """All that read an activation, each a product."""
+    """All readers of an activation, each a linear layer."""
     if value.is_graph_output():
         raise Miss("the activation is an output of the program")
     found = []
@@ -117,38 +117,38 @@ def _readers(value: ir.Value) -> list[LinearLayer]:
     return found
 
 
-#: A constant that scales an activation: the node that reads it, the input's place, the axis.
-_Holder = tuple[ir.Node, int, int]
+#: A constant that scales an activation: the node that reads it, which input, which axis.
+_Constant = tuple[ir.Node, int, int]
 
 
-def _scalable(value: ir.Value) -> Sequence[_Holder]:
-    """The constants that an activation is proportional to, channel by channel."""
+def _scalable(value: ir.Value) -> Sequence[_Constant]:
+    """The constants that scale each channel of an activation."""
     if (norm := made_by(value, *_NORMS)) is not None:
         return _of_norm(norm)
     if (gated := made_by(value, "Mul")) is not None:
         for factor in gated.inputs:
-            if factor is not None and (found := _of_product(factor)) is not None:
+            if factor is not None and (found := _of_linear_layer(factor)) is not None:
                 return found
         raise Miss("neither factor of the gate is a product with a weight of its own", gated)
     producer = value.producer()
     raise Miss("what makes the activation holds no scale for each channel", producer)
 
 
-def _of_norm(norm: ir.Node) -> list[_Holder]:
-    held = []
+def _of_norm(norm: ir.Node) -> list[_Constant]:
+    found = []
     for place in range(1, 3):
         constant = input_at(norm, place)
         if constant is None and place == 2:
             continue
         if constant is None or not is_weight(constant) or rank(constant) != 1:
             raise Miss("the norm has no constant scale for each channel", norm)
-        held.append((norm, place, 0))
-    return held
+        found.append((norm, place, 0))
+    return found
 
 
-def _of_product(value: ir.Value) -> list[_Holder] | None:
+def _of_linear_layer(value: ir.Value) -> list[_Constant] | None:
     """The weight and bias of a linear layer whose result is read once, or None."""
-    bias: list[_Holder] = []
+    bias: list[_Constant] = []
     if len(list(value.uses())) != 1 or value.is_graph_output():
         return None
     node = value.producer()
@@ -172,24 +172,24 @@ def _largest_by_term(linear: LinearLayer) -> np.ndarray:
 
 
 def _factors(channels: np.ndarray, weights: np.ndarray, strength: float) -> np.ndarray:
-    """[K], what each channel is divided by; one where either side is all zero."""
+    """[K], the divisor of each channel; one where its activations or its weights are all zero."""
     alive = (channels > 0) & (weights > 0)
     safe = np.where(alive, channels, 1.0), np.where(alive, weights, 1.0)
     factors = safe[0] ** strength / safe[1] ** (1 - strength)
-    # Only the differences between channels matter; the scale of the whole stays as it is.
+    # Only differences between channels matter: keep the mean scale as it is.
     factors /= np.exp(np.log(factors[alive]).mean()) if alive.any() else 1.0
     return np.where(alive, np.clip(factors, 1 / _MOST, _MOST), 1.0).astype(np.float32)
 
 
 def _scale(graph: Graph, node: ir.Node, place: int, factors: np.ndarray, axis: int) -> None:
-    """Let a node read its constant times a factor for each index of one axis."""
+    """Multiply the constant that a node reads by one factor for each index of an axis."""
     old = node.inputs[place]
     assert old is not None and old.const_value is not None and old.name is not None
     tensor = old.const_value
     shape = [1] * len(tensor.shape)
     shape[axis] = -1
     by = factors.reshape(shape)
-    # Named by what is done to it: another program that smooths it otherwise has another weight.
+    # The name contains the factors: a program with other factors gets a weight of its own.
     name = f"{old.name}_smooth_{sha256(by.tobytes()).hexdigest()[:8]}"
     if name in graph.graph.initializers:
         node.replace_input_with(place, graph.graph.initializers[name])

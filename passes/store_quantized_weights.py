@@ -1,4 +1,4 @@
-"""Weights that are quantized in the Graph are stored as integers."""
+"""Stores weights that the Graph quantizes as integers."""
 
 from __future__ import annotations
 
@@ -13,38 +13,37 @@ from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
 from omnigraph.passes.analysis.quantization.stored_weights import (
     StoredWeight,
+    dequantized,
     look_up,
     store,
     stored_before,
-    widened,
 )
 from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import input_at, nodes_of, standard
 from omnigraph.passes.site_pass import Miss, SitePass
 
-#: Scales, zero points, the axis that they are along, and the type of the codes.
+#: Scales, zero points, their axis, and the integer type.
 _Grid = tuple[np.ndarray, np.ndarray | None, int, ir.DataType]
 _TYPES = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 @dataclass(frozen=True)
 class StoreQuantizedWeights(SitePass):
-    """Round a weight when it is written, where the Graph rounds it each time it runs.
+    """Round a weight once, at export, where the Graph rounds it on each run.
 
-    Before, as quantization-aware training leaves it, the scale being a constant::
+    Before, as quantization-aware training leaves it, with a constant scale::
 
         w_ = DequantizeLinear(QuantizeLinear(weight, scale, zero), scale, zero)
         y  = MatMul(x, Transpose(w_))        h = Gather(w_, ids)
 
-    After, codes being integers (of a weight that is an embedding, too, as they are; else as the
-    product takes them)::
+    After, with integers (transposed as the layer reads them, unless an embedding uses them too)::
 
-        y  = MatMul(x, DequantizeLinear(codes, scale, zero))
-        h  = Gather(codes, ids) · Gather(scale, ids)
+        y  = MatMul(x, DequantizeLinear(integers, scale, zero))
+        h  = Gather(integers, ids) · Gather(scale, ids)
 
-    Needs: scales and zero points that are initializers, or constants. Leaves alone: codes that
-    something else reads, and what is no weight of two axes with a scale for each index of one.
-    Exact: the codes are those of QuantizeLinear (ONNX QuantizeLinear-24), halves to even.
+    Needs: scales and zero points that are initializers, or constants. Leaves alone: weights whose
+    integers other nodes read, and all but weights of two axes with a scale for each index of one.
+    Exact: it rounds as QuantizeLinear does (ONNX QuantizeLinear-24), halves to even.
     """
 
     rounds: ClassVar[bool] = False
@@ -57,7 +56,7 @@ class StoreQuantizedWeights(SitePass):
                 yield node
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
-        """Store one weight's codes, and read them where the quantized weight was read."""
+        """Store one weight's integers, and let all its readers read them."""
         weight, scale, zero = node.inputs[0], node.inputs[1], input_at(node, 2)
         assert weight is not None and weight.const_value is not None and weight.name is not None
         scales, zeros = _array(scale), _array(zero)
@@ -77,7 +76,7 @@ class StoreQuantizedWeights(SitePass):
             raise Miss("its codes are read by something else")
         if any(user.outputs[0].is_graph_output() for user in users):
             raise Miss("the rounded weight is an output of the program")
-        # A table that was looked up is stored by rows already; the logits read it as it is.
+        # An embedding stored its table by rows: the logits read that table, not a transposed copy.
         shared = stored_before(graph, f"{weight.name}_{dtype.name.lower()}") is not None or any(
             standard(reader, "Gather") for user, _ in weight.uses() for reader in _readers(user)
         )
@@ -96,19 +95,19 @@ class StoreQuantizedWeights(SitePass):
         grid: _Grid,
         shared: bool,
     ) -> None:
-        """Let all that read one DequantizeLinear read the stored codes."""
+        """Let all readers of one DequantizeLinear read the stored integers."""
         for reader, index in list(wide.outputs[0].uses()):
             if standard(reader, "Gather") and index == 0 and _is_rows(reader, grid):
-                look_up(reader, _stored(graph, weight, grid, turned=False))
+                look_up(reader, _stored(graph, weight, grid, transposed=False))
                 continue
-            turned = (
+            transposed = (
                 standard(reader, "Transpose")
                 and not shared
                 and not reader.outputs[0].is_graph_output()
             )
-            stored = _stored(graph, weight, grid, turned=turned)
-            value = widened(Inserter(reader), stored, 1 - grid[2] if turned else grid[2])
-            if turned:
+            stored = _stored(graph, weight, grid, transposed=transposed)
+            value = dequantized(Inserter(reader), stored, 1 - grid[2] if transposed else grid[2])
+            if transposed:
                 ir.convenience.replace_all_uses_with(reader.outputs[0], value)
                 assert reader.graph is not None
                 reader.graph.remove(reader, safe=True)
@@ -119,7 +118,7 @@ class StoreQuantizedWeights(SitePass):
 
 
 def _readers(quantize: ir.Node) -> list[ir.Node]:
-    """What reads the weight that a QuantizeLinear and its DequantizeLinear round."""
+    """The nodes that read a weight behind its QuantizeLinear and DequantizeLinear."""
     return [
         reader
         for wide, _ in quantize.outputs[0].uses()
@@ -128,39 +127,40 @@ def _readers(quantize: ir.Node) -> list[ir.Node]:
 
 
 def _is_rows(gather: ir.Node, grid: _Grid) -> bool:
-    """Whether a Gather looks up rows that have a scale each, and no zero point."""
+    """Whether a Gather looks up rows with one scale each and no zero point."""
     _, zeros, axis, _ = grid
     symmetric = zeros is None or not zeros.any()
     return gather.attributes.get_int("axis", 0) == 0 == axis and symmetric
 
 
-def _stored(graph: Graph, weight: ir.Value, grid: _Grid, *, turned: bool) -> StoredWeight:
-    """The initializers of the codes, transposed or as the weight is, made when first asked for."""
+def _stored(graph: Graph, weight: ir.Value, grid: _Grid, *, transposed: bool) -> StoredWeight:
+    """The initializers of the quantized weight, transposed or not; stored at the first call."""
     scales, zeros, axis, dtype = grid
     tensor = weight.const_value
     assert tensor is not None
-    name = f"{weight.name}{'_T' if turned else ''}_{dtype.name.lower()}"
+    name = f"{weight.name}{'_T' if transposed else ''}_{dtype.name.lower()}"
     if (known := stored_before(graph, name)) is not None:
         return known
     limits = np.iinfo(dtype.numpy())
 
-    def codes() -> ir.TensorProtocol:
+    def quantized() -> ir.TensorProtocol:
         shape = [1, 1]
         shape[axis] = -1
         rounded = np.rint(tensor.numpy() / scales.reshape(shape))
         if zeros is not None:
             rounded += zeros.astype(np.float32).reshape(shape)
-        held = np.clip(rounded, limits.min, limits.max).astype(dtype.numpy())
-        return ir.tensor(np.ascontiguousarray(held.T if turned else held), dtype=dtype, name=name)
+        array = np.clip(rounded, limits.min, limits.max).astype(dtype.numpy())
+        array = np.ascontiguousarray(array.T if transposed else array)
+        return ir.tensor(array, dtype=dtype, name=name)
 
     shape = [int(size) for size in tensor.shape]  # type: ignore[arg-type]
     lazy = ir.LazyTensor(
-        codes, dtype=dtype, shape=ir.Shape(shape[::-1] if turned else shape), name=name
+        quantized, dtype=dtype, shape=ir.Shape(shape[::-1] if transposed else shape), name=name
     )
-    wide_zeros = None
+    zero_points = None
     if zeros is not None and zeros.any():
-        wide_zeros = ir.tensor(zeros, dtype=dtype)
-    return store(graph, lazy, ir.tensor(scales), wide_zeros)
+        zero_points = ir.tensor(zeros, dtype=dtype)
+    return store(graph, lazy, ir.tensor(scales), zero_points)
 
 
 def _array(value: ir.Value | None) -> np.ndarray | None:

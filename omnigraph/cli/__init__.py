@@ -1,1 +1,1 @@
-"""The command line. It imports numpy and the standard library only, until a command needs more."""
+"""The command line. It imports only numpy and the standard library until a command needs more."""

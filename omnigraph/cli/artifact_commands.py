@@ -1,4 +1,4 @@
-"""``omnigraph run`` and ``omnigraph verify``: what needs an artifact and its runtime alone."""
+"""``omnigraph run`` and ``omnigraph verify``, which need only an artifact and its runtime."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _array(name: str, value: str, spec: Any) -> np.ndarray:
-    """An input from the command line: a .npy file, or numbers that get the rank they need."""
+    """An input from the command line: a .npy file, or numbers, reshaped to the input's rank."""
     path = Path(value)
     if value.endswith(".npy"):
         try:

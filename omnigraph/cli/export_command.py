@@ -13,7 +13,7 @@ from omnigraph.cli.parser import add_command
 from omnigraph.cli.quantization_options import (
     add_quantization_options,
     quantization_of,
-    say_how_quantized,
+    report_quantization,
 )
 from omnigraph.export_options import ExportOptions
 from omnigraph.option_field import add_options, given_options
@@ -22,14 +22,14 @@ from omnigraph.report import progress_reporter, size_text, table
 _EXPORT_HELP = """\
 MODEL is one of:
   omninet                  the reference model; --config tiny|small|seed, --set positions=alibi …
-  file.py:factory          a function that gives (module, {"input_ids": tensor, …})
+  file.py:factory          a function that returns (module, {"input_ids": tensor, …})
   package.module:factory   the same, imported by name
-  FOLDER                   what save_pretrained of Hugging Face or OmniNet.save wrote: config.json
-                           and safetensors
+  FOLDER                   written by save_pretrained of Hugging Face or by OmniNet.save:
+                           config.json and safetensors
   model.onnx               of any exporter; compared with the file itself in onnxruntime
-  model.pt2                what torch.export.save wrote
+  model.pt2                written by torch.export.save
 
---set gives fields of the model's configuration (of a folder: attn_implementation=eager), and
+--set sets fields of the model's configuration (for a folder: attn_implementation=eager), and
 options of the targets (compute=sm89,sm120).
 """
 
@@ -47,10 +47,10 @@ def add_export_command(commands: Any) -> None:
 
 
 def export_options(args: argparse.Namespace) -> ExportOptions:
-    """The options of an export that a command line gave.
+    """The options of an export from a command line.
 
     Raises:
-        UsageError: an option has a value that cannot be.
+        UsageError: an option has an invalid value.
     """
     given = given_options(args, ExportOptions)
     if hasattr(args, "calibration"):
@@ -75,7 +75,7 @@ def _export(args: argparse.Namespace) -> int:
         print(table(("program", "worst output", "error (rms)", "tolerance", "input set"), rows))
         seconds = ", ".join(f"{step} {value:.1f} s" for step, value in report.seconds.items())
         print(seconds, file=sys.stderr)
-        say_how_quantized(report.quantization)
+        report_quantization(report.quantization)
         print(
             f"{report.path}  {report.target} {report.precision}  {size_text(report.bytes)}  "
             f"within its contract"

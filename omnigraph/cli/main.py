@@ -1,7 +1,7 @@
 """The commands. Data goes to stdout, all else to stderr; ``--json`` prints one JSON object.
 
 Exit status: 0 done, 1 a check failed, 2 bad usage or bad input. Only the standard library and
-numpy are imported until a command needs more, so that artifacts run where nothing else is.
+numpy are imported until a command needs more, so that artifacts run without the compiler.
 """
 
 from __future__ import annotations

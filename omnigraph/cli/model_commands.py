@@ -1,4 +1,4 @@
-"""Commands that look at a model: ``inspect``, ``explain``, ``bisect``; and lists of what exists."""
+"""``omnigraph inspect``, ``explain``, ``bisect``, ``passes`` and ``targets``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ def add_model_commands(commands: Any) -> None:
     inspect.add_argument(
         "--after", metavar="PASS|STAGE", help="print the graph of a model after a pass or a stage"
     )
-    inspect.add_argument("--diff", action="store_true", help="with --after: what was changed")
     inspect.add_argument(
-        "--picture", action="store_true", help="with --after: a Mermaid flowchart of one change"
+        "--diff", action="store_true", help="with --after: show what the pass changed"
+    )
+    inspect.add_argument(
+        "--picture",
+        action="store_true",
+        help="with --after: show one change as a Mermaid flowchart",
     )
     inspect.add_argument(
         "--kernels",
@@ -37,18 +41,22 @@ def add_model_commands(commands: Any) -> None:
     )
     _model_options(inspect)
 
-    explain = add_command(commands, "explain", _explain, "what a pass matched, what not, and why")
+    explain = add_command(
+        commands, "explain", _explain, "show what a pass matched, what not, and why"
+    )
     explain.add_argument("model", metavar="MODEL")
     explain.add_argument("--pass", required=True, metavar="NAME", dest="pass_name")
     _model_options(explain)
 
-    bisect = add_command(commands, "bisect", _bisect, "the first pass and node where numbers part")
+    bisect = add_command(
+        commands, "bisect", _bisect, "find the first pass and node where numbers differ"
+    )
     bisect.add_argument("model", metavar="MODEL")
     bisect.add_argument("--until", metavar="STAGE", help="stop after a stage of the pipeline")
     _model_options(bisect, target_required=True)
     add_quantization_options(bisect)
 
-    add_command(commands, "passes", _passes, "list the passes and what each is for")
+    add_command(commands, "passes", _passes, "list the passes and what each does")
     add_command(commands, "targets", _targets, "list the targets and whether each is usable here")
 
 

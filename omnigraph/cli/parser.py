@@ -1,4 +1,4 @@
-"""Parsers of the commands: argparse with our form of an error."""
+"""Parsers of the commands: argparse with this project's form of errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Run = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with our form of an error."""
+    """argparse with this project's form of errors."""
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}\nhint: {self.prog} --help", file=sys.stderr)
@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, run: Run, purpose: str) -> argparse.ArgumentParser:
-    """Add a command with the options that every command has."""
+    """Add a command, with the options that all commands have."""
     command = commands.add_parser(name, help=purpose, description=purpose)
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.add_argument("--traceback", action="store_true", help="show where an error was raised")

@@ -1,4 +1,4 @@
-"""The options of quantization on the command line, and what is said of what was quantized."""
+"""The options of quantization on the command line, and the report of a quantized export."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from omnigraph.quantization.options import Quantization
 
 
 def add_quantization_options(command: argparse.ArgumentParser) -> None:
-    """Give a command the options of quantization."""
+    """Add the options of quantization to a command."""
     precisions = f"{', '.join(QUANTIZED[:-1])} and {QUANTIZED[-1]}"
     add_options(command.add_argument_group("quantization", f"for {precisions}"), Quantization)
 
 
 def quantization_of(args: argparse.Namespace) -> Quantization:
-    """The options of quantization that were given.
+    """The options of quantization from a command line.
 
     Raises:
-        UsageError: an option has a value that cannot be.
+        UsageError: an option has an invalid value.
     """
     return Quantization(**given_options(args, Quantization))
 
 
-def say_how_quantized(found: Mapping[str, Any]) -> None:
-    """What was chosen, and what ranges come from: loudly, where that is nothing real."""
+def report_quantization(found: Mapping[str, Any]) -> None:
+    """Print the plan of a budget and the calibration data; warn of random token ids."""
     from omnigraph.quantization.budget import plan_text
     from omnigraph.quantization.data import RANDOM
 
@@ -47,7 +47,7 @@ def say_how_quantized(found: Mapping[str, Any]) -> None:
     print(f"calibrated on {about}", file=sys.stderr)
     if found["source"] == RANDOM:
         print(
-            "warning: RANDOM TOKEN IDS are not what the model is for: its accuracy is not known.\n"
+            "warning: calibrated on RANDOM TOKEN IDS: the accuracy on real input is not known.\n"
             "hint: --calibration DATA, with a hundred samples or so of real input",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Bisect: the first pass, then the first node, at which the numbers of a program part."""
+"""Finds the first pass, then the first node, at which a program's numbers differ too much."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ from omnigraph.tracing.names import output_specs
 from omnigraph.tracing.trace import reference_for, trace
 
 Feeds = Mapping[str, np.ndarray]
-#: What runs a program: feeds to outputs, both by name.
+#: Runs a program: feeds to outputs, both by name.
 Run = Callable[[Feeds], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Parting:
-    """Where the numbers of a program part from the reference.
+    """Where the numbers of a program first differ too much from the reference.
 
     Args:
-        stage: the pass, "trace", or "runtime of" a target, after which they first do.
-        node: the first node whose result is another than before that stage, with its module; None
-            where no single node could be told.
+        stage: the pass, the trace, or the runtime of a target after which they do.
+        node: the first node whose result this stage changed, with its module; None where no single
+            node was found.
         output: the output of the program that is too far from the reference.
         case: the input set on which it is.
-        error: what stopped the stage, where it was no number: an illegal Graph, say.
+        error: the error that stopped the stage, such as an illegal Graph.
     """
 
     program: str
@@ -67,7 +67,7 @@ class Parting:
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding as JSON-ready fields; what is not known is left out."""
+        """The finding as JSON-ready fields, without unknown ones."""
         fields = {
             "program": self.program,
             "stage": self.stage,
@@ -85,7 +85,7 @@ class Parting:
         text = f"program {self.program!r}: the numbers part at {self.stage}"
         if self.error is not None:
             return f"{text}, which failed: {self.error}"
-        text += f", first at {self.node}" if self.node else ", at no single node that could be told"
+        text += f", first at {self.node}" if self.node else ", but no single node was found"
         if self.deviation is not None and self.tolerance is not None:
             text += (
                 f"; output {self.output!r} on input set {self.case!r} is at "
@@ -112,21 +112,21 @@ def bisect(
     progress: Progress = silent,
     **given: Any,
 ) -> list[Parting]:
-    """Find where the numbers of each program of a model first part from the reference.
+    """Find where the numbers of each program of a model first differ from the reference.
 
     Args:
         model: as for ``export``.
-        target: whose pipeline and runtime to look at.
+        target: whose pipeline and runtime to run.
         options: as for ``export``.
-        until: a stage of the pipeline to stop after; None goes on to the runtime.
+        until: the stage to stop after; None goes on to the runtime.
         progress: called with each stage.
         given: fields of `ExportOptions` by keyword.
 
     Returns:
-        One finding for each program whose numbers part; none where all are within the contract.
+        One finding for each program whose numbers differ; none where all are within the contract.
 
     Raises:
-        OmniGraphError: the model cannot be traced, or the target cannot do what is asked.
+        OmniGraphError: the model cannot be traced, or the target cannot do the precision.
     """
     asked = ExportOptions.of(options, given)
     (job,) = plan_jobs([target], asked)
@@ -163,7 +163,7 @@ class _Bisection:
     def run(
         self, program: Program, facts: QuantizationFacts
     ) -> tuple[Parting | None, QuantizationFacts]:
-        """Where the numbers of one program part, and all that is known now of the model."""
+        """Where the numbers of one program differ, and all facts known then."""
         graph = trace(program)
         references = [reference_for(program, case) for case in contract_cases(program)]
         references.append(references[0])
@@ -192,14 +192,14 @@ class _Bisection:
 
 
 class PassBisection:
-    """Runs a pipeline pass by pass until the numbers part.
+    """Runs a pipeline pass by pass until the numbers differ too much.
 
     Args:
-        graph: a Graph as traced; it is rewritten in place.
+        graph: a Graph as traced; rewritten in place.
         sets: input sets with the outputs of the reference.
-        tolerance: from the first pass on that rounds; before it, that of fp32.
+        tolerance: from the first pass that rounds; before it, that of fp32 holds.
         calibrator: gathers facts for passes that need them; None where nothing is quantized.
-        facts: what is known so far.
+        facts: known so far.
         progress: called with each stage before it is compared.
     """
 
@@ -219,13 +219,13 @@ class PassBisection:
             "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
         ).with_rounded_activations(rounded_activations(graph))
         self._has_rounded = False
-        #: What a Graph in which something was rounded is allowed, as far as passes have run.
+        #: The tolerance after a pass has rounded; quantization widens it.
         self.tolerance = tolerance
-        #: All that is known by now.
+        #: All facts known by now.
         self.facts = facts or QuantizationFacts()
 
     def run(self, pipeline: Iterable[Pass]) -> Parting | None:
-        """Where the numbers part, or None."""
+        """Where the numbers differ, or None."""
         self._progress("trace")
         run = GraphRunner(self._graph).run
         found = _compare(self._program, "the trace", run, self._sets, self._exact)
@@ -237,7 +237,7 @@ class PassBisection:
         return found
 
     def _after(self, pass_: Pass) -> Parting | None:
-        """Run one pass; where the numbers part by it, or None."""
+        """Run one pass; where it makes the numbers differ, or None."""
         graph, before = self._graph, self._graph.clone()
         stage = f"pass {pass_.name!r}"
         try:
@@ -247,7 +247,7 @@ class PassBisection:
         except OmniGraphError as error:
             return Parting(self._program, stage, None, error=str(error))
         self._has_rounded |= pass_.rounds
-        # What quantizes is compared when the model is quantized whole, by the noise foreseen.
+        # `run_one` compares the quantized Graph, with the expected noise.
         if isinstance(pass_, QuantizingPass) or not record.modified:
             return None
         tolerance = self.tolerance if self._has_rounded else self._exact
@@ -276,13 +276,13 @@ def bisect_passes(
     *,
     progress: Progress = silent,
 ) -> Parting | None:
-    """Run a pipeline that needs no calibration pass by pass until the numbers part.
+    """Run a pipeline without calibration pass by pass until the numbers differ too much.
 
     Args:
-        graph: a Graph as traced; it is rewritten in place.
+        graph: a Graph as traced; rewritten in place.
         pipeline: the passes to run.
         sets: input sets with the outputs of the reference.
-        tolerance: from the first pass on that rounds; before it, that of fp32.
+        tolerance: from the first pass that rounds; before it, that of fp32 holds.
         progress: called with each stage before it is compared.
     """
     return PassBisection(graph, sets, tolerance, progress=progress).run(pipeline)
@@ -298,12 +298,12 @@ def bisect_runtime(
 ) -> Parting | None:
     """Compare a lowered Graph, as its vendor's runtime computes it, with the reference.
 
-    To find the node, every value becomes an output, which may keep the runtime from fusing what
-    it computed wrongly; no node is named then.
+    To find the node, every value becomes an output. That may keep the runtime from the fusion that
+    computed wrongly; then no node is named.
 
     Args:
         graph: the Graph after the target's pipeline.
-        run_emitted: emits a program into an empty folder, and gives what runs it.
+        run_emitted: emits a program into an empty folder, and returns the function that runs it.
     """
     program = lowered.name
     stage = f"the runtime of {target.name!r}"
@@ -328,17 +328,16 @@ def bisect_runtime(
                 graph, GraphRunner(shown).run, run_emitted(whole, Path(scratch)), feeds, tolerance
             )
     except OmniGraphError:
-        pass  # the runtime does not take so many outputs; the stage is known all the same
+        pass  # the runtime does not take so many outputs; the stage is known anyway
     return Parting(program, stage, node, found.output, found.case, found.deviation, tolerance)
 
 
 def first_parted_node(
     graph: Graph, before: Run, after: Run, feeds: Feeds, tolerance: Tolerance
 ) -> str | None:
-    """The first node of a Graph that gives other numbers than the same value had before.
+    """The first node of a Graph whose value differs from the value of the same name before.
 
-    Values are the same by name; a node that only makes new values is passed over, so what is named
-    is the first node by which the change can be seen.
+    Nodes with only new values are skipped: the result is the first node that shows the change.
     """
     one, other = before(feeds), after(feeds)
     for node in graph.graph:
@@ -372,9 +371,9 @@ def _all_values(graph: Graph) -> Run:
 
 
 def _showing_all(graph: Graph) -> Graph:
-    """A copy of a Graph whose outputs are the results of all its nodes, where their type is known.
+    """A copy of a Graph that outputs the results of all nodes with a known type.
 
-    Those of subgraphs stay inside. Weights are not copied.
+    Nodes of subgraphs are left out. Weights are not copied.
     """
     shown = graph.clone()
     taken = set(shown.graph.outputs)

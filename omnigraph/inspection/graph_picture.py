@@ -1,4 +1,4 @@
-"""What a pass changed, as a picture: a Mermaid flowchart of one site before and after."""
+"""Draws what a pass changed: a Mermaid flowchart of one site before and after."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from omnigraph.graph import Graph
 def picture(before: Graph, after: Graph, name: str) -> str:
     """A Mermaid flowchart of the first place that a pass changed, before and after.
 
-    Nodes are ops, edges are values; weights and constants are left out. What changed is drawn in
-    bold. Empty where nothing changed.
+    Nodes are ops, edges are values; weights and constants are left out. Changed nodes are bold. The
+    text is empty where nothing changed.
 
     Source: the flowchart syntax of Mermaid, https://mermaid.js.org/syntax/flowchart.html.
     """
@@ -44,7 +44,7 @@ def _differ(one: ir.Node, other: ir.Node) -> bool:
 
 
 def _first_place(nodes: list[ir.Node]) -> list[ir.Node]:
-    """The changed nodes that hang together with the first of them."""
+    """The changed nodes that are connected with the first of them."""
     if not nodes:
         return []
     left, place, edge = dict.fromkeys(nodes), [], [nodes[0]]

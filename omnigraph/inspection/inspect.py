@@ -1,4 +1,4 @@
-"""Looking at models, artifacts, passes and targets."""
+"""Describes models, artifacts, passes and targets."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def inspect(
     options: ExportOptions | None = None,
     **given: Any,
 ) -> dict[str, Any]:
-    """What is in an artifact, or what a model traces to and what the passes make of it.
+    """Describe an artifact, or a model as traced and after the passes.
 
     Args:
-        subject: the path of an artifact, or whatever ``export`` takes as a model.
-        target: of a model, whose passes to run; None is what all targets begin with.
-        options: of a model, as for ``export``.
+        subject: the path of an artifact, or a model as for ``export``.
+        target: for a model, whose passes to run; None is the passes that all targets begin with.
+        options: for a model, as for ``export``.
         given: fields of `ExportOptions` by keyword.
 
     Returns:
-        JSON-ready fields: the manifest of an artifact; of a model its programs, each with inputs,
-        outputs, nodes by op as traced and after the passes, what each pass changed, and what became
-        of each attention.
+        JSON-ready fields: the manifest of an artifact; or the programs of a model, each with
+        inputs, outputs, nodes by op as traced and after the passes, the changes of each pass, and
+        the form of each attention.
 
     Raises:
-        ArtifactError: the path is of no sound artifact.
+        ArtifactError: the path is not a valid artifact.
         UsageError: there is no such model.
     """
     if isinstance(subject, str | os.PathLike) and Path(subject).exists():
@@ -77,7 +77,7 @@ def _inspect_model(subject: Subject) -> dict[str, Any]:
 
 
 def describe_text(found: Mapping[str, Any]) -> str:
-    """What ``inspect`` found, for a person."""
+    """The result of ``inspect`` as text."""
     from omnigraph.inspection.precision_table import precision_text
 
     lines = []
@@ -110,16 +110,16 @@ def describe_text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-#: What vendors call the kernels that are a whole attention.
+#: Vendors' names of kernels for a whole attention.
 _ATTENTION_KERNELS = ("Attention",)
 
 
 def add_kernels(found: dict[str, Any]) -> None:
-    """Load an artifact that ``inspect`` described, and say which kernel runs each attention.
+    """Load an artifact that ``inspect`` described, and add the kernel that runs each attention.
 
     Raises:
-        UsageError: what was described is no artifact, or its runtime does not tell.
-        DeviceError: it cannot be run here.
+        UsageError: it is not an artifact, or its runtime does not report kernels.
+        DeviceError: it cannot run here.
     """
     from omnigraph.errors import UsageError
     from omnigraph.runtimes import load
@@ -127,7 +127,7 @@ def add_kernels(found: dict[str, Any]) -> None:
 
     if "artifact" not in found:
         raise UsageError(
-            "Kernels are those of a compiled artifact",
+            "Only a compiled artifact has kernels",
             found="a model",
             hint="export it, and inspect the artifact with --kernels",
         )
@@ -138,17 +138,17 @@ def add_kernels(found: dict[str, Any]) -> None:
             kernels = session.kernels(name)
             if kernels is None:
                 raise UsageError(
-                    f"The runtime of {found['target']!r} does not tell which kernels it runs",
+                    f"The runtime of {found['target']!r} does not report its kernels",
                     hint="leave --kernels out",
                 )
             for site, kernel in zip(
                 sites, kernels_of(kernels, names, _ATTENTION_KERNELS), strict=True
             ):
-                site["kernel"] = kernel or "not told"
+                site["kernel"] = kernel or "not reported"
 
 
 def attention_text(sites: Sequence[Mapping[str, Any]]) -> str:
-    """The fusion ledger of one program, for a person; equal sites of many layers in one row."""
+    """The fusion ledger of one program as a table, with equal sites in one row."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for site in sites:
         became = f"{site['op']}: {site['form']}" if site["fused"] else "not fused"
@@ -197,7 +197,7 @@ def _changes_text(changes: Mapping[str, int]) -> str:
 
 
 def list_passes() -> list[dict[str, Any]]:
-    """Every pass that is installed: name, options and defaults, purpose, whether it rounds."""
+    """The installed passes: name, options with defaults, purpose, and whether it rounds."""
     from omnigraph.passes.base import purpose
     from omnigraph.passes.registry import describe_options, installed_passes
 
@@ -213,7 +213,7 @@ def list_passes() -> list[dict[str, Any]]:
 
 
 def list_targets() -> list[dict[str, Any]]:
-    """Every target that is installed: what it is, whether it compiles here and runs here."""
+    """The installed targets: what each is, and whether it compiles and runs here."""
     from omnigraph.lowering import targets
 
     return [

@@ -1,4 +1,4 @@
-"""The precision ledger as a table; artifacts are shown where there is no compiler."""
+"""The precision ledger as a table. It imports no compiler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from omnigraph.report import table
 
 
 def precision_text(rows: Sequence[dict[str, Any]]) -> str:
-    """The ledger of one program, for a person; layers of one kind in one row."""
+    """The ledger of one program as a table, with layers of one kind in one row."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         weights = row["weights"] + (f", blocks of {row['block']}" if "block" in row else "")

@@ -1,4 +1,4 @@
-"""What the passes make of a model: its Graph after any of them, and what each found."""
+"""Shows a model's Graph after a pass or a stage, and the findings of passes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Stage:
         before: the Graph's text before the pass (as traced, where the stage is no pass).
         after: its text after it.
         name: the pass, the stage, or "trace".
-        findings: what that pass made of each site.
+        findings: of the pass, one for each site.
         picture: a Mermaid flowchart of the first place that it changed.
     """
 
@@ -48,10 +48,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and how to look at it: what ``export`` would be given.
+    """A model and the options to inspect it with.
 
     Args:
-        target: whose pipeline to run; None is what all targets begin with.
+        target: whose pipeline to run; None is the passes that all targets begin with.
         options: see `ExportOptions`.
     """
 
@@ -63,7 +63,7 @@ class Subject:
         """The passes to run.
 
         Raises:
-            UsageError: no such target or pass.
+            UsageError: there is no such target or pass.
             UnsupportedError: the target cannot do the precision.
         """
         if self.target is None:
@@ -76,7 +76,7 @@ class Subject:
         return target.passes(precision, self.options.passes)
 
     def source(self) -> ModelSource:
-        """The model, with the programs and ranges asked for.
+        """The model, with the programs and ranges of the options.
 
         Raises:
             UsageError: there is no such model, program or dimension.
@@ -97,8 +97,8 @@ def stages(subject: Subject, after: str) -> list[Stage]:
 
     Args:
         after: "trace"; the name of a stage, such as "fused"; or the name of a pass, of which the
-            last run counts. A pass that the pipeline does not have is run, with its options as
-            given (``name:option=value``), at its end.
+            last run counts. A pass that the pipeline does not have runs at its end, with its
+            options as given (``name:option=value``).
 
     Raises:
         UsageError: there is no such pass.
@@ -126,7 +126,7 @@ def stages(subject: Subject, after: str) -> list[Stage]:
 
 
 def _split(pipeline: Pipeline, after: str) -> tuple[Sequence[Pass], Sequence[Pass]]:
-    """The passes to run, and behind them those that are looked at: one pass, or one stage."""
+    """The passes to run first, and then the pass, or the stage of passes, to show."""
     if after == "trace":
         return (), ()
     if after in STAGES:
@@ -142,10 +142,10 @@ def _split(pipeline: Pipeline, after: str) -> tuple[Sequence[Pass], Sequence[Pas
 
 
 def explain(subject: Subject, name: str) -> dict[str, list[Finding]]:
-    """What a pass made of each site of each program of a model, or why it left it alone.
+    """The findings of a pass, one for each site of each program of a model.
 
     Raises:
-        UsageError: there is no such pass, or it does not look at sites one by one.
+        UsageError: there is no such pass, or it is not a `SitePass`.
     """
     from omnigraph.passes.site_pass import SitePass
 
@@ -153,7 +153,7 @@ def explain(subject: Subject, name: str) -> dict[str, list[Finding]]:
     if not isinstance(pass_, SitePass):
         raise UsageError(
             f"Pass {pass_.name!r} has no sites to explain",
-            expected="a pass that looks at sites one by one, such as fuse-attention",
+            expected="a pass that visits sites one by one, such as fuse-attention",
             hint=f"`omnigraph inspect MODEL --after {pass_.name} --diff` shows what it changed",
         )
     return {stage.program: list(stage.findings) for stage in stages(subject, name)}

@@ -1,1 +1,1 @@
-"""What an export must know to quantize: ranges, rounded weights, the precision of each layer."""
+"""Quantization: calibration, ranges, rounded weights, and the precision of each layer."""

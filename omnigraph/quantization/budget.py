@@ -1,10 +1,10 @@
-"""Which layers are quantized, and how far: within a loss of accuracy, and where it pays.
+"""Chooses the precision of each layer within a bound on the loss, and only where it is faster.
 
-Every unit (a layer; an embedding together with the logits that share its table) is quantized by
-itself, and its loss on the evaluation set is measured once. From the best ratio of what it saves to
-what it loses, units are then taken together, as many as the budget holds: that is measured again,
-on the whole set, until one more would be too many. What is compared with the budget is the upper
-end of the loss, not what this very set happens to give.
+A unit is a layer, or an embedding with the logits that share its table. Each unit is quantized by
+itself, and its loss is measured on the evaluation set. Units are then sorted by the ratio of saving
+to loss, the best first, and a binary search finds how many of them fit into the bound together,
+measured on the whole set. The upper end of the loss's confidence interval counts, not the loss that
+this set happens to give.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from omnigraph.quantization.evaluation import Loss, Run, Sample, loss_of
 from omnigraph.quantization.region_timing import RegionTimes
 from omnigraph.report import table
 
-#: Samples that each unit's loss is measured on; the choice of all of them is measured on every one.
+#: Samples for the loss of one unit; the loss of a choice is measured on all samples.
 _SENSITIVITY_SAMPLES = 32
-#: A loss that is measured to be none counts as this: nothing is free.
+#: A measured loss of zero or less counts as this: nothing is free.
 _LEAST_LOSS = 1e-6
-#: Gives a program quantized by choices, which name every layer.
+#: Quantizes the program by choices for every layer, and gives what runs it.
 Quantize = Callable[[Mapping[str, str]], Run]
 
 
@@ -36,7 +36,7 @@ class Unit:
 
     Args:
         layers: module paths.
-        weights: how many numbers they hold.
+        weights: how many weights the layers have.
     """
 
     layers: tuple[str, ...]
@@ -45,12 +45,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Choice:
-    """What became of one unit.
+    """The choice for one unit.
 
     Args:
         layers: module paths.
-        precision: "float" is none.
-        loss: of this unit alone in that precision; of what was rejected, where it is in float.
+        precision: "float" where it is not quantized.
+        loss: of this unit alone in that precision; for "float", in the first candidate.
         milliseconds: of its region in float, and in that precision, where they were measured.
         reason: for a person.
     """
@@ -79,11 +79,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What became of every unit, and what that costs in all.
+    """The choice for every unit, and their loss together.
 
     Args:
         choices: of every unit.
-        loss: of all of them together, on the evaluation set; None where none was measured.
+        loss: on the evaluation set; None where none was measured.
     """
 
     choices: tuple[Choice, ...]
@@ -96,7 +96,7 @@ class Plan:
 
 
 def units_of(graph: Graph, is_kept: Callable[[str], bool]) -> list[Unit]:
-    """The units of a Graph in float; those that are kept in float are left out."""
+    """The units of a float Graph, without those that are kept in float."""
     found = linear_layers(graph)
     lookups = {lookup.weight: lookup.layer for lookup in tables(graph)}
     units: list[Unit] = []
@@ -115,7 +115,7 @@ def units_of(graph: Graph, is_kept: Callable[[str], bool]) -> list[Unit]:
 
 @dataclass(frozen=True)
 class _Step:
-    """A unit from one precision to a coarser one, and what that saves and loses."""
+    """One unit's change to a coarser precision, with its saving and its loss."""
 
     place: int
     precision: str
@@ -129,8 +129,8 @@ class BudgetSearch:
     Args:
         units: what may be quantized.
         candidates: what each may become, the finest first.
-        quantize: gives the program by choices.
-        samples: the evaluation set; empty where no loss is to be measured.
+        quantize: quantizes the program by choices.
+        samples: the evaluation set; empty without a bound on the loss.
         times: of each unit's region, by place in ``units``; empty where none was measured.
         progress: called with what is being done.
     """
@@ -163,10 +163,10 @@ class BudgetSearch:
         return False
 
     def run(self, most: float | None) -> Plan:
-        """Choose, with a loss of ``most`` at most; None is no bound, and all that pays is taken.
+        """Choose with a loss of ``most`` at most; None takes every step that saves something.
 
         Raises:
-            UsageError: there is a bound, and nothing to measure a loss on.
+            UsageError: there is a bound, and no samples to measure a loss on.
         """
         if most is None:
             steps = self._steps()
@@ -174,14 +174,14 @@ class BudgetSearch:
             return self._plan(chosen, self._loss_of(chosen) if self._samples else None, False)
         if not self._samples:
             raise UsageError(
-                "A bound on the loss needs something to measure the loss on",
+                "A bound on the loss needs data to measure it on",
                 expected="--evaluation DATA, of the same forms as --calibration",
-                hint="it should not be the data that are calibrated on",
+                hint="use other data than for calibration",
             )
         self._measure()
         steps = self._steps()
         fits, most_steps, loss = 0, len(steps), None
-        tried = most_steps  # all of them first: often that is within the budget, and done
+        tried = most_steps  # try all of them first: often they are within the bound
         while fits < most_steps:
             found = self._loss_of(self._after(steps, tried))
             self._progress(f"{tried} of {len(steps)} steps: {found}")
@@ -205,7 +205,7 @@ class BudgetSearch:
                 self._losses[place, precision] = found.relative
 
     def _steps(self) -> list[_Step]:
-        """Every step that saves something, those that save the most for their loss first."""
+        """Every step that saves something, in the order of saving for loss, the best first."""
         steps = []
         for place, precisions in self._open.items():
             cost, lost = self._cost(place, FLOAT), 0.0
@@ -217,11 +217,11 @@ class BudgetSearch:
                     steps.append(_Step(place, precision, cost - next_cost, loss))
                     cost, lost = next_cost, max(lost, next_lost)
         order = sorted(steps, key=lambda step: step.loss / step.saved)
-        # A coarser precision of a unit cannot come before the finer one that it is a step from.
+        # A unit takes its step to a finer precision before the step to a coarser one.
         return _in_turn(order, self._open)
 
     def _cost(self, place: int, precision: str) -> float:
-        """What a unit costs: the milliseconds of its region, or the bits that are read."""
+        """The cost of a unit: milliseconds where they were measured, else bits of its weights."""
         times = self._times.get(place)
         if times is not None:
             return times.milliseconds[precision]
@@ -277,7 +277,7 @@ class BudgetSearch:
 
 
 def _in_turn(steps: Sequence[_Step], precisions: Mapping[int, Sequence[str]]) -> list[_Step]:
-    """Steps in order, each put off until those of its unit to finer precisions are taken."""
+    """Steps in order, but each after its unit's steps to finer precisions."""
     waiting, done, ordered = list(steps), set(), []
     known = {(step.place, step.precision) for step in steps}
     while waiting:

@@ -1,8 +1,8 @@
-"""Calibration: what the activations of linear layers are like, over samples that stream by.
+"""Calibration: statistics of the activations of linear layers, over a stream of samples.
 
 Memory holds one sample's activations and, for each activation, sums by channel and a histogram: it
-does not grow with the number of samples. Methods that choose a range by a histogram read the data
-twice, so that the histogram's own range is known when it is filled.
+does not grow with the number of samples. Methods with a histogram read the data twice: the first
+reading finds the range of its bins.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from omnigraph.quantization.ranges import RANGES
 Feeds = Mapping[str, np.ndarray]
 
 _BINS = 2048
-#: Memory for the second moments of activations: how many are summed in one pass over the data.
+#: Memory for second moments, which limits how many are summed in one reading of the data.
 _MOMENT_BYTES = 512 << 20
 
 
@@ -39,16 +39,16 @@ def calibrate(
     source: str = "",
     progress: Progress = silent,
 ) -> Statistics:
-    """Observe what linear layers multiply.
+    """Observe the activations of linear layers.
 
     Positions that an attention mask of the same dimensions hides do not count.
 
     Args:
         graph: the Graph of the linear layers; it is not changed.
-        layers: whose activations; those that multiply one activation share what was observed.
+        layers: whose activations to observe; an activation of several layers is observed once.
         feeds: inputs by name, for each sample; read once, or twice where ``method`` needs it.
         method: one of `METHODS`.
-        source: what the samples are, for a person.
+        source: of the samples, for a person.
         progress: called with each sample.
 
     Raises:
@@ -56,9 +56,9 @@ def calibrate(
     """
     if method not in METHODS:
         raise UsageError(
-            f"No way of calibrating is called {method!r}",
+            f"There is no calibration method {method!r}",
             expected=", ".join(METHODS),
-            hint="min-max takes all that was seen; the others clip",
+            hint="min-max takes the whole range; the others clip",
         )
     probe = _Probe(graph, layers)
     samples = 0
@@ -93,9 +93,9 @@ def second_moments(
     budget: int = _MOMENT_BYTES,
     progress: Progress = silent,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The sum of x xᵀ over every position of every sample, for what each linear layer multiplies.
+    """The sum of x xᵀ over every position of every sample, for the activation of each layer.
 
-    The data are read once for as many activations as ``budget`` bytes hold the sums of.
+    The data are read once for each group of activations whose sums fit into ``budget`` bytes.
 
     Yields:
         The name of a layer's weight, and float32 [K, K].
@@ -103,9 +103,9 @@ def second_moments(
     waiting = list(_Probe(graph, layers).observed)
     while waiting:
         group: list[_Observed] = []
-        held = 0
-        while waiting and (not group or held + 4 * waiting[0].terms ** 2 <= budget):
-            held += 4 * waiting[0].terms ** 2
+        used = 0
+        while waiting and (not group or used + 4 * waiting[0].terms ** 2 <= budget):
+            used += 4 * waiting[0].terms ** 2
             group.append(waiting.pop(0))
         probe = _Probe(graph, [linear for observed in group for linear in observed.linear_layers])
         sums = [np.zeros((o.terms, o.terms), np.float32) for o in probe.observed]
@@ -119,7 +119,7 @@ def second_moments(
 
 
 class _Probe:
-    """A Graph that gives the activations of some linear layers, and nothing else."""
+    """A Graph whose outputs are the activations of some linear layers."""
 
     def __init__(self, graph: Graph, layers: Sequence[LinearLayer]) -> None:
         by_activation: dict[str, list[LinearLayer]] = {}
@@ -158,7 +158,7 @@ def _values(graph: Graph) -> Iterator[ir.Value]:
 
 
 def _hides(mask: ir.Value, activation: ir.Value) -> bool:
-    """Whether a mask is the one [B, T] of the positions of an activation [B, T, …]."""
+    """Whether a mask [B, T] masks the positions of an activation [B, T, …]."""
     shape = activation.shape
     if mask.shape is None or shape is None or len(mask.shape) != 2 or len(shape) < 3:
         return False
@@ -166,7 +166,7 @@ def _hides(mask: ir.Value, activation: ir.Value) -> bool:
 
 
 def _remove_dead(graph: Graph) -> None:
-    """Remove what no output is computed from, inputs and weights too."""
+    """Remove nodes, inputs and weights that no output needs."""
     for node in reversed(list(graph.graph)):
         if not any(v.uses() or v.is_graph_output() for v in node.outputs):
             graph.graph.remove(node, safe=True)
@@ -178,7 +178,7 @@ def _remove_dead(graph: Graph) -> None:
 
 @dataclass(eq=False)
 class _Observed:
-    """What was seen of one activation so far, of K channels."""
+    """Sums and limits of one activation of K channels, over the samples so far."""
 
     linear_layers: Sequence[LinearLayer]
     positions: int = 0
@@ -196,22 +196,22 @@ class _Observed:
 
     @property
     def name(self) -> str:
-        """The activation's."""
+        """The name of the activation."""
         return self.linear_layers[0].activation.name or ""
 
     @property
     def terms(self) -> int:
-        """K."""
+        """K, the number of channels."""
         return self.linear_layers[0].contraction
 
     def see(self, rows: np.ndarray) -> None:
-        """Take in [positions, K]."""
+        """Add rows [positions, K]."""
         if not rows.size:
             return
         least, greatest = float(rows.min()), float(rows.max())
         if not (np.isfinite(least) and np.isfinite(greatest)):
             raise UsageError(
-                f"What {describe(self.linear_layers[0].node)} multiplies is NaN or infinite",
+                f"The input of {describe(self.linear_layers[0].node)} is NaN or infinite",
                 expected="finite numbers on every sample of the calibration data",
                 found="NaN" if np.isnan(rows).any() else "an infinity",
                 hint="the model itself gives this: look at the sample, and at the layers before it",
@@ -223,16 +223,16 @@ class _Observed:
         self.squares += float(np.square(rows, dtype=np.float64).sum())
 
     def count(self, rows: np.ndarray) -> None:
-        """Count [positions, K] in the histogram, of the range that was seen."""
+        """Count rows [positions, K] in the histogram of the observed range."""
         if rows.size and self.greatest > self.least:
             limits = (self.least, self.greatest)
             self.histogram += np.histogram(rows, bins=_BINS, range=limits)[0]
 
     def observation(self, method: str) -> Observation:
-        """What was seen. Of a constant activation, the range is from zero to it."""
+        """The statistics. The range of a constant activation extends from zero to it."""
         if not self.positions:
             raise UsageError(
-                f"Nothing was seen of what {describe(self.linear_layers[0].node)} multiplies",
+                f"No position of the input of {describe(self.linear_layers[0].node)} was observed",
                 expected="positions that no attention mask hides",
                 hint="the masks of the calibration data hide everything",
             )

@@ -1,4 +1,4 @@
-"""Facts for a calibrated pass: what it says that it needs, observed and rounded."""
+"""Gathers the facts that a calibrated pass needs: observed ranges and rounded weights."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _FOUR_BITS = 4
 
 @dataclass(frozen=True)
 class Calibrator:
-    """Gathers facts of one program, on the Graph as the passes before left it.
+    """Gathers facts of one program, on the Graph that the passes before left.
 
     Args:
         options: how to calibrate, and which weights to round with compensation.
-        samples: what is observed.
+        samples: to observe.
         item: the program.
         progress: called with what is being done.
     """
@@ -45,12 +45,12 @@ class Calibrator:
     def inform(
         self, pass_: CalibratedPass, graph: Graph, facts: QuantizationFacts
     ) -> tuple[CalibratedPass, QuantizationFacts]:
-        """A pass with the facts that it needs, and all that is known then.
+        """A pass with the facts that it needs, and all facts known then.
 
-        What the pass was made with has precedence: its own statistics, choices and kept layers.
+        A pass with statistics, choices or kept layers of its own keeps those.
 
         Args:
-            facts: what is known so far.
+            facts: known so far.
 
         Raises:
             UsageError: an activation is NaN or infinite.
@@ -69,10 +69,10 @@ class Calibrator:
         return replace(pass_, facts=given), facts
 
     def gather(self, needs: Needs, graph: Graph, facts: QuantizationFacts) -> QuantizationFacts:
-        """Facts, with those added that are needed and not known yet.
+        """The facts, with those added that are needed and not known yet.
 
-        Statistics and rounded weights go by the names of weights, which all programs and targets
-        have in common: each activation is observed once.
+        All programs and targets have the same names of weights, by which facts are stored: each
+        activation is observed once.
         """
         statistics = self._observed(needs.observe, graph, facts.statistics)
         new = [(linear, grid) for linear, grid in needs.round if self._compensates(grid)]
@@ -82,7 +82,7 @@ class Calibrator:
     def _observed(
         self, layers: Sequence[LinearLayer], graph: Graph, known: Statistics | None
     ) -> Statistics | None:
-        """Statistics, with those of the layers of which nothing is known yet."""
+        """The statistics, with those added of layers that were not observed yet."""
         before = known.observations if known is not None else {}
         new = [linear for linear in layers if linear.weight.name not in before]
         feeds = self.samples.of(self.item) if new else None
@@ -101,7 +101,7 @@ class Calibrator:
         return found if known is None else known.joined(found)
 
     def _compensates(self, grid: WeightGrid) -> bool:
-        """Whether weights of a grid are rounded so that their errors make each other good."""
+        """Whether weights of a grid are rounded with compensation (GPTQ)."""
         if self.options.compensate is None:
             return self.samples.data is not None and grid.dtype.bitwidth <= _FOUR_BITS
         return self.options.compensate
@@ -112,7 +112,7 @@ class Calibrator:
         graph: Graph,
         facts: QuantizationFacts,
     ) -> dict[str, RoundedWeight]:
-        """The rounded weights, with those that are new, by the second moments of activations."""
+        """The rounded weights, with new ones, compensated by second moments of activations."""
         rounded = dict(facts.rounded)
         new = [(linear, grid) for linear, grid in layers if linear.weight.name not in rounded]
         feeds = self.samples.of(self.item) if new else None

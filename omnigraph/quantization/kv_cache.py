@@ -41,7 +41,7 @@ def quantize_caches(item: TracedProgram, program: Program) -> TracedProgram:
         outputs=_in_int8(item.outputs, scales),
         references=[_converted(r, by_input, scales) for r in item.references],
         golden=_converted(item.golden, by_input, scales),
-        codes=rounded_activations(item.graph),
+        rounded_activations=rounded_activations(item.graph),
     )
 
 

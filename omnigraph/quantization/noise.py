@@ -1,18 +1,18 @@
-"""How much noise rounding to integers makes, and what of it the numerical contract allows.
+"""The noise of quantization, and how much of it the numerical contract allows.
 
 Rounding to a grid of step s makes an error that is close to uniform over a step: s/√12 in the root
-mean square (Widrow & Kollár, Quantization Noise, section 4.2). Relative to the root mean square of
-what is rounded, that is the noise of one factor of a product; the product has the noise of both,
-``√(e_x² + e_w²)``. Noises of different products are close to independent, so the outputs of the
-program have, as a walk at random, about ``√(Σ e²)``. Residual paths, softmax and norms make it less
-more often than more; as everywhere in the contract, twice that is allowed, and no more than half of
-an output's own size: beyond it, whatever the reason, it is not the model any more.
+mean square (Widrow & Kollár, Quantization Noise, section 4.2). Divided by the root mean square of
+the values, it is the noise of an activation, e_x, or of a weight, e_w. A linear layer has the noise
+of both, ``√(e_x² + e_w²)``. The noises of different layers are close to independent, so they add up
+at the outputs as a random walk, to about ``√(Σ e²)``. Residual paths, softmax and norms reduce it
+more often than they increase it. As everywhere in the contract, twice that is allowed, but no more
+than half of an output's own size: beyond that, it is not the same model any more.
 
-That bound is what the quantized Graph is held to, which onnxruntime runs as it is written. What a
-target makes of the Graph cannot be equal to it: sums in another order move a value across the
-border of two codes now and then, and what follows differs by whole steps. That is another draw of
-the same noise, not more of it, so an artifact may be twice as far from torch as the quantized Graph
-is, and the rounding of the floats around it comes on top.
+This bound is for the quantized Graph, which onnxruntime runs as it is. A target cannot compute
+exactly the same: sums in another order now and then round a value to the next quantized value, and
+then the results behind it differ by whole steps. That is another draw of the same noise, not more
+of it, so an artifact may be twice as far from torch as the quantized Graph is, plus the rounding
+of the floats around it.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 from omnigraph.passes.insert_qdq import InsertQdq
 
 _UNIFORM = 1 / math.sqrt(12)
-#: Of float8 with three bits of mantissa: half a unit in the last place, uniform.
+#: Noise of float8 with three bits of mantissa: half a unit in the last place, uniform.
 _FLOAT8_NOISE = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).eps) / 2 / math.sqrt(3)
-#: The largest error that is still the same model, relative to the output's own size.
+#: The largest error of the same model, relative to the output's own size.
 _MOST = 0.5
 _PEAK = 16
 
 
 def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
-    """The noise to expect at the outputs of a Graph that ``insert`` is about to quantize.
+    """The expected noise at the outputs of a Graph that ``insert`` will quantize.
 
     Returns:
-        Relative to the outputs: of all that ``insert`` rounds, and of what beside that is rounded
-        anew by every runtime: by itself, or because the model does (after training with it).
+        Relative to the outputs: the noise of what ``insert`` rounds, and of what each runtime
+        rounds beside that, by itself or because the model does (quantization-aware training).
     """
     shown = 0.0
-    # What the model itself rounds, another runtime rounds otherwise, step by step.
+    # Where the model itself quantizes, another runtime may differ by a step.
     hidden = EIGHT_BIT_NOISE**2 * rounded_activations(graph)
     for linear in linear_layers(graph):
         scheme = insert.scheme_for(linear.layer)
@@ -72,7 +72,7 @@ def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
 
 
 def _group_noise(terms: int) -> float:
-    """Of activations in 8 bits, a range for each group of so many terms, as if they were normal.
+    """Noise of 8-bit activations with a range for each group of ``terms``, as if normal.
 
     The largest of n normal numbers is about √(2 ln 2n) deviations (Boucheron et al., Concentration
     Inequalities, section 2.5), and a step is a 127th of it.
@@ -92,7 +92,7 @@ def _weight_noise(linear: LinearLayer, grid: WeightGrid) -> float:
 
 
 def _steps(weight: np.ndarray, grid: WeightGrid) -> np.ndarray:
-    """The step of each scale of a weight [K, N], nothing clipped: clipping is for less error."""
+    """The step of each scale of a weight [K, N] without clipping, which only reduces the error."""
     starts = np.arange(0, weight.shape[0], grid.block or weight.shape[0])
     least = np.minimum(np.minimum.reduceat(weight, starts, axis=0), 0)
     most = np.maximum(np.maximum.reduceat(weight, starts, axis=0), 0)
@@ -113,7 +113,7 @@ def _activation_noise(linear: LinearLayer, scheme: Scheme, statistics: Statistic
 
 
 def _range(grid: ActivationGrid, least: float, greatest: float) -> float:
-    """All that was seen: a method that clips does so where its error is less than this one's."""
+    """The width of the whole observed range; a method clips it only where that has less error."""
     if grid.symmetric:
         return 2 * max(-least, greatest)
     return max(greatest, 0.0) - min(least, 0.0)
@@ -126,14 +126,14 @@ def check_quantized(
     floats: Tolerance,
     program: str,
 ) -> Deviation:
-    """How far a quantized Graph, as onnxruntime runs it, is from torch: the worst of its outputs.
+    """The worst deviation of a quantized Graph, run by onnxruntime, from torch.
 
     Args:
-        expected: the noise that `noise_of` foresaw.
-        floats: what fp32 is allowed, for what stays in float.
+        expected: the noise from `noise_of`.
+        floats: the tolerance of fp32, for what stays in float.
 
     Raises:
-        ContractError: it is further than its noise explains.
+        ContractError: it is larger than the noise explains.
     """
     runner = GraphRunner(graph)
     scales = output_scales([reference.outputs for reference in references])
@@ -162,10 +162,10 @@ def _too_far(
 
 
 def quantized_tolerance(quantized: Deviation, hidden: float, floats: Tolerance) -> Tolerance:
-    """What an artifact is allowed, by the reasoning at the top of this module.
+    """The tolerance of an artifact, by the reasoning at the top of this module.
 
     Args:
-        quantized: how far the quantized Graph is from torch.
+        quantized: the deviation of the quantized Graph from torch.
         hidden: the noise of what the runtime rounds by itself.
         floats: the tolerance of what stays in float.
     """

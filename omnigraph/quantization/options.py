@@ -1,4 +1,4 @@
-"""How an export quantizes: the options, each checked once. Imports no compiler."""
+"""The options of quantization, checked once. Imports no compiler."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from omnigraph.precision import AUTO, QUANTIZED
 if TYPE_CHECKING:
     from omnigraph.passes.analysis.quantization.scheme import FourBits
 
-#: Every number that was seen counts. The default: what is rare, such as the first token of a text,
-#: may matter as much as the rest.
+#: The range of all observed numbers. The default: rare values, such as those of the first token of
+#: a text, may matter as much as the rest.
 MIN_MAX = "min-max"
-#: The ways to choose a range from what was seen.
+#: The methods that choose a range from the observed numbers.
 METHODS = (MIN_MAX, "percentile", "entropy", "mse")
-#: Terms that may share a scale in four bits: what the kernels of every target take.
+#: Terms of a group with one scale, in four bits: the sizes that every target's kernels take.
 GROUP_SIZES = (16, 32, 64, 128)
-#: The loss that "auto" stays within, and the tokens that it times regions with.
+#: The largest loss of "auto", and the number of tokens with which it times regions.
 AUTO_LOSS, AUTO_TOKENS = 0.005, 128
 
 
@@ -29,47 +29,47 @@ def checked_loss(text: str | float) -> float:
     """A bound on the loss: 0.005, or "0.5%".
 
     Raises:
-        UsageError: it is no number of zero or more.
+        UsageError: it is not a number of zero or more.
     """
     try:
-        share = (
+        loss = (
             float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
         )
     except ValueError:
-        share = -1.0
-    if not 0 <= share < float("inf"):
+        loss = -1.0
+    if not 0 <= loss < float("inf"):
         raise UsageError(
-            "The bound on the loss is no share",
+            "The bound on the loss is not a fraction",
             expected="0.5% or 0.005",
             found=str(text),
             hint="0.005 lets the perplexity grow by half a percent",
         )
-    return share
+    return loss
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How an export quantizes. What is left open, target and precision decide.
+    """How an export quantizes. Target and precision decide what is left at None.
 
     Args:
         calibration: DATA (see `omnigraph.quantization.data`), or a file of statistics that ``save``
             wrote; None is random token ids.
-        tokenizer: of DATA that is text: a file of the ``tokenizers`` library, or "bytes".
-        samples: how many samples are looked at, at most.
+        tokenizer: for DATA that is text: a file of the ``tokenizers`` library, or "bytes".
+        samples: how many samples to calibrate on, at most.
         method: how ranges are chosen: "min-max", "percentile", "entropy" or "mse".
-        group_size: of weights of four bits, how many terms share a scale: 16 to 128; None is the
-            scheme's, which is 64.
-        symmetric: weights of four bits have no zero points; None is as the scheme has it.
+        group_size: of four-bit weights, the terms with one scale: 16 to 128; None is the scheme's,
+            which is 64.
+        symmetric: four-bit weights have no zero points; None is as in the scheme.
         keep: layers that stay in float: module paths, with ``*`` for any text.
-        max_loss: how much worse the model may get, as a part of one. A search then chooses which
+        max_loss: how much worse the model may get, as a fraction. A search then chooses which
             layers are quantized (`omnigraph.quantization.budget`). "auto" has a bound of its own.
-        evaluation: DATA that the loss is measured on; None is ``calibration``.
-        speed_gate: how many tokens to time each region with. What is not faster than float on the
-            target, on this machine, stays in float. None is no such test.
+        evaluation: DATA to measure the loss on; None is ``calibration``.
+        speed_gate: the number of tokens with which each region is timed on the target, on this
+            machine. Regions that are not faster than in float stay in float. None times nothing.
         save: a file to write the statistics to.
-        choices: by module path, the precision of that layer; "float" is none.
-        compensate: round weights so that the error of one is made good by others (GPTQ); None does
-            it for four bits, where there is DATA.
+        choices: the precision of layers, by module path; "float" leaves one unquantized.
+        compensate: round weights so that others compensate the error of each (GPTQ); None does so
+            for four bits, where there is DATA.
 
     Raises:
         UsageError: an option has a value that cannot be.
@@ -77,43 +77,48 @@ class Quantization:
 
     calibration: object | None = option(
         None,
-        "samples.npz, a folder of .npy or .npz, a text file, file.py:function, or what "
-        "--save-calibration wrote; without it, random token ids",
+        "samples.npz, a folder of .npy or .npz, a text file, file.py:function, or a file of "
+        "--save-calibration; default: random token ids",
         metavar="DATA",
     )
-    tokenizer: str | None = option(None, "of text: a tokenizer.json, or bytes", metavar="FILE")
-    samples: int = option(128, "to calibrate on, at most (128)", metavar="N", parse=int)
+    tokenizer: str | None = option(
+        None, "for text DATA: a tokenizer.json, or bytes", metavar="FILE"
+    )
+    samples: int = option(128, "samples to calibrate on, at most (128)", metavar="N", parse=int)
     method: str = option(
-        MIN_MAX, f"of ranges: {MIN_MAX} (default), {', '.join(METHODS[1:])}", metavar="M"
+        MIN_MAX, f"how to choose ranges: {MIN_MAX} (default), {', '.join(METHODS[1:])}", metavar="M"
     )
     group_size: int | None = option(
-        None, "terms that share a scale in four bits (64)", metavar="N", parse=int
+        None, "terms with one scale, in four bits (64)", metavar="N", parse=int
     )
     symmetric: bool | None = option(None, "four bits without zero points", switch="both")
     keep: tuple[str, ...] = option(
         (),
-        "module paths to keep in float, with * for any text",
+        "module paths of layers to keep in float, with * for any text",
         metavar="LAYER[,…]",
         parse=names,
     )
     max_loss: float | None = option(
         None,
-        "choose the precision of each layer so that the model is no more than this worse",
+        "choose each layer's precision so that the model gets worse by this at most",
         metavar="X%",
         parse=checked_loss,
     )
     evaluation: object | None = option(
-        None, "what --max-loss measures on; default: --calibration", metavar="DATA"
+        None, "data to measure the loss on; default: --calibration", metavar="DATA"
     )
     speed_gate: int | None = option(
         None,
-        f"quantize only what is faster so on this machine, with so many tokens ({AUTO_TOKENS})",
+        f"quantize only where that is faster on this machine, with N tokens ({AUTO_TOKENS})",
         metavar="TOKENS",
         parse=int,
         bare=AUTO_TOKENS,
     )
     save: str | os.PathLike[str] | None = option(
-        None, "to use again as DATA", metavar="FILE.npz", flag="--save-calibration"
+        None,
+        "write the statistics, to use as DATA again",
+        metavar="FILE.npz",
+        flag="--save-calibration",
     )
     choices: Mapping[str, str] = field(default_factory=dict)
     compensate: bool | None = None
@@ -123,10 +128,10 @@ class Quantization:
             checked_loss(self.max_loss)
         self._check(
             self.method in METHODS,
-            f"There is no way of calibrating called {self.method!r}",
+            f"There is no calibration method {self.method!r}",
             " or ".join(METHODS),
             self.method,
-            "min-max takes all that was seen; the others clip",
+            "min-max takes the whole range; the others clip",
         )
         self._check(
             self.speed_gate is None or self.speed_gate >= 1,
@@ -137,10 +142,10 @@ class Quantization:
         )
         self._check(
             self.group_size is None or self.group_size in GROUP_SIZES,
-            "Weights of four bits cannot share scales so",
+            "Four-bit weights cannot have this group size",
             " or ".join(map(str, GROUP_SIZES)),
             self.group_size,
-            "fewer terms a scale: less error, and more bytes",
+            "smaller groups: less error, and more bytes",
         )
         self._check(
             self.samples >= 1,
@@ -157,7 +162,7 @@ class Quantization:
 
     @property
     def four_bits(self) -> FourBits:
-        """How weights of four bits are stored."""
+        """How four-bit weights are stored."""
         from omnigraph.passes.analysis.quantization.scheme import FourBits
 
         return FourBits(self.group_size, self.symmetric)
@@ -166,27 +171,27 @@ class Quantization:
         """Refuse options of quantization where nothing is quantized.
 
         Raises:
-            UsageError: none of the precisions of an export is one that quantizes.
+            UsageError: none of the precisions quantizes.
         """
         self._check(
             self == Quantization() or any(p in QUANTIZED for p in precisions),
-            "Options of quantization are given, and nothing is quantized",
+            "Options of quantization are given, but nothing is quantized",
             "--precision " + " or ".join(QUANTIZED),
             ", ".join(precisions),
             "leave them out, or choose one of these precisions",
         )
 
     def with_defaults(self, precision: str, *, runs_here: bool) -> Quantization:
-        """With the bound and the gate that "auto" has where none are given.
+        """For "auto", with its own bound and gate where none are given.
 
         Args:
-            precision: the one asked for.
-            runs_here: whether the target's artifacts run on this machine, and so can be timed.
+            precision: that the user asked for.
+            runs_here: whether the target's artifacts run on this machine, to be timed.
         """
         if precision != AUTO:
             return self
         gate = self.speed_gate
         if gate is None and runs_here:
             gate = AUTO_TOKENS
-        most = AUTO_LOSS if self.max_loss is None else self.max_loss
-        return replace(self, max_loss=most, speed_gate=gate)
+        max_loss = AUTO_LOSS if self.max_loss is None else self.max_loss
+        return replace(self, max_loss=max_loss, speed_gate=gate)

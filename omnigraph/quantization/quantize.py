@@ -1,4 +1,4 @@
-"""Runs a pipeline that quantizes: facts for its passes, and the noise that it may make."""
+"""Runs passes that quantize: gathers their facts, and checks their noise."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from omnigraph.quantization.options import Quantization
 
 @dataclass(frozen=True)
 class Rounding:
-    """What quantization did to the numbers of one program.
+    """The effect of quantization on one program.
 
     Args:
-        deviation: how far the quantized Graph is from torch, as onnxruntime runs it.
-        hidden: the noise of what the runtime rounds by itself, relative.
+        deviation: of the quantized Graph, run by onnxruntime, from torch.
+        hidden: the relative noise of what the runtime rounds by itself.
         layers: the types of each linear layer and embedding.
     """
 
@@ -35,18 +35,18 @@ class Rounding:
     layers: list[LayerPrecision]
 
     def tolerance(self, floats: Tolerance) -> Tolerance:
-        """What an artifact of it is allowed; ``floats`` is for what stays in float."""
+        """The tolerance of the artifact; ``floats`` is that of what stays in float."""
         return quantized_tolerance(self.deviation, self.hidden, floats)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a pipeline made of one program.
+    """The result of some passes on one program.
 
     Args:
         records: of each pass.
-        facts: all that is known now, for other programs and targets.
-        rounding: what quantization did; None where no pass quantized.
+        facts: all that is known after them, for other programs and targets.
+        rounding: the effect of quantization; None where no pass quantized.
     """
 
     records: list[PassRecord] = field(default_factory=list)
@@ -63,7 +63,7 @@ def run_calibrated(
     *,
     first: int = 0,
 ) -> Quantized:
-    """Run passes, each that needs facts with what it needs; the Graph is rewritten in place.
+    """Run passes on a Graph, in place; gather facts for each pass that needs them.
 
     The Graph that `InsertQdq` leaves is compared with torch. A pass that comes before it may
     change numbers only as much as its own contract allows.
@@ -73,7 +73,7 @@ def run_calibrated(
 
     Raises:
         UsageError: an activation is NaN or infinite.
-        ContractError: quantization changes the numbers more than its noise explains.
+        ContractError: quantization changes the numbers by more than its noise.
         GraphError: a pass failed.
     """
     done = Quantized(facts=facts)
@@ -94,7 +94,7 @@ def run_one(
     """Run one pass; see `run_calibrated`.
 
     Args:
-        position: of the pass in the pipeline, which observers are given.
+        position: of the pass in the pipeline, for the observers.
     """
     if isinstance(pass_, CalibratedPass):
         pass_, facts = calibrator.inform(pass_, graph, facts)
@@ -113,13 +113,13 @@ def run_one(
 def quantized_copy(
     graph: Graph, passes: Iterable[Pass], calibrator: Calibrator, facts: QuantizationFacts
 ) -> tuple[Graph, QuantizationFacts]:
-    """A copy of a fused Graph in float, quantized by the calibrated passes of a pipeline.
+    """A copy of a fused float Graph, quantized by the calibrated passes of a pipeline.
 
     Args:
-        facts: what is known, and the choice for each layer.
+        facts: known so far, with the choice for each layer.
 
     Returns:
-        The copy, and all that is known now.
+        The copy, and all facts known then.
     """
     copy = graph.clone()
     for pass_ in passes:
@@ -135,11 +135,11 @@ def manifest_fields(
     deviations: Mapping[str, float],
     budget: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What an artifact says of how it was quantized: JSON-ready.
+    """How an artifact was quantized, as JSON-ready fields for the manifest.
 
     Args:
-        deviations: by program, how far the quantized Graph is from torch, rms.
-        budget: what a search for the precision of each layer found; empty where there was none.
+        deviations: by program, of the quantized Graph from torch, rms.
+        budget: the plan of a search for the precision of each layer; empty without a search.
     """
     fields: dict[str, Any] = {
         "keep": list(options.keep),
@@ -159,7 +159,7 @@ def manifest_fields(
 
 
 def save_statistics(options: Quantization, facts: QuantizationFacts) -> None:
-    """Write the statistics, where that was asked for.
+    """Write the statistics to the file in ``options.save``, if any.
 
     Raises:
         UsageError: there are none, since the precision needs none.

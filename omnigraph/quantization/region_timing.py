@@ -1,8 +1,8 @@
-"""How long a target takes for the products of one activation, in float and quantized.
+"""How long a target takes for the linear layers of one activation, in float and quantized.
 
-A region is every product that multiplies one activation, with its biases: what shares one
-quantization. It is compiled by itself and timed on the target's own runtime, alternatives in turns,
-so that what the machine does meanwhile meets all of them.
+A region is all linear layers of one activation, which is quantized once for them, with their
+biases. It is compiled by itself and timed on the target's own runtime, in each precision in turns,
+so that other load of the machine affects all precisions alike.
 """
 
 from __future__ import annotations
@@ -41,34 +41,39 @@ from omnigraph.tracing.names import output_specs
 
 _INPUT = "activation"
 _SHAPE = ("batch", "sequence")
-#: Runs of each alternative: some that are not counted, and rounds of one run each that are.
+#: Runs of each precision: warm-up, and rounds that are timed.
 _WARM, _ROUNDS = 3, 25
-#: A region that is quantized is to be faster by this at least: less is noise of the machine.
+#: The least gain of a quantized region, relative: less is noise of the machine.
 LEAST_GAIN = 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """The products of one activation.
+    """The linear layers of one activation.
 
     Args:
-        products: in the Graph that they are of.
+        linear_layers: of one Graph.
     """
 
     linear_layers: tuple[LinearLayer, ...]
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What its time depends on: the same for the same place in every layer."""
+        """All that its time depends on; equal for the same place in every layer."""
         return tuple(
-            (p.contraction, p.channels, bias_of(p.node) is not None, p.transpose is not None)
-            for p in self.linear_layers
+            (
+                linear.contraction,
+                linear.channels,
+                bias_of(linear.node) is not None,
+                linear.transpose is not None,
+            )
+            for linear in self.linear_layers
         )
 
 
 @dataclass(frozen=True)
 class RegionTimes:
-    """Milliseconds of one run, by the precision: the median of many; "float" among them."""
+    """The median milliseconds of one run, by precision, with "float" among them."""
 
     milliseconds: Mapping[str, float]
 
@@ -76,7 +81,7 @@ class RegionTimes:
         """Whether a precision is faster than float."""
         return self.milliseconds[precision] < self.milliseconds[FLOAT] * (1 - LEAST_GAIN)
 
-    def share(self, part: float) -> RegionTimes:
+    def scaled(self, part: float) -> RegionTimes:
         """The times of a part of the region, in proportion."""
         return RegionTimes({name: value * part for name, value in self.milliseconds.items()})
 
@@ -92,10 +97,10 @@ class Timing:
 
     Args:
         target: whose compiler and runtime to use; it must run here.
-        base: the precision of the artifact, which says how float is executed.
-        schemes: the ways to quantize that are compared with float, by precision.
+        base: the precision of the artifact, which decides how floats are computed.
+        schemes: the schemes to compare with float, by precision.
         tokens: positions of one run.
-        facts: what calibration saw, and weights that were rounded with compensation.
+        facts: statistics from calibration, and weights rounded with compensation.
         options: of the target.
     """
 
@@ -127,7 +132,7 @@ class _Timer:
         self._timing = timing
         self._graph = _graph_of(region)
         shape = (1, timing.tokens, region.linear_layers[0].contraction)
-        self._feeds = {_INPUT: _like_what_was_seen(shape, region, timing.facts.statistics)}
+        self._feeds = {_INPUT: _random_activation(shape, region, timing.facts.statistics)}
 
     def times(self) -> RegionTimes:
         """The median time of each precision, and of float."""
@@ -163,7 +168,7 @@ class _Timer:
 
 
 def _graph_of(region: Region) -> Graph:
-    """The products of a region, and the biases behind them, as a Graph of their own."""
+    """The linear layers of a region, with their biases, as a Graph of their own."""
     terms = region.linear_layers[0].contraction
     activation = ir.Value(
         name=_INPUT,
@@ -193,12 +198,12 @@ def _graph_of(region: Region) -> Graph:
 
     outputs = []
     for linear in region.linear_layers:
-        factor, size = weight(linear.weight), [*_SHAPE, linear.channels]
+        matrix, size = weight(linear.weight), [*_SHAPE, linear.channels]
         if linear.channel_axis == 0:
-            factor = add("Transpose", [factor], linear.layer, [terms, linear.channels])
-        made = add("MatMul", [activation, factor], linear.layer, size)
-        if (held := bias_of(linear.node)) is not None:
-            bias = held[0].inputs[held[1]]
+            matrix = add("Transpose", [matrix], linear.layer, [terms, linear.channels])
+        made = add("MatMul", [activation, matrix], linear.layer, size)
+        if (found := bias_of(linear.node)) is not None:
+            bias = found[0].inputs[found[1]]
             assert bias is not None
             made = add("Add", [made, weight(bias)], linear.layer, size)
         outputs.append(made)
@@ -213,10 +218,10 @@ def _graph_of(region: Region) -> Graph:
     return ir.Model(graph, ir_version=10)
 
 
-def _like_what_was_seen(
+def _random_activation(
     shape: tuple[int, ...], region: Region, seen: Statistics | None
 ) -> np.ndarray:
-    """Normal numbers of the size of what was seen."""
+    """Normal numbers with the observed root mean square."""
     known = seen.observations.get(region.linear_layers[0].weight.name or "") if seen else None
     size = known.rms if known is not None else 1.0
     return np.random.default_rng(0).normal(0, size, shape).astype(np.float32)

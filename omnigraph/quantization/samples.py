@@ -1,4 +1,4 @@
-"""The samples of an export: what calibration observes, and what a loss is measured on."""
+"""The samples of an export, for calibration and for measuring a loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Samples:
     Args:
         data: DATA for calibration, if any was given.
         evaluation: DATA for the loss, if any was given.
-        drawn: by program, samples with random token ids, where nothing was given.
+        drawn: by program, samples with random token ids, where no DATA was given.
     """
 
     data: CalibrationData | None = None
@@ -34,22 +34,22 @@ class Samples:
 
     @property
     def source(self) -> str:
-        """What calibration observes, for a person."""
+        """The name of the calibration data, for a person."""
         return RANDOM if self.data is None else self.data.source
 
     @property
     def evaluation_source(self) -> str:
-        """What the loss is measured on, for a person."""
+        """The name of the evaluation data, for a person."""
         return RANDOM if self.evaluation is None else self.evaluation.source
 
     def of(self, item: TracedProgram) -> Iterable[Feeds] | None:
-        """What calibration observes of a program; None where there is nothing for it."""
+        """The calibration samples of a program; None where there are none."""
         if self.data is not None and self.data.suits(item.inputs):
             return self.data.feeds(item.inputs, item.dims)
         return self._drawn(item)
 
     def for_loss(self, item: TracedProgram) -> Iterator[tuple[Feeds, Feeds]]:
-        """What a program takes, and all that the evaluation data hold, for each sample."""
+        """For each evaluation sample, the inputs of a program, and all that the data contain."""
         if self.evaluation is None:
             yield from ((feeds, feeds) for feeds in self._drawn(item) or ())
         elif self.evaluation.suits(item.inputs):
@@ -57,7 +57,7 @@ class Samples:
             yield from zip(self.evaluation.feeds(item.inputs), given, strict=True)
 
     def _drawn(self, item: TracedProgram) -> list[Feeds] | None:
-        """Samples that were drawn, their empty pasts in the types that the program now takes."""
+        """The random samples, with empty pasts in the types that the program takes."""
         if (drawn := self.drawn.get(item.name)) is None:
             return None
         types = {spec.name: np.dtype(spec.dtype) for spec in item.inputs}
@@ -66,13 +66,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What quantization begins with.
+    """The input of quantization.
 
     Args:
-        samples: to observe.
-        facts: what is known before anything was observed.
-        programs: those to export. Their input sets for the contract are like real ones, for ranges
-            are not chosen for random ids and random pasts.
+        samples: for calibration and for the loss.
+        facts: known before calibration: statistics from a file, if any.
+        programs: to export. The input sets of their contract are like real ones, since ranges do
+            not fit random ids and random pasts.
     """
 
     samples: Samples
@@ -81,7 +81,7 @@ class Prepared:
 
 
 def prepare(options: Quantization, programs: Sequence[Program]) -> Prepared:
-    """Open the data that an export is quantized by, and check that they suit its programs.
+    """Open the data for calibration and for the loss, and check that they suit the programs.
 
     Raises:
         UsageError: they cannot be read, or suit none of the programs.

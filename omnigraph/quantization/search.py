@@ -1,4 +1,4 @@
-"""The precision of each layer: what is measured, on which Graph, and the plan that comes of it."""
+"""Chooses the precision of each layer: measures loss and time, and makes a plan."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from omnigraph.quantization.region_timing import RegionTimes, Timing, regions, t
 
 @dataclass(frozen=True)
 class Search:
-    """What the precision of each layer is chosen for.
+    """The task of choosing the precision of each layer.
 
     Args:
-        target: whose schemes there are to choose from.
-        precision: the one asked for, which says what a layer may become.
-        pipeline: the whole pipeline of the precision that carries it.
+        target: its schemes are the choices.
+        precision: the one that the user asked for; it limits what a layer may become.
+        pipeline: all passes, for the precision that carries this one.
         options: of quantization, with the loss to stay within and the speed gate.
         settings: options of the target.
     """
@@ -44,7 +44,7 @@ class Search:
 
     @property
     def schemes(self) -> dict[str, Scheme]:
-        """What a layer may become, the finest first."""
+        """The schemes that a layer may get, by precision, the finest first."""
         return {
             name: self.options.four_bits.apply(scheme)
             for name in PRECISIONS[self.precision].candidates
@@ -58,10 +58,10 @@ class Search:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a search found.
+    """The result of a search.
 
     Args:
-        facts: all that is known now, with the choice for each layer.
+        facts: all that is known after it, with the choice for each layer.
         manifest: the plan as JSON-ready fields.
     """
 
@@ -70,11 +70,11 @@ class Chosen:
 
 
 def choose_precisions(search: Search, calibrator: Calibrator, facts: QuantizationFacts) -> Chosen:
-    """Choose the precision of every layer, on one program; the others share its weights.
+    """Choose the precision of every layer, on one program; the others have the same weights.
 
     Args:
-        calibrator: of the program, whose Graph is as traced; it is not changed.
-        facts: what is known so far.
+        calibrator: of the program; its Graph is as traced, and is not changed.
+        facts: known so far.
 
     Raises:
         UsageError: there is nothing to measure the loss on, or the target does not run here.
@@ -98,7 +98,7 @@ class _Searcher:
         self._units = units_of(self._graph, lambda layer: is_chosen(layer, keep))
 
     def run(self, facts: QuantizationFacts) -> Chosen:
-        """Measure, and choose."""
+        """Measure and choose."""
         search, options = self._search, self._search.options
         # All candidates at once, so that the data are read once for all that is to be observed.
         for precision in search.schemes:
@@ -127,7 +127,7 @@ class _Searcher:
     def _quantized(
         self, names: Mapping[str, str], facts: QuantizationFacts
     ) -> tuple[Graph, QuantizationFacts]:
-        """The Graph quantized by choices, and all that is known then; nothing chosen stays."""
+        """The Graph quantized by choices, and all facts known then, without these choices."""
         chosen = replace(facts, choices=self._search.choices(names))
         copy, known = quantized_copy(self._graph, self._search.pipeline, self._calibrator, chosen)
         return copy, replace(known, choices=facts.choices)
@@ -136,7 +136,7 @@ class _Searcher:
         return {layer: precision for unit in self._units for layer in unit.layers}
 
     def _times(self, facts: QuantizationFacts) -> dict[int, RegionTimes]:
-        """The times of each unit's region, as a share of the region's by the unit's weights."""
+        """The times of each unit: its region's, in proportion to the unit's weights."""
         search = self._search
         if (reason := search.target.unrunnable()) is not None:
             raise UsageError(
@@ -144,7 +144,7 @@ class _Searcher:
                 f"{reason}",
                 hint="leave --speed-gate out, or export on the machine that it is for",
             )
-        # Smoothed, where that is done: weights have the names then that statistics know.
+        # With smoothing: it gives weights the names by which statistics are stored.
         smooth, facts = self._quantized(self._all(FLOAT), facts)
         found = regions(smooth)
         assert search.options.speed_gate is not None
@@ -163,5 +163,5 @@ class _Searcher:
             sizes = [linear.contraction * linear.channels for linear in region.linear_layers]
             for linear, size in zip(region.linear_layers, sizes, strict=True):
                 if (place := places.get(linear.layer)) is not None:
-                    times[place] = whole.share(size / sum(sizes))
+                    times[place] = whole.scaled(size / sum(sizes))
         return times

@@ -117,7 +117,7 @@ def test_a_bound_is_a_share_or_percents(text, share):
 
 @pytest.mark.parametrize("text", ["half", "-1%", "inf", "nan", ""])
 def test_what_is_no_bound(text):
-    with pytest.raises(UsageError, match="no share"):
+    with pytest.raises(UsageError, match="not a fraction"):
         checked_loss(text)
 
 

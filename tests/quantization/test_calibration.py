@@ -94,7 +94,7 @@ def test_second_moments_whatever_memory_there_is(budget: int):
 def test_what_cannot_be_calibrated_on():
     bad = sample(5, 0)
     bad["x"][1, 2, 3] = np.nan
-    with pytest.raises(UsageError, match=r"multiplies is NaN.*\n?.*found NaN"):
+    with pytest.raises(UsageError, match=r"The input of .* is NaN.*\n?.*found NaN"):
         calibrate(graph(), linear_layers(graph()), [sample(5, 1), bad])
     with pytest.raises(UsageError, match="no samples"):
         calibrate(graph(), linear_layers(graph()), [])

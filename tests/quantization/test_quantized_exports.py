@@ -211,7 +211,7 @@ def test_ranges_that_do_not_suit_are_refused_and_nothing_is_written(tmp_path: Pa
         ({"samples": 0}, "int8", "needs samples"),
         ({"group_size": 48}, "int4-weights", "16 or 32 or 64 or 128"),
         ({"keep": ("a",)}, "fp32", "nothing is quantized"),
-        ({"max_loss": -1.0}, "int8", "no share"),
+        ({"max_loss": -1.0}, "int8", "not a fraction"),
         ({"speed_gate": 0}, "int8", "tokens to time with"),
         ({"save": "x.npz"}, "int8-weights", "no statistics to save"),
         ({"calibration": [{"x": TOKENS}]}, "int8", "lack inputs of every program"),
@@ -227,6 +227,7 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path, asked, precision:
             out=tmp_path / "a.omni",
             **TINY,
         )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_precision_that_a_target_cannot_do():

@@ -1,8 +1,8 @@
 """Which nodes of a float32 Graph keep computing in fp32 when the rest becomes fp16 or bf16.
 
 A half type has too few digits, or too small a range, for sums of many terms, for exponentials and
-square roots, and for positions. `PrecisionPlan` finds the nodes that meet those; ConvertPrecision
-converts all others.
+square roots, and for positions. `PrecisionPlan` finds the nodes that compute these, and
+ConvertPrecision converts all others.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ import onnx_ir as ir
 
 from omnigraph.graph import OPSET
 
-#: Computed in the half type: products, summed in fp32 by every kernel, arithmetic that rounds once
-#: per element, and integers that are widened. An op named in none of these sets stays in fp32.
+#: Computed in the half type: matrix products, which every kernel sums in fp32; arithmetic that
+#: rounds once per element; dequantization. An op in none of these sets stays in fp32.
 NARROW = frozenset(
     "MatMul Gemm Einsum Conv ConvTranspose Attention RotaryEmbedding Add Sub Mul Div Neg Abs Sum "
     "Min Max Clip Relu LeakyRelu PRelu Gelu Swish HardSwish HardSigmoid Sigmoid Tanh Erf Elu Selu "
     "Celu Mish Softsign ThresholdedRelu Sign Ceil Floor Round Mod DequantizeLinear".split()
 )
-#: Moves elements and computes nothing: of the type of what it moves, or of who wants it.
+#: Moves elements and computes nothing: in the type of its input, or of its reader.
 MOVEMENT = frozenset(
     "Identity Transpose Reshape Flatten Squeeze Unsqueeze Concat Split Slice Gather GatherElements "
     "GatherND ScatterElements ScatterND TensorScatter Expand Tile Pad Where Trilu Dropout "
     "DepthToSpace SpaceToDepth ReverseSequence Compress".split()
 )
-#: Gives no float, and the same whatever float it is given. Q divides by its scale, in its type.
+#: Gives the same result, no float, for any float type. QuantizeLinear divides in its scale's type.
 INDIFFERENT = frozenset("Shape Size IsNaN IsInf NonZero ArgMax ArgMin QuantizeLinear".split())
-#: What follows one of these directly is part of the same norm, softmax or loss: the difference
-#: from a mean, the epsilon under a root, the quotient by a sum.
+#: The node after one of these is part of the same norm, softmax or loss: the difference from a
+#: mean, the epsilon under a root, the quotient by a sum.
 SCALES = frozenset(
     "ReduceMean ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceMax ReduceMin ReduceProd "
     "ReduceLogSum ReduceLogSumExp Pow Sqrt Reciprocal Exp Log CumSum".split()
 )
-#: Products, whose own sums are in fp32 whatever they are given.
+#: Matrix products: they sum in fp32 whatever the type of their inputs.
 _PRODUCTS = frozenset("MatMul Gemm Einsum Conv ConvTranspose Attention".split())
-#: Bounded whatever they are given, so that their results are no positions any more.
+#: Bounded for any input: their results are no positions any more.
 _BOUNDED = frozenset("Sin Cos Sigmoid Tanh Erf Attention Softmax".split())
 _SOURCES = frozenset("Range EyeLike".split())
-#: No mask's constant is larger than this; larger initializers are weights, and not read.
+#: No constant of a mask is larger. Larger initializers are weights, and are not read.
 _MOST_ELEMENTS = 1 << 16
 
 
@@ -54,7 +54,7 @@ class PrecisionPlan:
     such as the least float32.
 
     Args:
-        graph: the main graph of a Graph; nodes of subgraphs are not looked at.
+        graph: the main graph of a Graph; nodes of subgraphs are skipped.
         half: the half type.
         limit: its largest number.
         fp32_ops: further ops that stay in fp32.
@@ -78,7 +78,7 @@ class PrecisionPlan:
                 self.wide.add(node)
 
     def narrows(self, node: ir.Node) -> bool:
-        """Whether a node becomes one of the half type."""
+        """Whether a node becomes one that computes in the half type."""
         gives_float = any(v.dtype == ir.DataType.FLOAT for v in node.outputs)
         return gives_float and node not in self.wide and not indifferent(node)
 
@@ -114,7 +114,7 @@ class PrecisionPlan:
         return not any(p is not None and p.op_type in SCALES for p in producers)
 
     def _stays_wide(self, node: ir.Node) -> bool:
-        """Whether what a node moves is in fp32, and someone wants it so."""
+        """Whether a node moves fp32 values to a reader that computes in fp32."""
         if not exists_in(node, self._half):
             return True
         if node not in self._wide_sources:
@@ -139,7 +139,7 @@ class PrecisionPlan:
 
 
 def moves(node: ir.Node) -> bool:
-    """Whether a node only moves elements; a cast to float32 can give the half type as well."""
+    """Whether a node only moves elements, or is a Cast to float32, which can give the half type."""
     if node.domain != "":
         return False
     if node.op_type == "Cast":

@@ -1,4 +1,4 @@
-"""The products of a Graph with constant weights, and the tables it looks rows up in."""
+"""The linear layers of a Graph, and the tables of its embeddings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omnigraph.graph import MODULE_KEY, Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
 from omnigraph.passes.matching import input_at, made_by, nodes_of, standard, through
 
-#: What may stand between the tokens of the caller and the rows that are looked up.
+#: Ops that may stand between the caller's tokens and a lookup.
 _INDEX_MOVES = ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Identity", "Flatten")
 
 
@@ -21,13 +21,13 @@ class LinearLayer:
     """One MatMul or Gemm of an activation [..., K] with a constant weight of two axes.
 
     Args:
-        layer: the module it came from, by which precisions are chosen.
+        layer: the path of its module, by which precisions are chosen.
         node: the MatMul or Gemm; its input 0 is the activation.
-        activation: what is multiplied, float32 [..., K].
+        activation: float32 [..., K].
         weight: the initializer: [K, N] or [N, K].
         channel_axis: the axis of N, the output channels, in the initializer.
-        transpose: the Transpose between the initializer and the node, where there is one, as of a
-            table that embeddings and logits share.
+        transpose: the Transpose between the initializer and the node, if any: of a table that
+            embeddings and logits share, for example.
     """
 
     layer: str
@@ -56,7 +56,7 @@ class LinearLayer:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A constant table [V, C] whose rows are looked up by the caller's integers: an embedding.
+    """The constant table [V, C] of an embedding: the caller's integers look up its rows.
 
     Args:
         layer: the module of the first Gather.
@@ -70,13 +70,13 @@ class Table:
 
 
 def linear_layers(graph: Graph) -> list[LinearLayer]:
-    """Every product of float32 with a constant weight, in the order of the Graph."""
+    """Every float32 linear layer with a constant weight, in the order of the Graph."""
     found = (linear_layer_of(node) for node in nodes_of(graph, "MatMul", "Gemm"))
     return [linear for linear in found if linear is not None]
 
 
 def linear_layer_of(node: ir.Node) -> LinearLayer | None:
-    """A node as a Product, if it is one."""
+    """A node as a linear layer, or None."""
     if not standard(node, "MatMul", "Gemm"):
         return None
     parts = _parts(node)
@@ -84,7 +84,7 @@ def linear_layer_of(node: ir.Node) -> LinearLayer | None:
 
 
 def layer_of(node: ir.Node) -> str:
-    """The module that a node came from; its own name where it has none."""
+    """The path of a node's module; the node's own name where it has none."""
     return node.metadata_props.get(MODULE_KEY) or node.name or node.op_type
 
 
@@ -109,15 +109,15 @@ def _parts(node: ir.Node) -> tuple[ir.Value, ir.Value, int, ir.Node | None] | No
 
 
 def _is_plain(node: ir.Node) -> bool:
-    """Whether a Gemm is x W + b, but for the transpose of W."""
+    """Whether a Gemm is x W + b, with W possibly transposed."""
     get = node.attributes.get_float
     return get("alpha", 1.0) == 1.0 == get("beta", 1.0) and not node.attributes.get_int("transA", 0)
 
 
 def tables(graph: Graph) -> list[Table]:
-    """Every float32 table of two axes that the caller's integers choose rows of.
+    """Every float32 table of two axes whose rows the caller's integers look up.
 
-    Positions, which are computed, choose rows of tables that are not among these.
+    Tables that computed positions look up are not among them.
     """
     gathers: dict[ir.Value, list[ir.Node]] = {}
     for node in nodes_of(graph, "Gather"):
@@ -127,7 +127,7 @@ def tables(graph: Graph) -> list[Table]:
 
 
 def table_of(node: ir.Node) -> ir.Value | None:
-    """The table that a node looks rows up in by the caller's integers, or None."""
+    """The table whose rows a node looks up by the caller's integers, or None."""
     if not standard(node, "Gather"):
         return None
     table = node.inputs[0]
@@ -145,9 +145,9 @@ def _is_given(indices: ir.Value | None) -> bool:
 
 
 def bias_of(node: ir.Node) -> tuple[ir.Node, int] | None:
-    """The node and the place of its input where the constant bias [N] of a product is added.
+    """The node that adds the constant bias [N] of a linear layer, and which input the bias is.
 
-    That is the Gemm itself, or an Add that is all that reads a MatMul; None where there is none.
+    The node is the Gemm itself, or an Add that alone reads a MatMul; None where there is no bias.
     """
     if node.op_type == "Gemm":
         bias = input_at(node, 2)
@@ -164,12 +164,12 @@ def bias_of(node: ir.Node) -> tuple[ir.Node, int] | None:
 
 
 def is_chosen(layer: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a layer is named by one of these patterns of the shell, such as ``decoder.*``."""
+    """Whether a layer matches one of these shell patterns, such as ``decoder.*``."""
     return any(fnmatchcase(layer, pattern) for pattern in patterns)
 
 
 def by_activation(found: list[LinearLayer]) -> Iterator[tuple[ir.Value, list[LinearLayer]]]:
-    """Products grouped by what they multiply, in the order of the first of each group."""
+    """Linear layers grouped by activation, in the order of the first of each group."""
     groups: dict[ir.Value, list[LinearLayer]] = {}
     for linear in found:
         groups.setdefault(linear.activation, []).append(linear)

@@ -1,4 +1,4 @@
-"""How a target quantizes: which values, to which grid. Each target declares its own schemes."""
+"""How a target quantizes: which values, on which grid. Each target declares its own schemes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PER_CHANNEL = WeightGrid(ir.DataType.INT8)
 
 @dataclass(frozen=True)
 class ActivationGrid:
-    """How an activation is stored on its way into a product, one scale for all of it.
+    """How the activation of a linear layer is quantized, with one scale for all of it.
 
     Args:
         dtype: UINT8, INT8 or FLOAT8E4M3FN.
         symmetric: zero is the middle of the range.
-        dynamic: the range is taken at run time.
+        dynamic: the range is computed at run time.
     """
 
     dtype: ir.DataType
@@ -38,12 +38,12 @@ class Scheme:
 
     Args:
         weights: of linear layers, by output channel or by groups of terms.
-        activations: what linear layers multiply; None leaves them in float.
+        activations: of linear layers; None leaves them in float.
         tables: rows of embeddings, one scale a row; None leaves them in float.
-        least_terms: linear layers with fewer terms stay in float. Rounding is a large part of so
-            short a sum, and its time is in the memory traffic.
-        runtime_group: terms of an activation that the runtime quantizes together by itself, to 8
-            bits, which the Graph does not show; None where the runtime quantizes nothing.
+        least_terms: linear layers with fewer terms stay in float. The rounding error of so short a
+            sum is large, and memory traffic takes its time.
+        runtime_group: the group size with which the runtime itself quantizes activations to 8 bits,
+            which the Graph does not show; None where the runtime quantizes nothing.
     """
 
     weights: WeightGrid
@@ -67,16 +67,16 @@ class Scheme:
         return f"{kind}{self.activations.dtype.name.lower()} activations, {weights}"
 
 
-#: What a quantizing pass does where no target is asked: int8, by ranges from calibration.
+#: The scheme of a quantizing pass without a target: int8, by ranges from calibration.
 INT8 = Scheme(PER_CHANNEL, UNSIGNED)
 
 
 @dataclass(frozen=True)
 class FourBits:
-    """How weights of four bits are stored, where not as the target's scheme has it.
+    """How four-bit weights are stored, where they differ from the target's scheme.
 
     Args:
-        block: terms that share a scale; None is the scheme's.
+        block: terms for each scale; None is the scheme's.
         symmetric: without zero points; None is the scheme's.
     """
 
@@ -84,7 +84,7 @@ class FourBits:
     symmetric: bool | None = None
 
     def apply(self, scheme: Scheme) -> Scheme:
-        """The scheme with these instead."""
+        """A scheme of four bits with this group size and symmetry; other schemes unchanged."""
         grid = scheme.weights
         if grid.dtype.bitwidth > 4:
             return scheme

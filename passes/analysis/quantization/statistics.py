@@ -1,4 +1,4 @@
-"""What calibration saw of the activations that products multiply."""
+"""Statistics of the activations of linear layers, from calibration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Observation:
 
     Args:
         least, greatest: of all elements.
-        low, high: the range that is worth having codes for, as the method chose it.
+        low, high: the range to quantize, as the method chose it.
         rms: the root of the mean square.
         channels: float32 [K], the largest magnitude of each channel.
         means: float32 [K], the mean of each channel.
@@ -41,9 +41,9 @@ class Observation:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Observations by the name of the weight that multiplies what was observed.
+    """Observations of activations, by the name of the weight that each is multiplied with.
 
-    Weights keep their names in every program and on every target, so statistics carry across them.
+    Weights keep their names in all programs and on all targets, which so use the same statistics.
 
     Args:
         observations: by the weight's name.
@@ -59,7 +59,7 @@ class Statistics:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything here, in hexadecimal."""
+        """SHA-256 of all fields, in hexadecimal."""
         digest = hashlib.sha256(json.dumps([self.method, self.source, self.samples]).encode())
         for name in sorted(self.observations):
             seen = self.observations[name]
@@ -70,7 +70,7 @@ class Statistics:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a ``.npz`` file, which replaces what was there only when it is whole."""
+        """Write a ``.npz`` file; it replaces an older file only when it is complete."""
         arrays = {}
         for name, seen in self.observations.items():
             arrays[f"{name}/range"] = _scalars(seen)
@@ -97,8 +97,8 @@ class Statistics:
         """Read what `save` wrote.
 
         Raises:
-            UsageError: there is no such file, it is not of this kind, or its contents are not those
-                that were written.
+            UsageError: there is no such file, it holds no statistics, or its contents do not match
+                its digest.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -126,14 +126,14 @@ class Statistics:
 
     @staticmethod
     def is_saved(path: object) -> bool:
-        """Whether a path is of a file that `save` wrote, sound or not."""
+        """Whether a path is of a file that `save` wrote; it may be damaged."""
         if not isinstance(path, str | os.PathLike) or not zipfile.is_zipfile(path):
             return False
         with zipfile.ZipFile(path) as file:
             return "about.npy" in file.namelist()
 
     def joined(self, other: Statistics) -> Statistics:
-        """These, and those of ``other`` that are not among them."""
+        """These observations, and those of ``other`` for weights that these do not have."""
         return Statistics(
             {**other.observations, **self.observations}, self.method, self.source, self.samples
         )

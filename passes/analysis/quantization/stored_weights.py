@@ -15,23 +15,23 @@ class StoredWeight:
     """The initializers of a quantized weight.
 
     Args:
-        codes: integers, or float8, of two axes.
+        quantized: integers, or float8, of two axes.
         scales: float32, one for each index of an axis, or for each block.
-        zeros: zero points of the shape of ``scales``; None where they are all zero.
+        zeros: zero points, shaped like ``scales``; None where all are zero.
     """
 
-    codes: ir.Value
+    quantized: ir.Value
     scales: ir.Value
     zeros: ir.Value | None
 
     @property
     def values(self) -> list[ir.Value]:
-        """What DequantizeLinear reads."""
-        return [self.codes, self.scales, *([self.zeros] if self.zeros is not None else [])]
+        """The inputs of DequantizeLinear."""
+        return [self.quantized, self.scales, *([self.zeros] if self.zeros is not None else [])]
 
 
 def stored_before(graph: Graph, name: str) -> StoredWeight | None:
-    """What `store` registered by this name, or None."""
+    """The weight that `store` registered by this name, or None."""
     known = graph.graph.initializers
     if name not in known:
         return None
@@ -40,23 +40,23 @@ def stored_before(graph: Graph, name: str) -> StoredWeight | None:
 
 def store(
     graph: Graph,
-    codes: ir.TensorProtocol,
+    quantized: ir.TensorProtocol,
     scales: ir.TensorProtocol,
     zeros: ir.TensorProtocol | None,
 ) -> StoredWeight:
-    """Register a quantized weight by the name of its ``codes``."""
-    scales.name = f"{codes.name}_scale"
+    """Register a quantized weight by the name of its ``quantized`` tensor."""
+    scales.name = f"{quantized.name}_scale"
     if zeros is not None:
-        zeros.name = f"{codes.name}_zero_point"
+        zeros.name = f"{quantized.name}_zero_point"
     return StoredWeight(
-        initializer(graph, codes),
+        initializer(graph, quantized),
         initializer(graph, scales),
         None if zeros is None else initializer(graph, zeros),
     )
 
 
 def initializer(graph: Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    """A tensor as an initializer of its own name."""
+    """A tensor as an initializer of the same name."""
     value = ir.Value(
         name=tensor.name,
         shape=ir.Shape(tensor.shape),  # type: ignore[arg-type]
@@ -67,20 +67,20 @@ def initializer(graph: Graph, tensor: ir.TensorProtocol) -> ir.Value:
     return value
 
 
-def widened(
+def dequantized(
     before: Inserter, weight: StoredWeight, axis: int, block: int | None = None
 ) -> ir.Value:
     """The whole weight in float32: a new DequantizeLinear, with scales along ``axis``."""
     attributes = {"axis": axis, **({"block_size": block} if block else {})}
     wide = before.op("DequantizeLinear", *weight.values, **attributes)
-    wide.type, wide.shape = ir.TensorType(ir.DataType.FLOAT), weight.codes.shape
+    wide.type, wide.shape = ir.TensorType(ir.DataType.FLOAT), weight.quantized.shape
     return wide
 
 
 def look_up(gather: ir.Node, table: StoredWeight) -> None:
-    """Let a Gather of rows look up codes and scales, and widen only the rows that it looks up."""
+    """Let a Gather look up integer rows and their scales, and dequantize only those rows."""
     before, ids, old = Inserter(gather), gather.inputs[1], gather.outputs[0]
-    rows = before.op("Gather", table.codes, ids, axis=0)
+    rows = before.op("Gather", table.quantized, ids, axis=0)
     scales = before.op("Gather", table.scales, ids, axis=0)
     wide = before.op("Cast", rows, to=ir.DataType.FLOAT)
     wide = before.op("Mul", wide, before.op("Unsqueeze", scales, before.integers(-1)))

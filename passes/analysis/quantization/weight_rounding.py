@@ -1,7 +1,7 @@
 """Weights as integers with scales: the grids, rounding to the nearest, and with compensation.
 
-A grid is given by a scale for each output channel, or for each block of so many terms of the sum
-of each output channel. Everything here works on [K, N]: K terms, N output channels.
+A grid has a scale for each output channel, or for each block of terms of each output channel. All
+arrays here are [K, N]: K terms, N output channels.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-#: Shares of the largest magnitude that the search for the best clipping tries.
+#: Fractions of the largest magnitude that the search for the best clipping tries.
 _CLIPS = np.linspace(1.0, 0.7, 16, dtype=np.float32)
-#: Columns whose errors are carried on to the rest at a time (Frantar et al. 2022, section 3.3).
+#: Columns after which errors are carried on to the rest (Frantar et al. 2022, section 3.3).
 _LAZY_BATCH = 128
 #: The largest float8 of four exponent and three mantissa bits.
 _FLOAT8_MAX = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
@@ -26,7 +26,7 @@ class WeightGrid:
 
     Args:
         dtype: INT8, INT4 (symmetric), UINT4, UINT8 (with zero points) or FLOAT8E4M3FN.
-        block: terms of a sum that share a scale; None is all.
+        block: terms of a sum for each scale; None is all of them.
     """
 
     dtype: ir.DataType = ir.DataType.INT8
@@ -39,14 +39,14 @@ class WeightGrid:
 
     @property
     def is_integer(self) -> bool:
-        """Whether codes are integers: float8 is none."""
+        """Whether values are stored as integers, not as float8."""
         return not self.dtype.is_floating_point()
 
     @property
     def levels(self) -> tuple[int, int]:
-        """The least and the largest integer: symmetric types leave their least out.
+        """The least and the largest integer: int8 leaves -128 out, to be symmetric.
 
-        Four bits use all of [-8, 7]: one of fifteen levels is too much to give away.
+        Four bits use all of [-8, 7]: one of sixteen levels is too much to give away.
         """
         if self.dtype == ir.DataType.INT8:
             return -127, 127
@@ -60,22 +60,21 @@ class RoundedWeight:
     """A weight on its grid.
 
     Args:
-        codes: [K, N] of int8 or uint8 (four bits in the low half of nothing: one a byte), or of
-            float8.
+        quantized: [K, N] of int8 or uint8 (four bits too: one value a byte), or of float8.
         scales: float32 [N], or [blocks, N].
-        zeros: of the type of ``codes`` and the shape of ``scales``; None where symmetric.
+        zeros: in the type of ``quantized`` and the shape of ``scales``; None where symmetric.
         grid: the grid.
     """
 
-    codes: np.ndarray
+    quantized: np.ndarray
     scales: np.ndarray
     zeros: np.ndarray | None
     grid: WeightGrid
 
-    def widened(self) -> np.ndarray:
-        """What the runtime multiplies with: float32 [K, N]."""
-        terms = self.codes.shape[0]
-        wide = self.codes.astype(np.float32)
+    def dequantized(self) -> np.ndarray:
+        """The weight that the runtime computes with: float32 [K, N]."""
+        terms = self.quantized.shape[0]
+        wide = self.quantized.astype(np.float32)
         if self.zeros is not None:
             wide -= _over_terms(self.zeros.astype(np.float32), self.grid.block, terms)
         return wide * _over_terms(self.scales, self.grid.block, terms)
@@ -92,12 +91,12 @@ def fit_grid(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The scales (and zero points) of the grid of a weight [K, N].
 
-    With four bits the range is the one, out of some that clip the largest weights, whose rounding
-    has the least squared error.
+    With four bits, a search tries ranges that clip the largest weights, and takes the one with the
+    least squared error.
 
     Args:
-        importance: [K], what the squared error of each term counts for: the mean square of the
-            activation there. None is one for all.
+        importance: [K], the weight of each term's squared error: the mean square of its activation.
+            None is one for all.
     """
     blocks = _in_blocks(weight, grid.block)  # [B, block, N]
     least = np.minimum(blocks.min(axis=1), 0)
@@ -132,7 +131,7 @@ def fit_grid(
 def on_grid(
     weight: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, grid: WeightGrid
 ) -> np.ndarray:
-    """The nearest code of each weight [K, N]; halves go to even, as QuantizeLinear rounds."""
+    """Each weight [K, N] as the nearest quantized value; halves to even, as in QuantizeLinear."""
     terms = weight.shape[0]
     scaled = weight / _over_terms(scales, grid.block, terms)
     if grid.dtype == ir.DataType.FLOAT8E4M3FN:
@@ -140,21 +139,21 @@ def on_grid(
     np.rint(scaled, out=scaled)
     if zeros is not None:
         scaled += _over_terms(zeros.astype(np.float32), grid.block, terms)
-    return np.clip(scaled, *grid.levels).astype(_holder(grid))
+    return np.clip(scaled, *grid.levels).astype(_array_type(grid))
 
 
 def compensate(
     weight: np.ndarray, moments: np.ndarray, grid: WeightGrid, *, damping: float = 0.01
 ) -> RoundedWeight:
-    """Round weights term by term, each error made good by the terms that are still to be rounded.
+    """Round weights term by term; the terms not yet rounded compensate the error of each.
 
-    This is GPTQ (Frantar et al. 2022, algorithm 1), with terms in the order of the size of their
-    activations ("act order") where each channel has one scale. The scales are those that suit the
-    activations best (`fit_grid`); the least squared error of the *outputs* is what is looked for.
+    This is GPTQ (Frantar et al. 2022, algorithm 1), with the terms of the largest activations first
+    ("act order"). It minimizes the squared error of the *outputs*; `fit_grid` chooses the scales,
+    with the activations' mean squares as importance.
 
     Args:
         weight: float32 [K, N].
-        moments: the sum over samples of x xᵀ, [K, K], x being the activation.
+        moments: [K, K], the sum over samples of x xᵀ for activations x.
         damping: added to the diagonal, relative to its mean.
     """
     terms = weight.shape[0]
@@ -175,24 +174,24 @@ def compensate(
     hessian[np.diag_indices(terms)] += damping * np.diag(hessian).mean()
     upper = _inverse_factor(hessian)
     work = work[order]
-    codes = np.empty((terms, weight.shape[1]), _holder(grid))
+    quantized = np.empty((terms, weight.shape[1]), _array_type(grid))
     for start in range(0, terms, _LAZY_BATCH):
         stop = min(start + _LAZY_BATCH, terms)
         errors = np.empty((stop - start, weight.shape[1]), np.float32)
         for row in range(start, stop):
             scale = by_scale[row] if grid.block else by_scale
             zero = None if by_zero is None else (by_zero[row] if grid.block else by_zero)
-            code = np.rint(work[row] / scale) + (0 if zero is None else zero)
-            code = np.clip(code, *grid.levels)
-            codes[row] = code.astype(codes.dtype)
-            wide = (code - (0 if zero is None else zero)) * scale
+            rounded = np.rint(work[row] / scale) + (0 if zero is None else zero)
+            rounded = np.clip(rounded, *grid.levels)
+            quantized[row] = rounded.astype(quantized.dtype)
+            wide = (rounded - (0 if zero is None else zero)) * scale
             error = (work[row] - wide) / upper[row, row]
             work[row + 1 : stop] -= np.outer(upper[row, row + 1 : stop], error)
             errors[row - start] = error
         work[stop:] -= upper[start:stop, stop:].T @ errors
-    back = np.empty_like(codes)
-    back[order] = codes
-    return RoundedWeight(back, scales, zeros, grid)
+    in_order = np.empty_like(quantized)
+    in_order[order] = quantized
+    return RoundedWeight(in_order, scales, zeros, grid)
 
 
 def _inverse_factor(hessian: np.ndarray) -> np.ndarray:
@@ -214,19 +213,19 @@ def _affine(
         return _no_zero(scales), None
     scales = _no_zero((most - least) / (high - low))
     zeros = np.clip(np.rint(low - least / scales), low, high)
-    return scales, zeros.astype(_holder(grid))
+    return scales, zeros.astype(_array_type(grid))
 
 
 def _round_trip(
     blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, grid: WeightGrid
 ) -> np.ndarray:
-    codes = np.rint(blocks / scales[:, None])
+    rounded = np.rint(blocks / scales[:, None])
     shift = 0.0 if zeros is None else zeros[:, None].astype(np.float32)
-    return (np.clip(codes + shift, *grid.levels) - shift) * scales[:, None]
+    return (np.clip(rounded + shift, *grid.levels) - shift) * scales[:, None]
 
 
 def _in_blocks(weight: np.ndarray, block: int | None) -> np.ndarray:
-    """[K, N] as [blocks, block, N]; a last block that is not full is filled with zeros."""
+    """[K, N] as [blocks, block, N]; the last block is padded with zeros."""
     terms = weight.shape[0]
     size = block or terms
     if pad := -terms % size:
@@ -239,15 +238,15 @@ def _joined(per_block: np.ndarray, grid: WeightGrid) -> np.ndarray:
 
 
 def _over_terms(per_block: np.ndarray, block: int | None, terms: int) -> np.ndarray:
-    """Scales [N] or [blocks, N] as what multiplies [K, N]."""
+    """Scales [N] or [blocks, N] so that they broadcast to [K, N]."""
     return per_block if block is None else np.repeat(per_block, block, axis=0)[:terms]
 
 
 def _no_zero(scales: np.ndarray) -> np.ndarray:
-    """Scales of weights that are all zero are one."""
+    """Scales with one in place of zero, for weights that are all zero."""
     return np.where(scales > 0, scales, 1.0).astype(np.float32)
 
 
-def _holder(grid: WeightGrid) -> np.dtype:
-    """The numpy type that codes are computed in: four bits are one to a byte until written."""
+def _array_type(grid: WeightGrid) -> np.dtype:
+    """The numpy type of quantized values: until written, four bits take a byte each."""
     return np.dtype(np.uint8 if grid.has_zero_points else np.int8)

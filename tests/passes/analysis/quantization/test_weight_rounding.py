@@ -36,10 +36,10 @@ def weights(terms: int, channels: int, seed: int = 0) -> np.ndarray:
 
 
 def dequantized(rounded: RoundedWeight) -> np.ndarray:
-    """What ONNX's reference makes of the codes."""
+    """The weight as ONNX's reference dequantizes it."""
     grid = rounded.grid
     dtype = getattr(TensorProto, grid.dtype.name)
-    held = rounded.codes.astype(grid.dtype.numpy())
+    held = rounded.quantized.astype(grid.dtype.numpy())
     inputs = {"codes": (held, dtype), "scale": (rounded.scales, TensorProto.FLOAT)}
     if rounded.zeros is not None:
         inputs["zero"] = (rounded.zeros.astype(grid.dtype.numpy()), dtype)
@@ -58,25 +58,25 @@ def dequantized(rounded: RoundedWeight) -> np.ndarray:
 @pytest.mark.parametrize("grid", [INT8, FP8, *BLOCKED], ids=str)
 def test_what_is_widened_is_what_onnx_defines(grid: WeightGrid):
     rounded = round_weight(weights(64, 7), grid)
-    np.testing.assert_array_equal(rounded.widened(), dequantized(rounded))
+    np.testing.assert_array_equal(rounded.dequantized(), dequantized(rounded))
 
 
 @pytest.mark.parametrize("grid", [INT8, *BLOCKED], ids=str)
-def test_codes_are_within_their_type_and_rounded_to_the_nearest(grid: WeightGrid):
+def test_values_are_within_their_type_and_rounded_to_the_nearest(grid: WeightGrid):
     array = weights(70, 5)  # the last block is not full
     scales, zeros = fit_grid(array, grid)
     rounded = RoundedWeight(on_grid(array, scales, zeros, grid), scales, zeros, grid)
     low, high = grid.levels
-    assert low <= rounded.codes.min() and rounded.codes.max() <= high
+    assert low <= rounded.quantized.min() and rounded.quantized.max() <= high
     step = np.repeat(scales, grid.block, axis=0)[:70] if grid.block else scales
-    inside = (rounded.codes > low) & (rounded.codes < high)
-    wrong = np.abs(rounded.widened() - array)
+    inside = (rounded.quantized > low) & (rounded.quantized < high)
+    wrong = np.abs(rounded.dequantized() - array)
     assert (wrong <= step * 0.5 * (1 + 1e-5))[inside].all()
 
 
 def test_halves_go_to_the_even_code():
     array = np.array([[0.5], [1.5], [2.5], [-0.5], [127.0]], np.float32)
-    assert round_weight(array, INT8).codes[:, 0].tolist() == [0, 2, 2, 0, 127]
+    assert round_weight(array, INT8).quantized[:, 0].tolist() == [0, 2, 2, 0, 127]
 
 
 @pytest.mark.parametrize("grid", [INT8, FP8, *BLOCKED], ids=str)
@@ -85,7 +85,7 @@ def test_channels_that_are_zero_stay_zero(grid: WeightGrid):
     array[:, 1] = 0
     rounded = round_weight(array, grid)
     assert np.isfinite(rounded.scales).all() and (rounded.scales > 0).all()
-    assert not rounded.widened()[:, 1].any()
+    assert not rounded.dequantized()[:, 1].any()
 
 
 @pytest.mark.parametrize("grid", BLOCKED, ids=str)
@@ -106,8 +106,8 @@ def test_clipping_is_never_worse_than_the_whole_range(grid: WeightGrid, seed: in
         most, least = blocks.max(1), blocks.min(1)
         scales = np.where(-least >= most, -least / 8, np.maximum(most / 7, -least / 8))
         scales, zeros = scales.astype(np.float32), None
-    whole = RoundedWeight(on_grid(array, scales, zeros, grid), scales, zeros, grid).widened()
-    found = round_weight(array, grid).widened()
+    whole = RoundedWeight(on_grid(array, scales, zeros, grid), scales, zeros, grid).dequantized()
+    found = round_weight(array, grid).dequantized()
     assert np.square(found - array).sum() <= np.square(whole - array).sum() * (1 + 1e-5)
 
 
@@ -119,7 +119,7 @@ def test_what_is_important_is_rounded_better():
 
     def wrong(of: np.ndarray | None) -> float:
         scales, zeros = fit_grid(array, grid, of)
-        wide = RoundedWeight(on_grid(array, scales, zeros, grid), scales, zeros, grid).widened()
+        wide = RoundedWeight(on_grid(array, scales, zeros, grid), scales, zeros, grid).dequantized()
         return float((np.square(wide - array) * importance[:, None]).sum())
 
     assert wrong(importance) < wrong(None)
@@ -147,30 +147,33 @@ def test_outputs_are_closer_with_compensation(grid: WeightGrid):
     other = other[:, np.arange(96)] + 0.05 * np.random.default_rng(9).standard_normal(other.shape)
 
     def wrong(rounded: RoundedWeight) -> float:
-        return float(np.square(other @ (rounded.widened() - array)).mean())
+        return float(np.square(other @ (rounded.dequantized() - array)).mean())
 
     assert wrong(better) < 0.6 * wrong(plain)
     low, high = grid.levels
-    assert low <= better.codes.min() and better.codes.max() <= high
-    np.testing.assert_array_equal(better.widened(), dequantized(better))
+    assert low <= better.quantized.min() and better.quantized.max() <= high
+    np.testing.assert_array_equal(better.dequantized(), dequantized(better))
 
 
 def test_without_correlation_compensation_is_rounding_to_the_nearest():
     array = weights(32, 8)
     found = compensate(array, np.eye(32, dtype=np.float32), INT8, damping=0.0)
-    np.testing.assert_array_equal(found.codes, round_weight(array, INT8).codes)
+    np.testing.assert_array_equal(found.quantized, round_weight(array, INT8).quantized)
 
 
 def test_terms_that_were_never_seen_are_zero_and_do_no_harm():
     array, seen = weights(48, 6), activations(256, 48)
     seen[:, 7] = 0
     found = compensate(array, (seen.T @ seen).astype(np.float32), WeightGrid(ir.DataType.UINT4, 16))
-    assert np.isfinite(found.widened()).all()
-    assert not found.widened()[7].any()
-    assert np.square(seen @ (found.widened() - array)).mean() < 0.1 * np.square(seen @ array).mean()
+    assert np.isfinite(found.dequantized()).all()
+    assert not found.dequantized()[7].any()
+    assert (
+        np.square(seen @ (found.dequantized() - array)).mean()
+        < 0.1 * np.square(seen @ array).mean()
+    )
 
 
 def test_few_samples_are_enough_to_go_on():
     array, seen = weights(64, 6), activations(5, 64)  # the moments are singular
     found = compensate(array, (seen.T @ seen).astype(np.float32), INT8)
-    assert np.isfinite(found.widened()).all()
+    assert np.isfinite(found.dequantized()).all()
