@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     import openvino
 
 _WEIGHTS = "weights.bin"
+#: Names that OpenVINO makes up: a type, and a counter of the process.
+_COUNTED = re.compile(r"[A-Z][A-Za-z0-9]*_\d+")
 #: Constant inputs up to this size are shown to the frontend with their values: axes and shapes.
 _SMALL_BYTES = 1024
 
@@ -184,8 +186,10 @@ def _bound_and_name(model: openvino.Model, program: Lowered) -> None:
             model.add_parameters([parameter])
     model.reshape({spec.name: _partial_shape(spec, program.dims) for spec in program.inputs})
     model.set_friendly_name(program.name)
+    own = {node.name for node in program.graph.graph} | {spec.name for spec in program.inputs}
     for position, node in enumerate(model.get_ordered_ops()):
-        if node.get_friendly_name() == node.get_name():
+        name = node.get_friendly_name()
+        if name == node.get_name() or (name not in own and _COUNTED.fullmatch(name)):
             node.set_friendly_name(f"{node.get_type_name()}/{position}")
 
 
