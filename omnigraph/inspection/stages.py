@@ -14,9 +14,11 @@ from omnigraph.passes.base import Finding, Pass, run_passes
 from omnigraph.passes.pipeline import STAGES, Pipeline
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.registry import make_pass
+from omnigraph.precision import carrier_of
 
 if TYPE_CHECKING:
     from omnigraph.frontends.resolve import ModelSource
+    from omnigraph.lowering import Target
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,12 @@ class Subject:
             UsageError: there is no such target or pass.
             UnsupportedError: the target cannot do the precision.
         """
-        if self.target is None:
-            return common().edited(self.options.passes)
-        from omnigraph.lowering import find_target
-
-        target = find_target(self.target)
-        precision = self.options.precision or target.precisions[0]
+        target, options = self._target(), self.options
+        if target is None:
+            return common().edited(options.passes)
+        precision = carrier_of(options.precision or target.precisions[0])
         target.check_precision(precision)
-        return target.passes(precision, self.options.passes)
+        return target.passes(precision, options.passes, options.quantizing.four_bits)
 
     def source(self) -> ModelSource:
         """The model, with the programs and ranges of the options.
@@ -84,12 +84,19 @@ class Subject:
         from omnigraph.frontends.resolve import resolve
         from omnigraph.program_choice import choose_programs
 
-        options = self.options
+        target, options = self._target(), self.options
+        of_target = target.options if target is not None else ()
+        settings = {k: v for k, v in (options.settings or {}).items() if k not in of_target}
         source = resolve(
-            self.model, config=options.config, settings=options.settings, inputs=options.inputs
+            self.model, config=options.config, settings=settings, inputs=options.inputs
         )
         programs = choose_programs(source, options.programs, options.dynamic or {})
         return replace(source, programs=programs)
+
+    def _target(self) -> Target | None:
+        from omnigraph.lowering import find_target
+
+        return find_target(self.target) if self.target is not None else None
 
 
 def stages(subject: Subject, after: str) -> list[Stage]:

@@ -250,8 +250,8 @@ class BudgetSearch:
             if times is not None and shown is not None:
                 both = times.milliseconds[FLOAT], times.milliseconds[shown]
             elif times is not None:
-                slowest = min(v for k, v in times.milliseconds.items() if k != FLOAT)
-                both = times.milliseconds[FLOAT], slowest
+                fastest = min(v for k, v in times.milliseconds.items() if k != FLOAT)
+                both = times.milliseconds[FLOAT], fastest
             choices.append(
                 Choice(
                     unit.layers,

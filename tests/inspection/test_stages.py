@@ -13,6 +13,7 @@ from graph_checks import graph_from_text
 
 from omnigraph.cli.main import main
 from omnigraph.errors import UsageError
+from omnigraph.export_options import ExportOptions
 from omnigraph.inspection.stages import Subject, explain, stages
 from omnigraph.ledger.graph_text import graph_diff, graph_text
 
@@ -93,6 +94,12 @@ def test_the_graph_after_a_stage_of_the_pipeline(model: str):
     # Nothing is quantized in floats: a stage without passes changes nothing.
     (quantized,) = stages(subject, "quantized")
     assert quantized.before == quantized.after == kernels.before
+
+
+def test_options_of_the_target_and_auto_are_not_the_model_s(model: str):
+    options = ExportOptions(precision="auto", settings={"compute": "sm89"})
+    (stage,) = stages(Subject(model, "tensorrt", options), "kernels")
+    assert "float16[" in stage.after
 
 
 def test_explain_gives_a_reason_for_each_site_left_alone(model: str):
