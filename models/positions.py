@@ -76,7 +76,7 @@ class SinusoidalPositions(_Float32Constants):
 
 
 class RotaryPositions(_Float32Constants):
-    """The cosines and sines by which queries and keys are turned (Su et al. 2021, section 3.2)."""
+    """The cosines and sines by which queries and keys are rotated (Su et al. 2021, section 3.2)."""
 
     frequencies: Tensor
 

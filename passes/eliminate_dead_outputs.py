@@ -82,7 +82,7 @@ def _select_last(graph: Graph, value: ir.Value) -> None:
             f"Output {value.name!r} has no positions to choose the last of",
             expected="an output [batch, sequence, …]",
             found=str(value.shape),
-            hint="leave it out of the outputs whose last position is wanted",
+            hint="leave it out of --last",
         )
     end = ir.node("Identity", [value])
     graph.graph.append(end)

@@ -68,12 +68,12 @@ class StoreQuantizedWeights(SitePass):
             raise Miss("it has not one scale for each index of one of two axes")
         dtype = node.outputs[0].dtype or (zero.dtype if zero is not None else None)
         if dtype not in _TYPES:
-            raise Miss("its codes are not of eight bits")
+            raise Miss("its quantized values are not of eight bits")
         users = [user for user, _ in node.outputs[0].uses()]
         if node.outputs[0].is_graph_output() or not all(
             standard(user, "DequantizeLinear") and input_at(user, 1) is scale for user in users
         ):
-            raise Miss("its codes are read by something else")
+            raise Miss("its quantized values are read by something else")
         if any(user.outputs[0].is_graph_output() for user in users):
             raise Miss("the rounded weight is an output of the program")
         # An embedding stored its table by rows: the logits read that table, not a transposed copy.
@@ -85,7 +85,7 @@ class StoreQuantizedWeights(SitePass):
         graph.graph.remove(node, safe=True)
         if not weight.uses() and not weight.is_graph_output():
             graph.graph.initializers.pop(weight.name, None)
-        return f"{dtype.name.lower()} codes"
+        return f"{dtype.name.lower()} values"
 
     def _replace(
         self,

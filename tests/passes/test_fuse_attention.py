@@ -165,7 +165,7 @@ MISSES = {
         f"{QKV}, bool[T,S] c, float[T,S] a",
         f"{PRODUCT} n = Where(c, s, few) m = Add(n, a) {END}",
     ),
-    "shares are zeroed by a condition that is not the mask's": (
+    "attention weights are zeroed by a condition that is not the mask's": (
         f"{QKV}, bool[T,S] a",
         f"{PRODUCT} w = Softmax(s) g = Where(a, w, zero) y = MatMul(g, v)",
     ),

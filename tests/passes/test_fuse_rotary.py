@@ -207,7 +207,7 @@ MISSES = {
         (ANGLES, BESIDE, TABLES, NEIGHBOURS, TURN_PAIRS, SUM),  # halves, and neighbours turned
         (ANGLES, NEXT, TABLES, HALVES, TURN, SUM),
     ),
-    "what is turned is not the x that is multiplied with the cosines": (
+    "what is rotated is not the x that is multiplied with the cosines": (
         (ANGLES, BESIDE, TABLES, HALVES, TURN, "z = Exp(x)", SUM.replace("Mul(x", "Mul(z")),
         (ANGLES, BESIDE, TABLES, HALVES, "n = Neg(a)  t = Concat<axis=-1>(n, b)", SUM),
     ),

@@ -50,7 +50,7 @@ def check_terms(terms: list[Term], dtype: ir.DataType, zeroed: list[tuple[ir.Val
     for condition, shown in zeroed:
         matching = [t for t in terms if t.fill is not None and _same_condition(t, condition, shown)]
         if not matching:
-            raise Miss("shares are zeroed by a condition that is not the mask's")
+            raise Miss("attention weights are zeroed by a condition that is not the mask's")
         for term in matching:
             term.fill = -math.inf
     for term in terms:

@@ -112,9 +112,11 @@ class UnfusedAttention:
             return None, 0
         modes = {**scores.modes, **dict.fromkeys(weights.ungated, 3)}
         if len(found) > 1 or found[0] not in modes:
-            raise Miss("scores or shares are read elsewhere too", found[0].producer())
+            raise Miss("scores or attention weights are read elsewhere too", found[0].producer())
         if found[0].dtype != self.dtype:
-            raise Miss("scores or shares are read elsewhere in another precision", self.softmax)
+            raise Miss(
+                "scores or attention weights are read elsewhere in another precision", self.softmax
+            )
         return found[0], modes[found[0]]
 
     def _is_ours(self, value: ir.Value) -> bool:

@@ -50,7 +50,7 @@ def read_weights(softmax: ir.Node, scores: Scores) -> AttentionWeights:
         read.nodes.append(node)
         if standard(node, "MatMul"):
             if node.inputs[0] is not value:
-                raise Miss("the shares are the right factor of their product", node)
+                raise Miss("the attention weights are the right factor of their product", node)
             read.product = node
             return read
         if standard(node, "Where"):
@@ -60,7 +60,7 @@ def read_weights(softmax: ir.Node, scores: Scores) -> AttentionWeights:
         elif standard(node, "Reshape", "Squeeze", "Unsqueeze"):
             read.heads = split_heads(node) or read.heads
         elif standard(node, "Dropout") and _trains(node):
-            raise Miss("the shares are dropped at random", node)
+            raise Miss("the attention weights are dropped at random", node)
         value = node.outputs[0]
         if not read.gates:
             read.ungated = [*(() if standard(node, "Where") else read.ungated), value]
@@ -75,7 +75,7 @@ def _next(value: ir.Value, softmax: ir.Node) -> ir.Node:
         leading = [u for u in leading if _leads(u)]
     if len(leading) != 1:
         at = users[0] if users and not leading else softmax
-        raise Miss("the shares do not lead to one product with the values", at)
+        raise Miss("the attention weights do not lead to one product with the values", at)
     return leading[0]
 
 
@@ -97,7 +97,7 @@ def _read_where(
     other = node.inputs[1 if kept else 2]
     assert condition is not None
     if number(other) != 0.0:
-        raise Miss("some shares are replaced by what is not zero", node)
+        raise Miss("some attention weights are replaced by what is not zero", node)
     if _is_empty_row(condition, kept, value, softmax, scores, read.nodes):
         read.guarded = True
     else:
@@ -181,7 +181,7 @@ def _gate(node: ir.Node, weights: ir.Value) -> ir.Value:
     assert gate is not None
     axes = rank(gate)
     if axes is None or (axes and axis_size(gate, -1) != 1):
-        raise Miss("the shares are multiplied by what may differ from key to key", node)
+        raise Miss("the attention weights are multiplied by what may differ from key to key", node)
     if axes > (rank(weights) or 0):
-        raise Miss("the shares are multiplied by what has more axes", node)
+        raise Miss("the attention weights are multiplied by what has more axes", node)
     return gate

@@ -130,7 +130,7 @@ def _match_sum(node: ir.Node) -> Rotation:
             x = other.inputs[place]
             size = axis_size(x, -1)
             if x is None or size is None or not _are_halves(first, second, x, size, interleaved):
-                miss = Miss("what is turned is not the x that is multiplied with the cosines")
+                miss = Miss("what is rotated is not the x that is multiplied with the cosines")
                 continue
             cosines, sines = other.inputs[1 - place], product.inputs[1 - index]
             assert cosines is not None and sines is not None
@@ -190,9 +190,9 @@ def _match_halves(node: ir.Node) -> Rotation:
             head = _spanning(first, whole, rest)
             size = 2 * _count(one)
             if head is None or len(halves) > 3:
-                raise Miss("no value is the whole head that is turned")
+                raise Miss("no value is the whole head that is rotated")
             if not _are_parts(one, other, size, interleaved):
-                raise Miss("what is turned is not two halves of one head")
+                raise Miss("what is rotated is not two halves of one head")
             return Rotation(head, node, size, interleaved, cosines, sines, twice=False)
     raise Miss("the two halves are not a * cos - b * sin and b * cos + a * sin")
 
