@@ -24,7 +24,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
-ready: $(READY)
+ready: $(READY)  ## set up .venv, and nothing else
 	@$(TIDY)
 
 demo: ready  ## set up, export the reference model to every target, run it, show a table

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from omnigraph.driver import export
     from omnigraph.errors import OmniGraphError
-    from omnigraph.export_options import ExportOptions
+    from omnigraph.exporting.options import ExportOptions
     from omnigraph.inspection.inspect import inspect
     from omnigraph.program import Dim, Program, TensorSpec
     from omnigraph.quantization.options import Quantization
@@ -60,7 +60,7 @@ _HOME = {
     "export": "omnigraph.driver",
     "load": "omnigraph.runtimes",
     "inspect": "omnigraph.inspection.inspect",
-    "ExportOptions": "omnigraph.export_options",
+    "ExportOptions": "omnigraph.exporting.options",
     "Quantization": "omnigraph.quantization.options",
     "Program": "omnigraph.program",
     "TensorSpec": "omnigraph.program",

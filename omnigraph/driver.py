@@ -11,23 +11,23 @@ from typing import Any
 
 from omnigraph.artifact import check_replaceable, publish, seal, staging
 from omnigraph.contract.comparison import NumberCheck, check_artifact
-from omnigraph.contract.external_weights import release_memory
 from omnigraph.contract.graph_check import check_graph
 from omnigraph.export_job import TargetProduct, TracedProgram, traced_program
-from omnigraph.export_options import ExportOptions
-from omnigraph.export_plan import TargetJob, artifact_paths, model_settings, plan_jobs
-from omnigraph.export_report import ExportReport
+from omnigraph.exporting.lower_program import LoweredProgram, lower_program
+from omnigraph.exporting.options import ExportOptions
+from omnigraph.exporting.output_choice import OutputChoice
+from omnigraph.exporting.plan import TargetJob, artifact_paths, model_settings, plan_jobs
+from omnigraph.exporting.program_choice import choose_programs
+from omnigraph.exporting.report import ExportReport
+from omnigraph.external_weights import release_memory
 from omnigraph.frontends.resolve import ModelSource, resolve
 from omnigraph.graph import count_ops
-from omnigraph.head_variants.variants import Variants, make_variants, parse_variants
+from omnigraph.head_variants.variants import Variants, make_variants
 from omnigraph.ledger.attention import check_fused
-from omnigraph.lower_program import LoweredProgram, lower_program
 from omnigraph.lowering.emulation import run_lowered
 from omnigraph.manifest import build_manifest, golden_name, write_golden
-from omnigraph.output_choice import OutputChoice
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.program import Case, Program, contract_cases, fit_sizes
-from omnigraph.program_choice import choose_programs
 from omnigraph.progress import StepProgress, Steps
 from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.kv_cache import quantize_caches
@@ -147,7 +147,7 @@ class _Export:
         with self.steps.step(f"trace {names}"):
             traced = [self._trace(program) for program in source.programs]
         importance = self.options.importance
-        keeps = parse_variants(self.options.variants, importance)
+        keeps = self.options.heads
         if not keeps:
             return traced, None
         variants = make_variants(source.programs, traced, keeps, importance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -38,9 +38,15 @@ def option(default: Any, help: str, **about: Any) -> Any:
     return field(default=default, metadata={"option": Option(help, **about)})
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Names from a text that joins them by commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def names(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Names, of a sequence or joined by commas."""
+    parts = given.split(",") if isinstance(given, str) else given
+    return tuple(name.strip() for name in parts if name.strip())
+
+
+def set_field(options: object, name: str, value: object) -> None:
+    """Set a field of a frozen dataclass that is being made."""
+    object.__setattr__(options, name, value)
 
 
 def options_of(kind: type) -> Iterator[tuple[Field[Any], Option, str]]:

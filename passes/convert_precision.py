@@ -17,8 +17,9 @@ from omnigraph.passes.analysis.quantization.float_precision import (
     is_weight,
 )
 from omnigraph.passes.base import Pass
+from omnigraph.precision import FLOAT_TYPES
 
-_HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_HALVES = {FLOAT_TYPES[t.name]: t for t in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)}
 
 
 @dataclass(frozen=True)

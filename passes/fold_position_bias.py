@@ -31,9 +31,9 @@ from omnigraph.passes.analysis.position.table import fold_table, largest, table_
 from omnigraph.passes.analysis.position.toeplitz import is_spanned
 from omnigraph.passes.matching import input_at, nodes_of
 from omnigraph.passes.site_pass import Miss, SitePass
+from omnigraph.precision import FLOAT_TYPES
 
 _MASK = 3
-_PRECISIONS = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class FoldPositionBias(SitePass):
         Each layer's rounding has a variance of a third of ``(u * number)^2``. Over the layers they
         add like a random walk, and may take half the tolerance of the contract.
         """
-        precision = _PRECISIONS[dtype]
+        precision = FLOAT_TYPES[dtype.name]
         layers = sum(1 for _ in nodes_of(graph, "Attention"))
         tolerance = Tolerance.for_precision(
             precision, depth=rounding_depth(graph), contraction=longest_contraction(graph)

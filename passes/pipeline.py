@@ -48,7 +48,7 @@ class Pipeline:
             raise UsageError(
                 f"There is no stage {stage!r}",
                 expected=" or ".join(STAGES),
-                hint="`omnigraph passes` lists the passes, which can be named too",
+                hint="these are the stages of every pipeline, in order",
             )
         left_out = STAGES[STAGES.index(stage) + 1 :]
         return replace(self, **dict.fromkeys(left_out, ()))

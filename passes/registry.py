@@ -17,6 +17,9 @@ from omnigraph import passes
 from omnigraph.errors import UsageError
 from omnigraph.passes.base import Pass, pass_name
 
+#: The types of options that a text can set.
+_TEXTUAL = (bool, int, float, str, tuple)
+
 
 def installed_passes() -> dict[str, type[Pass]]:
     """Every pass of this package, by its name on the command line."""
@@ -97,8 +100,12 @@ def _options(kind: type[Pass], parts: Sequence[str]) -> dict[str, Any]:
 
 
 def describe_options(kind: type[Pass]) -> list[str]:
-    """The options of a pass, each with its default."""
-    return [f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(kind)]
+    """The options of a pass that a text can set, each with its default."""
+    return [
+        f.name if f.default is MISSING else f"{f.name}={f.default}"
+        for f in fields(kind)
+        if f.default in (MISSING, None) or isinstance(f.default, _TEXTUAL)
+    ]
 
 
 def _class(where: str, attribute: str) -> type[Pass] | None:
@@ -134,7 +141,7 @@ def _value(pass_: str, option: str, text: str, default: object) -> Any:
     if wrong:
         raise UsageError(
             f"Option {option!r} of pass {pass_!r} cannot be {text!r}",
-            expected=f"a value like {default!r}",
+            expected=f"a value like {default}",
             hint="`omnigraph passes` shows the defaults",
         )
     return value

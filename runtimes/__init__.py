@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from typing import TYPE_CHECKING
 
@@ -12,40 +13,32 @@ from omnigraph.errors import ContractError, DeviceError
 if TYPE_CHECKING:
     from omnigraph.runtimes.base import Session
 
-__all__ = ["load", "runtime_names"]
-
-_RUNTIMES = {
-    "onnx": "omnigraph.runtimes.onnx:OnnxSession",
-    "openvino": "omnigraph.runtimes.openvino:OpenVinoSession",
-    "tensorrt": "omnigraph.runtimes.tensorrt:TensorRtSession",
-}
-
-
-def runtime_names() -> tuple[str, ...]:
-    """The names of the targets that this installation knows how to run."""
-    return tuple(_RUNTIMES)
+__all__ = ["load", "session_class"]
 
 
 def session_class(target: str) -> type[Session]:
-    """The Session of a target, built in or registered under ``omnigraph.runtimes``.
+    """The Session of a target: ``SESSION`` of the module here that is called like the target.
+
+    Those of other packages are registered as entry points of the group ``omnigraph.runtimes``.
 
     Raises:
         DeviceError: no runtime of that name is installed.
     """
-    where = _RUNTIMES.get(target)
-    if where is None:
-        from importlib.metadata import entry_points
+    own = f"{__name__}.{target}"
+    exists = target.isidentifier() and importlib.util.find_spec(own) is not None
+    kind = getattr(importlib.import_module(own), "SESSION", None) if exists else None
+    if kind is not None:
+        return kind
+    from importlib.metadata import entry_points
 
-        found = {e.name: e for e in entry_points(group="omnigraph.runtimes")}
-        if target in found:
-            return found[target].load()
+    found = {e.name: e for e in entry_points(group="omnigraph.runtimes")}
+    if target not in found:
         raise DeviceError(
             f"No runtime is installed for target {target!r}",
-            expected=", ".join((*_RUNTIMES, *found)),
+            expected=", ".join(found) or "a package that registers one",
             hint="install the package that provides this target",
         )
-    module, name = where.split(":")
-    return getattr(importlib.import_module(module), name)
+    return found[target].load()
 
 
 def load(

@@ -134,3 +134,6 @@ def _onnxruntime():  # type: ignore[no-untyped-def]
             hint="pip install 'omnigraph[onnx]'",
         ) from error
     return onnxruntime
+
+
+SESSION = OnnxSession

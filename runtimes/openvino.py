@@ -227,3 +227,6 @@ def _openvino():  # type: ignore[no-untyped-def]
         if sys.modules.get("openvino_telemetry", sys) is None:
             del sys.modules["openvino_telemetry"]
     return openvino
+
+
+SESSION = OpenVinoSession

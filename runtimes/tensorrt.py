@@ -284,3 +284,6 @@ def _import_vendor(flavour: str, version: str) -> Any:
             hint=f"pip install a {flavour} of that version, or export again with this one",
         )
     return vendor
+
+
+SESSION = TensorRtSession

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import omnigraph
-from omnigraph import export_plan
 from omnigraph.artifact import Artifact
 from omnigraph.errors import ArtifactError, ContractError, OmniGraphError, UsageError
+from omnigraph.exporting import plan
 from omnigraph.graph import Graph
 from omnigraph.lowering.onnx.target import OnnxTarget
 from omnigraph.passes.base import Pass
@@ -181,9 +181,9 @@ class BrokenTarget(OnnxTarget):
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch):
-    find = export_plan.find_target
+    find = plan.find_target
     monkeypatch.setattr(
-        export_plan, "find_target", lambda name: BrokenTarget() if name == "broken" else find(name)
+        plan, "find_target", lambda name: BrokenTarget() if name == "broken" else find(name)
     )
 
 

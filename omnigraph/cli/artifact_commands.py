@@ -80,13 +80,15 @@ def _array(name: str, value: str, spec: Any) -> np.ndarray:
             ) from error
     try:
         numbers = json.loads(f"[{value}]")
-        array = np.array(numbers, dtype=spec.dtype if spec is not None else None)
+        array = np.array(numbers)
+        if spec is not None:
+            array = array.astype(spec.dtype, casting="unsafe" if array.size == 0 else "same_kind")
     except (ValueError, TypeError) as error:
         raise UsageError(
             f"Input {name!r} is neither a .npy file nor numbers",
             expected=f"{name}=FILE.npy or {name}=1,2,3",
             found=repr(value),
-            hint="nested lists are written as JSON: input_ids=[1,2],[3,4]",
+            hint="integers for an input of integers; nested lists as JSON: input_ids=[1,2],[3,4]",
         ) from error
     rank = len(spec.shape) if spec is not None else array.ndim
     return array.reshape((1,) * max(0, rank - array.ndim) + array.shape)

@@ -15,7 +15,7 @@ from omnigraph.cli.quantization_options import (
     quantization_of,
     report_quantization,
 )
-from omnigraph.export_options import ExportOptions
+from omnigraph.exporting.options import ExportOptions
 from omnigraph.option_field import add_options, given_options
 from omnigraph.report import progress_reporter, size_text, table
 
@@ -46,20 +46,23 @@ def add_export_command(commands: Any) -> None:
     add_quantization_options(export)
 
 
-def export_options(args: argparse.Namespace) -> ExportOptions:
+def export_options(args: argparse.Namespace, *, quantizes: bool) -> ExportOptions:
     """The options of an export from a command line.
+
+    Args:
+        quantizes: whether the command has the options of quantization.
 
     Raises:
         UsageError: an option has an invalid value.
     """
     given = given_options(args, ExportOptions)
-    if hasattr(args, "calibration"):
+    if quantizes:
         given["quantization"] = quantization_of(args)
     return ExportOptions(**given)
 
 
 def _export(args: argparse.Namespace) -> int:
-    options = export_options(args)
+    options = export_options(args, quantizes=True)
     with progress_reporter(args.model) as progress:
         reports = omnigraph.export(
             args.model, args.target, options, out=args.out, progress=progress

@@ -11,12 +11,9 @@ from omnigraph.cli.output import print_json
 from omnigraph.cli.parser import add_command
 from omnigraph.cli.quantization_options import add_quantization_options
 from omnigraph.errors import UsageError
-from omnigraph.export_options import ExportOptions
+from omnigraph.exporting.options import OF_MODEL, ExportOptions
 from omnigraph.option_field import add_options
 from omnigraph.report import table
-
-#: The options of an export that choose a model and its passes.
-_OF_MODEL = ("config", "settings", "precision", "programs", "dynamic", "passes")
 
 
 def add_model_commands(commands: Any) -> None:
@@ -67,7 +64,7 @@ def _model_options(command: argparse.ArgumentParser, *, target_required: bool = 
         metavar="T",
         help="whose passes to run" + ("" if target_required else "; default: those of all targets"),
     )
-    add_options(command, ExportOptions, only=_OF_MODEL.__contains__)
+    add_options(command, ExportOptions, only=OF_MODEL.__contains__)
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -79,7 +76,9 @@ def _inspect(args: argparse.Namespace) -> int:
         )
     if args.after:
         return _inspect_after(args)
-    fields = inspect(args.subject, target=args.target, options=export_options(args))
+    fields = inspect(
+        args.subject, target=args.target, options=export_options(args, quantizes=False)
+    )
     if args.kernels:
         from omnigraph.inspection.inspect import add_kernels
 
@@ -113,7 +112,7 @@ def _inspect_after(args: argparse.Namespace) -> int:
 def _subject(args: argparse.Namespace, model: str) -> Any:
     from omnigraph.inspection.stages import Subject
 
-    return Subject(model, args.target, export_options(args))
+    return Subject(model, args.target, export_options(args, quantizes=False))
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -141,7 +140,7 @@ def _bisect(args: argparse.Namespace) -> int:
     found = bisect(
         args.model,
         args.target,
-        export_options(args),
+        export_options(args, quantizes=True),
         until=args.until,
         progress=lambda stage: print(stage, file=sys.stderr, flush=True),
     )

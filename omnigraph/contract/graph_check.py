@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from omnigraph.contract.external_weights import external_weights, tensor_bytes
 from omnigraph.contract.tolerance import Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError, GraphError
+from omnigraph.external_weights import external_weights, tensor_bytes
 from omnigraph.graph import MODULE_KEY, OPSET, Graph, describe
 
 #: onnxruntime reads initializers of at least this size in place, without a copy.

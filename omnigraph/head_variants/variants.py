@@ -15,7 +15,6 @@ layer, it runs the next larger one. It returns the numbers of the whole program.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,30 +50,6 @@ from omnigraph.tracing.trace import reference_for
 
 #: The program of the gates that depend on no attention.
 GATES = "gates"
-
-
-def parse_variants(text: str | None, importance: str | None = None) -> tuple[int, ...]:
-    """The numbers of heads in ``heads=16,12,8``, the most first; none of None.
-
-    Raises:
-        UsageError: it is not of that form, or there is an importance of heads and no variant.
-    """
-    if text is None:
-        if importance is not None:
-            raise UsageError(
-                "The importance of heads is given, and no variant that would lose any",
-                hint="--variants heads=12,8 adds variants; without them, leave --importance out",
-            )
-        return ()
-    match = re.fullmatch(r"heads=(\d+(?:,\d+)*)", text.replace(" ", ""))
-    numbers = sorted({int(n) for n in match[1].split(",")}, reverse=True) if match else []
-    if not numbers or numbers[-1] < 1:
-        raise UsageError(
-            f"{text!r} is no set of variants",
-            expected="heads=N,N,… with numbers of heads of at least 1",
-            hint="--variants heads=12,8 adds variants with 12 and with 8 heads an attention",
-        )
-    return tuple(numbers)
 
 
 @dataclass

@@ -22,16 +22,16 @@ from omnigraph.contract.tolerance import Deviation, Tolerance, deviation, deviat
 from omnigraph.emitter import Emitter
 from omnigraph.errors import OmniGraphError
 from omnigraph.export_job import traced_program
-from omnigraph.export_options import ExportOptions
-from omnigraph.export_plan import TargetJob, model_settings, plan_jobs
+from omnigraph.exporting.lower_program import float_tolerance
+from omnigraph.exporting.options import OF_MODEL, ExportOptions
+from omnigraph.exporting.plan import TargetJob, model_settings, plan_jobs
+from omnigraph.exporting.program_choice import choose_programs
 from omnigraph.frontends.resolve import resolve
 from omnigraph.graph import Graph, describe
-from omnigraph.lower_program import float_tolerance
 from omnigraph.lowering import Lowered, Target
 from omnigraph.passes.base import Pass, PassRecord, run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts, QuantizingPass
 from omnigraph.program import Program, TensorSpec, contract_cases
-from omnigraph.program_choice import choose_programs
 from omnigraph.progress import Progress, silent
 from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.quantize import run_one
@@ -129,6 +129,7 @@ def bisect(
         OmniGraphError: the model cannot be traced, or the target cannot do the precision.
     """
     asked = ExportOptions.of(options, given)
+    asked.check_used((*OF_MODEL, "quantization", "calibration", "rtol"), "bisect")
     (job,) = plan_jobs([target], asked)
     if until is not None:
         job = replace(job, pipeline=job.pipeline.until(until))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnigraph.export_options import ExportOptions
+from omnigraph.exporting.options import ExportOptions
 from omnigraph.report import size_text, table
 
 if TYPE_CHECKING:

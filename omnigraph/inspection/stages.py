@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from omnigraph.errors import UsageError
-from omnigraph.export_options import ExportOptions
+from omnigraph.exporting.options import OF_MODEL, ExportOptions
 from omnigraph.inspection.graph_picture import picture
 from omnigraph.ledger.graph_text import graph_diff, graph_text
 from omnigraph.passes.base import Finding, Pass, run_passes
@@ -61,6 +61,10 @@ class Subject:
     target: str | None = None
     options: ExportOptions = field(default_factory=ExportOptions)
 
+    def __post_init__(self) -> None:
+        used = OF_MODEL if self.target is not None else set(OF_MODEL) - {"precision"}
+        self.options.check_used((*used, "quantization"), "Looking at a model")
+
     def pipeline(self) -> Pipeline:
         """The passes to run.
 
@@ -81,8 +85,8 @@ class Subject:
         Raises:
             UsageError: there is no such model, program or dimension.
         """
+        from omnigraph.exporting.program_choice import choose_programs
         from omnigraph.frontends.resolve import resolve
-        from omnigraph.program_choice import choose_programs
 
         target, options = self._target(), self.options
         of_target = target.options if target is not None else ()
@@ -126,7 +130,7 @@ def stages(subject: Subject, after: str) -> list[Stage]:
                 graph_text(graph),
                 after if after in ("trace", *STAGES) else records[-1].name,
                 tuple(finding for record in records for finding in record.findings),
-                picture(start, graph, records[-1].name) if len(records) == 1 else "",
+                picture(start, graph, after) if records else "",
             )
         )
     return found

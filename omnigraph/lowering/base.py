@@ -74,6 +74,8 @@ class Target(abc.ABC):
     schemes: ClassVar[Mapping[str, Scheme | None]]
     #: The Session that runs its artifacts, as ``package.module:Class``.
     session: ClassVar[str]
+    #: The type of floats around what is quantized: "fp32", "fp16" or "bf16".
+    floats_around: ClassVar[str] = "fp32"
     #: Its own options, name to description; given as ``--set name=value``.
     options: ClassVar[Mapping[str, str]] = {}
 
@@ -180,6 +182,8 @@ class Target(abc.ABC):
 
     def rounding(self, precision: str) -> str:
         """The coarsest type that floats are rounded to: "fp32", "fp16" or "bf16"."""
+        if self.schemes[precision] is not None:
+            return self.floats_around
         return PRECISIONS[precision].floats
 
     def check_precision(self, precision: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from omnigraph.errors import UsageError
-from omnigraph.option_field import names, option
+from omnigraph.option_field import names, option, set_field
 from omnigraph.precision import AUTO, QUANTIZED
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if self.max_loss is not None:
-            checked_loss(self.max_loss)
+            set_field(self, "max_loss", checked_loss(self.max_loss))
+        set_field(self, "keep", names(self.keep))
         self._check(
             self.method in METHODS,
             f"There is no calibration method {self.method!r}",

@@ -14,7 +14,7 @@ from omnigraph.ledger.precision import LayerPrecision, layer_precisions
 from omnigraph.passes.base import Observer, Pass, PassRecord, run_passes
 from omnigraph.passes.calibrated_pass import CalibratedPass, QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
-from omnigraph.precision import PRECISIONS
+from omnigraph.precision import PRECISIONS, QUANTIZED
 from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.noise import check_quantized, noise_of, quantized_tolerance
 from omnigraph.quantization.options import Quantization
@@ -167,9 +167,16 @@ def save_statistics(options: Quantization, facts: QuantizationFacts) -> None:
     if options.save is None:
         return
     if facts.statistics is None:
-        calibrated = " and ".join(p.name for p in PRECISIONS.values() if p.needs_calibration)
+        calibrated = " and ".join(n for n in QUANTIZED if PRECISIONS[n].needs_calibration)
         raise UsageError(
             "There are no statistics to save: this precision needs none",
             hint=f"{calibrated} are calibrated; leave --save-calibration out",
         )
-    facts.statistics.save(options.save)
+    try:
+        facts.statistics.save(options.save)
+    except OSError as error:
+        raise UsageError(
+            f"The statistics cannot be written to {options.save}",
+            found=str(error),
+            hint="give --save-calibration a path in a folder that exists",
+        ) from error

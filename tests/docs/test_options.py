@@ -10,6 +10,9 @@ from functools import cache
 import pytest
 from markdown_blocks import PAGES, ROOT, inline_code
 
+from omnigraph.lowering import targets
+from omnigraph.precision import AUTO
+
 COMMANDS = ("export", "run", "verify", "inspect", "explain", "bisect", "passes", "targets")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
@@ -50,3 +53,10 @@ def test_the_page_of_commands_names_every_option(command: str):
 def test_no_page_names_an_option_that_there_is_not(page: str):
     known = {"--help", "--text", "--seed", "--budget"}.union(*map(options, COMMANDS))
     assert named(page) - known == set()
+
+
+def test_the_table_of_the_readme_has_the_precisions_of_each_target():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, target in targets().items():
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", readme, re.MULTILINE)
+        assert row.split("|")[3].strip() == ", ".join((*target.precisions, AUTO))

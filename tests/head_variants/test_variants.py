@@ -15,8 +15,8 @@ import omnigraph
 from omnigraph.artifact import Artifact
 from omnigraph.cli.main import main
 from omnigraph.errors import ContractError, InputError, UsageError
+from omnigraph.head_variants.counts import parse_variants
 from omnigraph.head_variants.sites import HeadSite
-from omnigraph.head_variants.variants import parse_variants
 from omnigraph.models import OmniNet, OmniNetConfig
 from omnigraph.models.head_gate import HeadGate
 from omnigraph.models.programs import programs

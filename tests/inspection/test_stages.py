@@ -13,7 +13,7 @@ from graph_checks import graph_from_text
 
 from omnigraph.cli.main import main
 from omnigraph.errors import UsageError
-from omnigraph.export_options import ExportOptions
+from omnigraph.exporting.options import ExportOptions
 from omnigraph.inspection.stages import Subject, explain, stages
 from omnigraph.ledger.graph_text import graph_diff, graph_text
 

@@ -9,7 +9,7 @@ from typing import IO
 
 import onnx_ir as ir
 
-from omnigraph.contract.external_weights import external_weights, tensor_bytes
+from omnigraph.external_weights import external_weights, tensor_bytes
 from omnigraph.lowering.base import Lowered
 
 #: Smaller initializers stay in the graph's own file, where shape inference can read them.

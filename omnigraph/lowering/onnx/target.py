@@ -30,6 +30,7 @@ from omnigraph.passes.legalize_int8_weights import LegalizeInt8Weights
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.use_group_query_attention import CONTRIB_DOMAIN, UseGroupQueryAttention
+from omnigraph.precision import PRECISIONS
 
 #: The first onnxruntime that takes each opset.
 _SINCE = {23: "1.23", OPSET: "1.24"}
@@ -83,7 +84,7 @@ class OnnxTarget(Target):
             JoinAttentionHeads(MOST_QUERIES_JOINED),
             LegalizeInt8Weights(),
         )
-        narrow = (CompressWeights(),) if precision == "fp16" else ()
+        narrow = (CompressWeights(),) if PRECISIONS[precision].floats != "fp32" else ()
         return replace(common(), kernels=(*kernels, *narrow))
 
     def emit(

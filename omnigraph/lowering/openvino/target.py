@@ -34,6 +34,7 @@ from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
 from omnigraph.passes.legalize_unmasked_attention import LegalizeUnmaskedAttention
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.pipelines import common, tidy
+from omnigraph.precision import PRECISIONS
 from omnigraph.program import Dim, DimLike, TensorSpec, dim_terms
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class OpenVinoTarget(Target):
     purpose = "OpenVINO IR for Intel and other x86 CPUs, and Intel GPUs and NPUs"
     session = "omnigraph.runtimes.openvino:OpenVinoSession"
     schemes = SCHEMES
+    floats_around = "bf16"  # the type of its products; fp16 stores the weights alone
 
     def unusable(self) -> str | None:
         """Emitting needs OpenVINO's frontend."""
@@ -86,12 +88,8 @@ class OpenVinoTarget(Target):
             LegalizeExtremeReductions(),
             LegalizeRaggedBlocks(longer=True),
         )
-        narrow = (CompressWeights(),) if precision in ("fp16", "bf16") else ()
+        narrow = (CompressWeights(),) if PRECISIONS[precision].floats != "fp32" else ()
         return replace(common(blocks_as_products=True), kernels=(*legal, *tidy(), *narrow))
-
-    def rounding(self, precision: str) -> str:
-        """fp16 rounds weights only, bf16 all values; beside quantized layers floats are bf16."""
-        return precision if precision in ("fp32", "fp16") else "bf16"
 
     def emit(
         self,

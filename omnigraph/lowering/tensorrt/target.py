@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from omnigraph.contract.external_weights import release_memory
 from omnigraph.errors import UsageError
+from omnigraph.external_weights import release_memory
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.tensorrt.build import Flavour, build_engine, rtx_flavour
@@ -56,6 +56,7 @@ class TensorRtTarget(Target):
     purpose = "TensorRT engines for NVIDIA GPUs, built without one"
     session = "omnigraph.runtimes.tensorrt:TensorRtSession"
     schemes = SCHEMES
+    floats_around = "fp16"
     options: ClassVar[Mapping[str, str]] = {
         "compute": "compute capabilities of the GPUs to build for, such as sm89,sm120 "
         f"(default {','.join(_DEFAULT_COMPUTE)}); kernels are those of the oldest",
@@ -101,10 +102,6 @@ class TensorRtTarget(Target):
             EliminateDeadCode(),
         )
         return replace(common(), kernels=kernels)
-
-    def rounding(self, precision: str) -> str:
-        """The half type, which is fp16 beside quantized layers."""
-        return precision if precision in ("fp16", "bf16") else "fp16"
 
     def check_options(self, options: Mapping[str, str]) -> None:
         """Refuse an unknown option, and a compute capability that cannot be built for."""

@@ -13,8 +13,8 @@ import pytest
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.reference import Reference
 from omnigraph.errors import UsageError
+from omnigraph.exporting.output_choice import OutputChoice
 from omnigraph.lowering import Lowered, find_target
-from omnigraph.output_choice import OutputChoice
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.hoist_selections import HoistSelections
 from omnigraph.passes.pipelines import canonical

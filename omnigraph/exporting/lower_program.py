@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.export_job import TracedProgram
-from omnigraph.export_options import ExportOptions
-from omnigraph.export_plan import TargetJob
+from omnigraph.exporting.observers import observers
+from omnigraph.exporting.options import ExportOptions
+from omnigraph.exporting.plan import TargetJob
 from omnigraph.graph import Graph
 from omnigraph.ledger.attention import AttentionSite, attention_sites
 from omnigraph.ledger.precision import LayerPrecision, layer_precisions
 from omnigraph.lowering import Lowered
-from omnigraph.pass_observers import observers
 from omnigraph.passes.base import PassRecord, run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.pipeline import Pipeline

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnigraph.errors import UsageError
-from omnigraph.export_options import ExportOptions
+from omnigraph.exporting.options import ExportOptions
 from omnigraph.lowering import Target, find_target
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.precision import carrier_of

@@ -18,12 +18,17 @@ Place = Callable[[str, ir.TensorProtocol], tuple[str, int]]
 
 @contextlib.contextmanager
 def external_weights(graph: Graph, place: Place, *, least_bytes: int) -> Iterator[None]:
-    """Within the block, initializers of ``least_bytes`` or more are references to external data."""
+    """Within the block, initializers of ``least_bytes`` or more, and only those, are external."""
     kept: dict[str, ir.TensorProtocol] = {}
     try:
         for name, value in graph.graph.initializers.items():
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < least_bytes:
+            if tensor is None:
+                continue
+            if tensor.nbytes < least_bytes:
+                if isinstance(tensor, ir.ExternalTensor):  # of the file that the Graph came from
+                    kept[name] = tensor
+                    value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
                 continue
             location, offset = place(name, tensor)
             kept[name] = tensor

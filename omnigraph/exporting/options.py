@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from omnigraph.errors import UsageError
-from omnigraph.option_field import names, option
+from omnigraph.head_variants.counts import parse_variants
+from omnigraph.option_field import names, option, set_field
 from omnigraph.program import Dim
 from omnigraph.quantization.options import Quantization
 
+#: The options that choose a model, its programs and its passes.
+OF_MODEL = ("config", "settings", "inputs", "precision", "programs", "dynamic", "passes")
 #: The types of key/value caches, beside the model's own.
 CACHE_TYPES = ("int8",)
 
@@ -139,18 +142,39 @@ class ExportOptions:
     calibration: object | None = None
 
     def __post_init__(self) -> None:
+        for name in ("outputs", "last"):
+            set_field(self, name, names(getattr(self, name)))
+        set_field(self, "programs", names(self.programs or ()) or None)
+        parse_variants(self.variants, self.importance)
+        if not isinstance(self.passes, str):
+            set_field(self, "passes", ",".join(self.passes))
+        for dim, given in (self.dynamic or {}).items():
+            if not isinstance(given, Dim):
+                raise UsageError(
+                    f"The range of dimension {dim!r} is no Dim",
+                    expected="omnigraph.Dim(min, max)",
+                    found=repr(given),
+                    hint="both ends are included: omnigraph.Dim(1, 8)",
+                )
         if self.kv_cache is not None and self.kv_cache not in CACHE_TYPES:
             raise UsageError(
                 f"Key/value caches cannot be kept in {self.kv_cache!r}",
                 expected=" or ".join(CACHE_TYPES),
                 hint="leave --kv-cache out for the model's own type",
             )
-        if self.rtol is not None and not self.rtol > 0:
+        if self.rtol is not None and not (isinstance(self.rtol, float | int) and self.rtol > 0):
             raise UsageError(
-                "A tolerance must be above zero",
+                "A tolerance must be a number above zero",
                 expected="such as 0.001",
-                found=str(self.rtol),
+                found=repr(self.rtol),
                 hint="leave --rtol out for the one that follows from the precision",
+            )
+        own = self.quantization.calibration if self.quantization is not None else None
+        if self.calibration is not None and own is not None:
+            raise UsageError(
+                "Calibration data are given twice",
+                expected="calibration, or quantization with a calibration of its own",
+                hint="leave one of them out",
             )
 
     @classmethod
@@ -160,6 +184,13 @@ class ExportOptions:
         Raises:
             UsageError: there is no such option.
         """
+        if options is not None and not isinstance(options, cls):
+            raise UsageError(
+                "The options of an export are no ExportOptions",
+                expected="omnigraph.ExportOptions(…), or options by keyword",
+                found=type(options).__name__,
+                hint='omnigraph.export(model, target, precision="int8")',
+            )
         known = [found.name for found in fields(cls)]
         for name in given:
             if name not in known:
@@ -169,6 +200,29 @@ class ExportOptions:
                     hint="help(omnigraph.ExportOptions) explains each option",
                 )
         return replace(options or cls(), **given)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """How many heads an attention of each variant keeps, the most first."""
+        return parse_variants(self.variants, self.importance)
+
+    def check_used(self, used: Collection[str], by: str) -> None:
+        """Refuse options that a command does not use.
+
+        Args:
+            used: the fields that it uses.
+            by: the command, for a person.
+
+        Raises:
+            UsageError: another field is not at its default.
+        """
+        for found in fields(self):
+            if found.name not in used and getattr(self, found.name) != found.default:
+                raise UsageError(
+                    f"{by} does not use option {found.name!r}",
+                    expected=", ".join(used),
+                    hint="leave it out; it is an option of export",
+                )
 
     @property
     def quantizing(self) -> Quantization:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 from linear_graphs import layer
 
-from omnigraph.contract.external_weights import external_weights, tensor_bytes
+from omnigraph.external_weights import external_weights, tensor_bytes
 
 
 def test_weights_come_back_whatever_happens():
@@ -40,3 +42,15 @@ def test_the_bytes_of_a_tensor_are_not_copied():
     array = np.arange(1000, dtype=np.float32)
     view = np.frombuffer(tensor_bytes(ir.tensor(array)), np.uint8)
     assert view.ctypes.data == array.ctypes.data
+
+
+def test_small_weights_of_a_file_come_inside(tmp_path: Path):
+    ir.save(layer(), tmp_path / "model.onnx", external_data="model.data", size_threshold_bytes=0)
+    graph = ir.load(tmp_path / "model.onnx")
+    before = {name: v.const_value for name, v in graph.graph.initializers.items()}
+    assert all(isinstance(tensor, ir.ExternalTensor) for tensor in before.values())
+    with external_weights(graph, lambda *_: ("weights", 0), least_bytes=100):
+        kinds = {n: type(v.const_value) for n, v in graph.graph.initializers.items()}
+        assert kinds["b"] is ir.Tensor and kinds["w"] is ir.ExternalTensor
+        assert graph.graph.initializers["w"].const_value.location == "weights"
+    assert {n: v.const_value for n, v in graph.graph.initializers.items()} == before

@@ -1,0 +1,1 @@
+"""What an export is asked, how it is planned, and the passes of one program."""
