@@ -37,7 +37,7 @@ def count_ops(graph: Graph) -> Counter[str]:
 
 
 def inherit_provenance(graph: Graph) -> None:
-    """Give each node without a module that of a node that reads it, or that it reads."""
+    """Give a node without a module the module of a reader, or else of an input."""
     nodes = list(ir.traversal.RecursiveGraphIterator(graph.graph))
     for order in (reversed(nodes), nodes):
         for node in order:

@@ -18,8 +18,8 @@ class FoldWeightTransposes(Pass):
     before:  MatMul(x, Transpose(weight))
     after:   MatMul(x, weight_T)            weight_T is computed when it is written, not now
 
-    Needs: nothing. Leaves alone: a weight with another reader (a tied embedding, whose rows are
-    looked up, must stay as it is), and a transposed value that is a graph output.
+    Needs: nothing. Leaves alone: weights with another reader, such as tied embeddings; transposed
+    values that are graph outputs.
     """
 
     def apply(self, graph: Graph) -> bool:

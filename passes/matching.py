@@ -111,7 +111,7 @@ def replace_output(old: ir.Value, new: ir.Value) -> None:
 
 
 def remove_unused(node: ir.Node) -> None:
-    """Remove a node if nothing reads it, and the nodes before it that only it read."""
+    """Remove a node that nothing reads. Then do the same for the nodes that made its inputs."""
     waiting = [node]
     while waiting:
         last = waiting.pop()

@@ -92,9 +92,9 @@ def _source_line(stack: str) -> str:
 def name_axes(graph: Graph) -> tuple[dict[str, dict[int, str]], dict[str, str]]:
     """Names for the dimensions of a file's inputs that are no numbers.
 
-    The file's own names are kept, but for those that are spellings of ours (``batch_size`` is
-    ``batch``), and for the two axes of token ids, which are ``batch`` and ``sequence``. A dimension
-    without a usable name is called by its input and axis.
+    Keeps the file's names. Renames spellings of ours (``batch_size`` is ``batch``), and the two
+    axes of token ids: ``batch`` and ``sequence``. A dimension without a usable name is called by
+    its input and axis.
 
     Returns:
         For each input, axis to name; and the file's names to ours, where they differ.

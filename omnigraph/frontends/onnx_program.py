@@ -141,7 +141,7 @@ def _tables(value: ir.Value) -> Iterator[int]:
 
 
 def _with_state(program: Program) -> Program:
-    """The program with each past and the present that follows it, where it is a decoder's step."""
+    """The program with its pairs of past and present, if it is a step of a decoder."""
     state = state_of((spec.name for spec in program.inputs), program.outputs)
     if not state:
         return program

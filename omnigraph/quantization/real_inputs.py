@@ -66,7 +66,7 @@ def _shown(sample: Feeds, tokens: TensorSpec, program: Program) -> np.ndarray:
 
 
 def _with_given(program: Program, programs: Sequence[Program]) -> Program:
-    """A program whose input sets have the outputs of others (an encoder, say) that it takes."""
+    """A program that takes outputs of others, such as an encoder's: its input sets hold them."""
     takes = {spec.name for spec in program.inputs}
     others = [p for p in programs if p is not program and takes.intersection(p.outputs)]
     if not others:

@@ -40,8 +40,8 @@ class SpecializationWatch:
     """Notes after which module a dimension became a number, or lost sizes that were declared.
 
     torch.export records each branch on a size as a bound of its symbol. Upper bounds are noted,
-    since no example is as large as a dimension may be. Lower bounds are not: those it sets for its
-    own reasons too (no size is 0 or 1), and the smallest sizes are always among those compared.
+    since no example is as large as a dimension may be. Lower bounds are ignored: torch sets some
+    itself (no size is 0 or 1), and the smallest sizes are always compared.
     """
 
     def __init__(self, entry: Any, program: Program) -> None:

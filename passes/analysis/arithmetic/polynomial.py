@@ -30,7 +30,7 @@ def arithmetic(node: ir.Node | None) -> bool:
 
 
 def operands(value: ir.Value) -> list[ir.Value]:
-    """A value and those that arithmetic makes it of, nearest first, constants left out."""
+    """A value and those that it is computed from by arithmetic, nearest first. No constants."""
     found = [value]
     for one in found:
         node = made_by(one, *_ARITHMETIC) if len(found) < _MOST_NODES else None

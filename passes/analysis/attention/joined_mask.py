@@ -65,7 +65,7 @@ def check_terms(terms: list[Term], dtype: ir.DataType, zeroed: list[tuple[ir.Val
 
 
 def plain_dtype(value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
-    """A value of a dtype, or the value of that dtype that it was cast from; else None."""
+    """The value if it has the dtype; else the source of its casts, if that has it; else None."""
     while value.dtype != dtype:
         node = made_by(value, "Cast", "CastLike")
         if node is None or node.inputs[0] is None:

@@ -31,7 +31,7 @@ _CARRIES = ("Add", "Unsqueeze", "Cast", "Expand", "Identity")
 
 @dataclass(frozen=True)
 class PositionBias:
-    """A float value in a mask that depends on no data, and the node that reads it there.
+    """A float value in a mask, independent of data, and its reader.
 
     Args:
         value: [.., H or 1, T, S].
