@@ -110,20 +110,24 @@ def _data(**others: object) -> dict[str, Any]:
     return {"data": others}
 
 
+#: The sizes of the models of Hugging Face.
+_SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 96,
+    "initializer_range": 0.2,
+}
+
+
 def _bert(folder: Path) -> str:
     import torch
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=61,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=96,
-        initializer_range=0.2,
-    )
+    config = transformers.BertConfig(**_SMALL)
     transformers.BertModel(config).eval().save_pretrained(folder / "bert")
     return str(folder / "bert")
 
@@ -133,16 +137,7 @@ def _llama(folder: Path) -> str:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=61,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=96,
-        initializer_range=0.2,
-    )
+    config = transformers.LlamaConfig(num_key_value_heads=2, **_SMALL)
     transformers.LlamaForCausalLM(config).eval().save_pretrained(folder / "llama")
     return str(folder / "llama")
 
