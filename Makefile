@@ -13,7 +13,7 @@ BUILD  := $(BIN)/python -m build --quiet --no-isolation
 TIDY   := rm -rf *.egg-info
 
 .DEFAULT_GOAL := help
-.PHONY: help ready demo demo-all test test-all lint bench dist clean
+.PHONY: help ready demo demo-all test test-all lint bench bench-quick dist clean
 
 help:  ## show the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,11 @@ bench: ready  ## every figure of the README
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@$(TIDY)
 	$(BIN)/python -m benchmarks.all
+
+bench-quick: ready  ## integers beside floats and beside the vendors' own, in 3 minutes
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@$(TIDY)
+	$(BIN)/python -m benchmarks.quick
 
 dist: ready  ## wheel and sdist, in dist/
 	rm -rf dist

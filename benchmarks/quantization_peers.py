@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -51,6 +52,7 @@ def nncf_models(
     import nncf
     import openvino
 
+    nncf.set_log_level(logging.ERROR)
     data, core, made = list(samples), openvino.Core(), {}
     for kind in kinds:
         model = core.read_model(plain)
