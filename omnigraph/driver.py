@@ -208,7 +208,7 @@ class _Export:
             emission,
             {done.program.name: done.records for done in lowered},
             ops,
-            {done.program.name: done.tolerance for done in lowered},
+            {done.program.name: done.bounds for done in lowered},
             {done.program.name: done.ledger for done in lowered},
             {done.program.name: done.layers for done in lowered},
             self._quantization(lowered, facts, budget) if job.quantizes else {},
@@ -271,8 +271,9 @@ class _Export:
             return check_artifact(
                 directory,
                 {item.name: item.references for item in traced},
-                product.tolerances,
+                product.bounds,
                 job.target.run_emitted if product.emission.executes_here else run_lowered,
+                job.target.run_unrounded,
             )
 
     def publish(self, staged: _Staged, checks: Sequence[NumberCheck]) -> ExportReport:

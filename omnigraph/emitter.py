@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omnigraph.artifact import Artifact, seal
-from omnigraph.contract.comparison import Run
+from omnigraph.contract.comparison import Bounds, Run
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.export_job import TargetProduct, TracedProgram
@@ -16,6 +16,8 @@ from omnigraph.manifest import build_manifest, golden_name, write_golden
 
 if TYPE_CHECKING:
     from omnigraph.runtimes.base import Session
+
+_NONE = Tolerance(0.0, 0.0)
 
 
 class Emitter:
@@ -50,7 +52,7 @@ class Emitter:
             emission,
             {lowered.name: []},
             {lowered.name: {}},
-            {lowered.name: Tolerance(0.0, 0.0)},
+            {lowered.name: Bounds(_NONE, _NONE)},
         )
         traced = TracedProgram(
             lowered.name,

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from omnigraph.contract.comparison import Bounds
 from omnigraph.contract.graph_check import (
     longest_contraction,
     rounded_activations,
     rounding_depth,
 )
 from omnigraph.contract.reference import Reference
-from omnigraph.contract.tolerance import Tolerance
 from omnigraph.graph import Graph
 from omnigraph.ledger.attention import AttentionSite
 from omnigraph.ledger.precision import LayerPrecision
@@ -88,7 +88,7 @@ class TargetProduct:
     emission: Emission
     records: dict[str, list[PassRecord]]
     ops: dict[str, dict[str, int]]
-    tolerances: dict[str, Tolerance]
+    bounds: dict[str, Bounds]
     ledger: dict[str, list[AttentionSite]] = field(default_factory=dict)
     layers: dict[str, list[LayerPrecision]] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)

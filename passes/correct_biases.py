@@ -23,6 +23,8 @@ from omnigraph.passes.site_pass import Miss
 
 #: Metadata of a bias that was corrected, so that a second run leaves it alone.
 _CORRECTED = "omnigraph.bias_corrected"
+#: What is added to the name of a corrected bias.
+CORRECTED_SUFFIX = "_corrected"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class CorrectBiases(QuantizingPass):
         old = reader.inputs[place]
         assert old is not None and old.const_value is not None and old.name is not None
         bias = old.const_value.numpy() + shift.astype(np.float32)
-        name = f"{old.name}_corrected"
+        name = f"{old.name}{CORRECTED_SUFFIX}"
         while name in graph.graph.initializers:
             name += "_"
         value = ir.Value(

@@ -248,6 +248,8 @@ VENDOR_FILES = {
     "omnigraph.lowering.openvino.target": {"openvino"},
     "omnigraph.lowering.openvino.attention": {"openvino"},
     "omnigraph.lowering.openvino.ir": {"openvino"},
+    "omnigraph.lowering.openvino.package": {"openvino"},
+    "omnigraph.lowering.openvino.unrounded": {"openvino"},
     "omnigraph.lowering.tensorrt.target": {"tensorrt", "tensorrt_rtx"},
     "omnigraph.lowering.tensorrt.build": {"tensorrt", "tensorrt_rtx"},
     "omnigraph.runtimes.onnx": {"onnxruntime"},

@@ -12,11 +12,39 @@ import numpy as np
 
 from omnigraph.artifact import Artifact
 from omnigraph.contract.reference import Reference
-from omnigraph.contract.tolerance import Deviation, Tolerance, deviations, output_scales
+from omnigraph.contract.tolerance import (
+    Deviation,
+    Noise,
+    Tolerance,
+    deviations,
+    noises,
+    output_scales,
+)
 from omnigraph.errors import ContractError
 
+Outputs = Mapping[str, np.ndarray]
 #: A function that runs a program: feeds to outputs, both by name.
-Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+Run = Callable[[Mapping[str, np.ndarray]], Outputs]
+#: Opens a program of an artifact, and gives the function that runs it.
+Open = Callable[[Artifact, str], AbstractContextManager[Run]]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far the outputs of one program's artifact may be.
+
+    Args:
+        exact: without the rounding of activations, from ``outputs``.
+        outputs: of the Graph that was emitted, without the rounding of activations, for each input
+            set; None where nothing rounds, so that torch's own outputs are as near.
+        noise: by output, of the rounding that the target's runtime does, from ``outputs``.
+        total: as it is shipped, from torch.
+    """
+
+    exact: Tolerance
+    total: Tolerance
+    outputs: Sequence[Outputs] | None = None
+    noise: Mapping[str, Noise] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,51 +72,107 @@ class NumberCheck:
 def check_artifact(
     directory: Path,
     references: Mapping[str, Sequence[Reference]],
-    tolerances: Mapping[str, Tolerance],
-    run_program: Callable[[Artifact, str], AbstractContextManager[Run]],
+    bounds: Mapping[str, Bounds],
+    run_program: Open,
+    run_unrounded: Open,
 ) -> list[NumberCheck]:
-    """Compare every output of every program with torch, over every input set.
+    """Compare every output of every program with the Graph that was emitted, and with torch.
 
     Args:
         directory: a sealed artifact.
-        run_program: opens a program of the artifact, and gives the function that runs it: in the
-            target's runtime, or, where that is not here, the lowered Graph in onnxruntime.
+        run_program: opens a program in the target's runtime, or, where that is not here, its
+            lowered Graph in onnxruntime.
+        run_unrounded: opens a program so that it rounds no activation.
 
     Raises:
-        ContractError: an output is beyond the tolerance; the message names program, output, input
+        ContractError: an output is beyond its bounds; the message names program, output, input
             set, error and tolerance.
     """
     artifact = Artifact(directory, check_hashes=False)
     checks: list[NumberCheck] = []
     for program, sets in references.items():
+        bound = bounds[program]
+        if bound.outputs is not None:
+            with run_unrounded(artifact, program) as run:
+                _check_unrounded(program, run, sets, bound)
         # One program at a time, so that no two are in memory.
         with run_program(artifact, program) as run:
-            checks += _check_program(program, run, sets, tolerances[program])
+            checks += _check_program(program, run, sets, bound)
     return checks
 
 
+def _check_unrounded(program: str, run: Run, sets: Sequence[Reference], bound: Bounds) -> None:
+    """Compare the files of an artifact with the Graph that they were made of."""
+    assert bound.outputs is not None
+    scales = output_scales(bound.outputs)
+    for reference, expected in zip(sets, bound.outputs, strict=True):
+        for output, found in deviations(run(reference.feeds), expected, scales).items():
+            if not found.within(bound.exact):
+                raise ContractError(
+                    f"Output {output!r} of program {program!r} is not that of the Graph that was "
+                    f"compiled, on input set {reference.case.name!r} {dict(reference.case.sizes)}, "
+                    "though neither rounds activations; no artifact was written",
+                    expected=_within(bound.exact),
+                    found=f"{found.rms:.2e} rms and {found.peak:.2e} peak",
+                    hint="the compiler or its runtime is at fault: `omnigraph bisect MODEL "
+                    "--target T` names the node",
+                )
+
+
+def _within(tolerance: Tolerance) -> str:
+    return (
+        f"an error within {tolerance.rms:.2e} rms and {tolerance.peak:.2e} peak, relative to the "
+        "output's rms"
+    )
+
+
 def _check_program(
-    program: str, run: Run, sets: Sequence[Reference], tolerance: Tolerance
+    program: str, run: Run, sets: Sequence[Reference], bound: Bounds
 ) -> list[NumberCheck]:
     worst: dict[str, NumberCheck] = {}
     scales = output_scales([reference.outputs for reference in sets])
+    found_sets: list[Outputs] = []
     for reference in sets:
-        found = deviations(run(reference.feeds), reference.outputs, scales)
-        for output, deviation in found.items():
-            if not deviation.within(tolerance):
-                raise ContractError(
-                    f"Output {output!r} of program {program!r} is too far from the torch model on "
-                    f"input set {reference.case.name!r} {dict(reference.case.sizes)}; no artifact "
-                    "was written",
-                    expected=f"an error within {tolerance.rms:.2e} rms and {tolerance.peak:.2e} "
-                    "peak, relative to the output's rms",
-                    found=f"{deviation.rms:.2e} rms and {deviation.peak:.2e} peak",
-                    hint="`omnigraph bisect MODEL --target T` names the pass and the node after "
-                    "which the numbers differ; a wider --precision may keep the contract",
-                )
+        outputs = run(reference.feeds)
+        found_sets.append(outputs)
+        for output, deviation in deviations(outputs, reference.outputs, scales).items():
+            if not deviation.within(bound.total):
+                raise _too_far(program, output, reference, deviation, bound.total)
             before = worst.get(output)
             if before is None or deviation.rms > before.deviation.rms:
                 worst[output] = NumberCheck(
-                    program, output, reference.case.name, deviation, tolerance
+                    program, output, reference.case.name, deviation, bound.total
                 )
+    if bound.outputs is not None:
+        _check_noise(program, found_sets, bound)
     return list(worst.values())
+
+
+def _too_far(
+    program: str, output: str, reference: Reference, found: Deviation, tolerance: Tolerance
+) -> ContractError:
+    return ContractError(
+        f"Output {output!r} of program {program!r} is too far from the torch model on input set "
+        f"{reference.case.name!r} {dict(reference.case.sizes)}; no artifact was written",
+        expected=_within(tolerance),
+        found=f"{found.rms:.2e} rms and {found.peak:.2e} peak",
+        hint="`omnigraph bisect MODEL --target T` names the pass and the node after which the "
+        "numbers differ; a wider --precision may keep the contract",
+    )
+
+
+def _check_noise(program: str, found: Sequence[Outputs], bound: Bounds) -> None:
+    """Compare what the runtime rounds with what its rounding explains."""
+    assert bound.outputs is not None and bound.noise is not None
+    for output, noise in noises(found, bound.outputs).items():
+        if not bound.noise[output].explains(noise, bound.exact):
+            limit = bound.noise[output].limit(bound.exact)
+            raise ContractError(
+                f"Output {output!r} of program {program!r} is further from the Graph that was "
+                "compiled than the rounding of its activations explains; no artifact was written",
+                expected=f"{limit.pooled:.2e} rms over all input sets, {limit.single:.2e} in one, "
+                f"and {limit.peak:.2e} peak",
+                found=f"{noise.pooled:.2e}, {noise.single:.2e} and {noise.peak:.2e}",
+                hint="`omnigraph bisect MODEL --target T` names the node after which the numbers "
+                "differ",
+            )

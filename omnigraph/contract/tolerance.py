@@ -18,10 +18,13 @@ each of which rounds K/16 times, and then over the lanes, which rounds 4 times m
 error is that of ``K/16 + 4`` roundings, ``sqrt(K/16 + 4)``. The half types are accumulated in fp32,
 so only the rounding of stored values counts.
 
-Where activations are quantized to eight bits, two correct computations may differ by whole steps:
-a sum in another order can round to the next quantized value. This adds at most the noise of the
-rounding itself once more, a step over √12 for each value (`EIGHT_BIT_NOISE`), as independent as
-other roundings (see `omnigraph.quantization.noise`).
+Where activations are rounded to eight bits or a half type, two correct computations may differ by
+whole steps: a sum in another order can round to the next value, and all behind it follows. This is
+another draw of the noise of rounding, no more of it. So that noise is measured, not assumed: of the
+Graph, run with the rounding that its runtime does, against the Graph without any (`Noise`). An
+artifact may be 1.5 times as far from the unrounded Graph: runtimes keep some results wider than the
+emulation does, or round some once more. The root mean square of n independent errors is itself off
+by about 1/√(2n), so few rows are allowed more: 4/√n of it.
 """
 
 from __future__ import annotations
@@ -37,6 +40,14 @@ UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 #: The noise of an activation quantized to eight bits, relative to its root mean square, where its
 #: range is not known: eight root mean squares to either side, where five hold normal numbers.
 EIGHT_BIT_NOISE = 16 / 255 / math.sqrt(12)
+#: Types of codes, which stand for floats: they are compared as numbers. All other integers, and
+#: booleans, are compared for equality.
+_CODES = (np.dtype(np.int8), np.dtype(np.uint8))
+#: The least deviation of integers and booleans of which one is wrong, so that no tolerance of
+#: floats hides it among many.
+_ONE_WRONG = 1e-2
+#: Two draws of one noise are alike; what a runtime rounds is not all that an emulation rounds.
+_ANOTHER_DRAW = 1.5
 #: Elements that are compared at a time.
 _SLICE = 1 << 20
 
@@ -102,9 +113,10 @@ def deviation(found: np.ndarray, reference: np.ndarray, scale: float | None = No
         return Deviation(math.inf, math.inf)
     if reference.size == 0:
         return Deviation(0.0, 0.0)
-    if reference.dtype.kind in "biu":
+    if reference.dtype.kind in "biu" and reference.dtype not in _CODES:
         wrong = float(np.mean(found != reference))
-        return Deviation(wrong, float(wrong > 0))
+        wrong = max(wrong, _ONE_WRONG) if wrong else 0.0
+        return Deviation(wrong, wrong)
     total = squares = peak = 0.0
     for ref, out in zip(_slices(reference), _slices(found), strict=True):
         same = (ref == out) & np.isinf(ref)
@@ -128,6 +140,66 @@ def _slices(array: np.ndarray) -> Iterator[np.ndarray]:
     flat = array.reshape(-1)
     for start in range(0, flat.size, _SLICE):
         yield flat[start : start + _SLICE].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far outputs moved over all input sets, relative to the root mean square of an output.
+
+    Args:
+        pooled: the root mean square of all errors.
+        single: that of the input set that moved most.
+        peak: the largest error.
+        rows: rows of the output in all input sets, whose errors are close to independent.
+    """
+
+    pooled: float
+    single: float
+    peak: float
+    rows: int
+
+    def explains(self, found: Noise, exact: Tolerance) -> bool:
+        """Whether another draw of this noise may be as large as ``found``."""
+        limit = self.limit(exact)
+        return (
+            found.pooled <= limit.pooled
+            and found.single <= limit.single
+            and found.peak <= limit.peak
+        )
+
+    def limit(self, exact: Tolerance) -> Noise:
+        """The largest noise that another draw may have; see the top of this module."""
+        factor = _ANOTHER_DRAW * (1 + 4 / math.sqrt(max(1, self.rows)))
+        return Noise(
+            factor * self.pooled + exact.rms,
+            2 * factor * self.single + exact.rms,
+            max(2 * self.peak, 8 * factor * self.pooled) + exact.peak,
+            self.rows,
+        )
+
+
+def noises(
+    found: Sequence[Mapping[str, np.ndarray]], expected: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Noise]:
+    """The noise of each output, over the input sets."""
+    scales = output_scales(expected)
+    made = {}
+    for name in expected[0] if expected else ():
+        each = [
+            deviation(f[name], e[name], scales[name]) for f, e in zip(found, expected, strict=True)
+        ]
+        sizes = [e[name].size for e in expected]
+        squares = sum(d.rms**2 * size for d, size in zip(each, sizes, strict=True))
+        rows = sum(
+            e[name].size // max(1, e[name].shape[-1] if e[name].ndim else 1) for e in expected
+        )
+        made[name] = Noise(
+            math.sqrt(squares / max(1, sum(sizes))),
+            max(d.rms for d in each),
+            max(d.peak for d in each),
+            rows,
+        )
+    return made
 
 
 def output_scales(references: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:

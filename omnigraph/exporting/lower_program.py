@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
+from omnigraph.contract.comparison import Bounds
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.export_job import TracedProgram
 from omnigraph.exporting.observers import observers
 from omnigraph.exporting.options import ExportOptions
 from omnigraph.exporting.plan import TargetJob
+from omnigraph.exporting.stage_check import StageCheck, bounds_of
 from omnigraph.graph import Graph
 from omnigraph.ledger.attention import AttentionSite, attention_sites
 from omnigraph.ledger.precision import LayerPrecision, layer_precisions
 from omnigraph.lowering import Lowered
-from omnigraph.passes.base import PassRecord, run_passes
+from omnigraph.passes.base import Pass, PassRecord, run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.quantization.gather import Calibrator
@@ -25,7 +28,7 @@ class LoweredProgram:
     """One program that a target takes, and how it was made.
 
     Args:
-        tolerance: of its artifact.
+        bounds: of its artifact.
         deviation: how far the quantized Graph is from torch; None where nothing was quantized.
         facts: all that is known of the model's activations and weights after it.
     """
@@ -34,7 +37,7 @@ class LoweredProgram:
     records: list[PassRecord]
     ledger: list[AttentionSite]
     layers: list[LayerPrecision]
-    tolerance: Tolerance
+    bounds: Bounds
     deviation: Deviation | None = None
     facts: QuantizationFacts = field(default_factory=QuantizationFacts)
 
@@ -47,7 +50,7 @@ def lower_program(
     calibrator: Calibrator | None,
     facts: QuantizationFacts,
 ) -> LoweredProgram:
-    """Run a target's pipeline on one program.
+    """Run a target's pipeline on one program, and compare each stage with the one before.
 
     Args:
         graph: of the program, as traced; rewritten in place.
@@ -55,34 +58,55 @@ def lower_program(
         facts: what is known so far, and the choice for each layer.
 
     Raises:
-        ContractError: a pass changes the numbers, or quantization does so by more than its noise.
+        ContractError: a pass changes the numbers, or rounding does so by more than it explains.
         UnsupportedError: the target cannot take a node of the final Graph.
     """
-    runner = _Runner(job, item, options, calibrator)
-    exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
-    exact = exact.with_rounded_activations(item.rounded_activations)
-    floats = float_tolerance(job, item, options)
-    start, end = job.pipeline.until("quantized"), job.pipeline.from_stage("kernels")
-    front = runner.run(graph, start, facts, (exact, floats))
-    rounding, tolerance = front.rounding, floats
-    if rounding is not None and options.rtol is None:
-        tolerance = rounding.tolerance(floats)
-    if any(pass_.rounds for pass_ in start):
-        exact = tolerance
-    rest = runner.run(graph, end, front.facts, (exact, tolerance), first=len(front.records))
-    records = [*front.records, *rest.records]
-    ledger = attention_sites(graph, records)
-    layers = rounding.layers if rounding is not None else layer_precisions(graph)
+    exact = exact_tolerance(item, options)
+    runner = _Runner(job, item, options, calibrator, exact)
+    check = StageCheck(item, exact, graph)
+    done, layers = Quantized(facts=facts), None
+    for passes, rounding in _segments(job.pipeline):
+        done = runner.run(graph, passes, done)
+        check.exact(graph, f"pass {passes[-1].name!r}" if passes else "the trace")
+        if rounding is None:
+            break
+        before = graph.clone()
+        done = runner.run(graph, (rounding,), done)
+        if done.records[-1].modified:
+            check.rounded(before, graph, rounding, done.facts)
+    if done.rounding is not None:
+        layers = done.rounding.layers
     job.target.check_nodes(item.name, graph, job.precision)
+    bounds = bounds_of(job, check, graph, options.rtol)
     return LoweredProgram(
         Lowered(item.name, graph, item.inputs, item.outputs, item.dims, item.state),
-        records,
-        ledger,
-        layers,
-        tolerance,
-        rounding.deviation if rounding is not None else None,
-        rest.facts,
+        done.records,
+        attention_sites(graph, done.records),
+        layers if layers is not None else layer_precisions(graph),
+        bounds,
+        done.rounding.deviation if done.rounding is not None else None,
+        done.facts,
     )
+
+
+def _segments(pipeline: Pipeline) -> Iterator[tuple[tuple[Pass, ...], Pass | None]]:
+    """Passes that change no number, each time up to one that rounds; None at the end."""
+    exact: list[Pass] = []
+    for pass_ in pipeline:
+        if pass_.rounds:
+            yield tuple(exact), pass_
+            exact = []
+        else:
+            exact.append(pass_)
+    yield tuple(exact), None
+
+
+def exact_tolerance(item: TracedProgram, options: ExportOptions) -> Tolerance:
+    """The tolerance of computations in fp32 that differ by the order of their sums."""
+    exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
+    if options.rtol is None or options.rtol <= exact.rms:
+        return exact
+    return Tolerance(options.rtol, 16 * options.rtol)
 
 
 def float_tolerance(job: TargetJob, item: TracedProgram, options: ExportOptions) -> Tolerance:
@@ -100,30 +124,24 @@ def float_tolerance(job: TargetJob, item: TracedProgram, options: ExportOptions)
 
 @dataclass(frozen=True)
 class _Runner:
-    """Runs stages of a pipeline on one program, with the observers of an export."""
+    """Runs passes of a pipeline on one program, with the observers of an export."""
 
     job: TargetJob
     item: TracedProgram
     options: ExportOptions
     calibrator: Calibrator | None
+    exact: Tolerance
 
-    def run(
-        self,
-        graph: Graph,
-        pipeline: Pipeline,
-        facts: QuantizationFacts,
-        tolerances: tuple[Tolerance, Tolerance],
-        first: int = 0,
-    ) -> Quantized:
-        """Run some stages.
-
-        Args:
-            tolerances: until a pass rounds, and from then on.
-            first: the position of the first pass in the whole pipeline.
-        """
-        exact, rounded = tolerances
-        compared = rounded if self.options.verify_each else None
-        look = [*observers(self.job.target.name, self.item, compared, exact)]
-        if self.calibrator is not None:
-            return run_calibrated(graph, pipeline, self.calibrator, facts, look, first=first)
-        return Quantized(run_passes(graph, pipeline, look, first=first), facts)
+    def run(self, graph: Graph, passes: tuple[Pass, ...], before: Quantized) -> Quantized:
+        """Run some passes after others; all results together."""
+        floats = float_tolerance(self.job, self.item, self.options)
+        compared = floats if self.options.verify_each else None
+        look = [*observers(self.job.target.name, self.item, compared, self.exact)]
+        first = len(before.records)
+        if self.calibrator is None:
+            records = run_passes(graph, passes, look, first=first)
+            return replace(before, records=[*before.records, *records])
+        done = run_calibrated(graph, passes, self.calibrator, before.facts, look, first=first)
+        return Quantized(
+            [*before.records, *done.records], done.facts, done.rounding or before.rounding
+        )

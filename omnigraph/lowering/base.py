@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +17,7 @@ from omnigraph.contract.comparison import Run
 from omnigraph.errors import UnsupportedError, UsageError
 from omnigraph.graph import Graph, describe
 from omnigraph.passes.analysis.quantization.scheme import FourBits, Scheme
+from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.pipelines import quantized
 from omnigraph.precision import FLOAT, PRECISIONS
@@ -179,6 +180,25 @@ class Target(abc.ABC):
         """Give the function that runs a program of an artifact in this target's own runtime."""
         with self.open_session(artifact, program=program, variant="whole") as session:
             yield session.run
+
+    @abc.abstractmethod
+    def run_unrounded(self, artifact: Artifact, program: str) -> AbstractContextManager[Run]:
+        """Give the function that runs a program of an artifact without rounding any activation.
+
+        Floats are computed in fp32, and weights are those that the artifact stores, so that the
+        outputs differ from the Graph that was emitted by the order of sums alone.
+
+        Args:
+            artifact: a directory, of this target.
+        """
+
+    def emulate(self, graph: Graph, precision: str) -> None:
+        """Let a lowered Graph round, in onnxruntime, as the target's runtime does by itself.
+
+        A target overrides this where its runtime rounds more than the Graph says. It says how far
+        the artifact's outputs may be from those of the Graph.
+        """
+        EmulateBfloat16()(graph)
 
     def rounding(self, precision: str) -> str:
         """The coarsest type that floats are rounded to: "fp32", "fp16" or "bf16"."""

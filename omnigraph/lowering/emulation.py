@@ -1,4 +1,4 @@
-"""Runs a lowered Graph in onnxruntime, where the target's own runtime is not on this machine."""
+"""Runs the ONNX files of artifacts in onnxruntime, node by node, whatever the target."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import onnx_ir as ir
 from omnigraph.artifact import Artifact
 from omnigraph.contract.comparison import Run
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.graph import OPSET, Graph
+from omnigraph.graph import OPSET
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
+from omnigraph.passes.remove_rounding import RemoveRounding
 
 
 @contextmanager
@@ -26,12 +27,20 @@ def run_lowered(artifact: Artifact, program: str) -> Iterator[Run]:
 
 def emulated(artifact: Artifact, program: str) -> Run:
     """See `run_lowered`."""
-    path = artifact.path / artifact.programs[program].files["lowered"]
-    return GraphRunner(_runnable(ir.load(path))).run
-
-
-def _runnable(graph: Graph) -> Graph:
-    """The Graph in types that onnxruntime's CPU kernels compute with."""
+    graph = ir.load(artifact.path / artifact.programs[program].files["lowered"])
     assert graph.opset_imports[""] == OPSET
     EmulateBfloat16()(graph)
-    return graph
+    return GraphRunner(graph).run
+
+
+@contextmanager
+def run_file_unrounded(artifact: Artifact, program: str, role: str) -> Iterator[Run]:
+    """Give the function that runs an ONNX file of an artifact without rounding any activation.
+
+    Args:
+        artifact: a directory.
+        role: of the file: "model", or "lowered".
+    """
+    graph = ir.load(artifact.path / artifact.programs[program].files[role])
+    RemoveRounding()(graph)
+    yield GraphRunner(graph).run

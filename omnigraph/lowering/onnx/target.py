@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -11,9 +12,12 @@ from typing import ClassVar
 import onnx
 import onnx_ir as ir
 
+from omnigraph.artifact import Artifact
+from omnigraph.contract.comparison import Run
 from omnigraph.contract.graph_check import proto_without_weights
 from omnigraph.graph import OPSET, Graph
 from omnigraph.lowering.base import Emission, Lowered, Target
+from omnigraph.lowering.emulation import run_file_unrounded
 from omnigraph.lowering.nonconforming import nonconforming
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.onnx.kernels import CONTRIB_OPS, LEAST_TOKENS_GROUPED, MOST_QUERIES_JOINED
@@ -25,6 +29,7 @@ from omnigraph.passes.analysis.quantization.scheme import (
 )
 from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 from omnigraph.passes.compress_weights import CompressWeights
+from omnigraph.passes.emulate_group_quantization import EmulateGroupQuantization
 from omnigraph.passes.join_attention_heads import JoinAttentionHeads
 from omnigraph.passes.legalize_int8_weights import LegalizeInt8Weights
 from omnigraph.passes.pipeline import Pipeline
@@ -104,6 +109,16 @@ class OnnxTarget(Target):
             device="cpu",
             requires={"onnxruntime": f">={_SINCE[opset]}"},
         )
+
+    def run_unrounded(self, artifact: Artifact, program: str) -> AbstractContextManager[Run]:
+        """The file itself, node by node."""
+        return run_file_unrounded(artifact, program, "model")
+
+    def emulate(self, graph: Graph, precision: str) -> None:
+        """MatMulNBits quantizes the activations of layers whose weights alone are quantized."""
+        scheme = self.schemes[precision]
+        if scheme is not None and scheme.runtime_group is not None:
+            EmulateGroupQuantization(scheme.runtime_group)(graph)
 
 
 def _scores_of_hidden(node: ir.Node) -> str | None:

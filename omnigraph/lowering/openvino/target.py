@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,22 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_ir as ir
 
+from omnigraph.artifact import Artifact
+from omnigraph.contract.comparison import Run
 from omnigraph.errors import CompileError
 from omnigraph.graph import OPSET, Graph, describe
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.openvino.attention import simplify_attention
 from omnigraph.lowering.openvino.ir import SharedWeights, rewrite_ir, weights_as_inputs
+from omnigraph.lowering.openvino.package import vendor
 from omnigraph.lowering.openvino.quantization import SCHEMES, runtime_details
 from omnigraph.lowering.openvino.support import computed_wrongly
+from omnigraph.lowering.openvino.unrounded import run_unrounded
 from omnigraph.passes.compress_weights import CompressWeights
+from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.decompose_partial_rotary import DecomposePartialRotary
+from omnigraph.passes.emulate_group_quantization import EmulateGroupQuantization
 from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
@@ -114,7 +120,7 @@ class OpenVinoTarget(Target):
             out = directory / f"{program.name}.xml"
             with tempfile.TemporaryDirectory() as scratch:
                 xml, binary = Path(scratch) / "model.xml", Path(scratch) / "model.bin"
-                _openvino().serialize(model, xml, binary)
+                vendor().serialize(model, xml, binary)
                 rewrite_ir(xml, binary, places, weights, out, half_matmuls=precision == "bf16")
             files[program.name] = {"model": out.name}
         if weights.path.exists():
@@ -126,6 +132,19 @@ class OpenVinoTarget(Target):
             details={program.name: runtime_details(precision) for program in programs},
         )
 
+    def run_unrounded(self, artifact: Artifact, program: str) -> AbstractContextManager[Run]:
+        """The IR in f32, with its quantizers of activations taken out."""
+        return run_unrounded(artifact, program)
+
+    def emulate(self, graph: Graph, precision: str) -> None:
+        """The type that the CPU's kernels compute in, and activations quantized in groups."""
+        details = runtime_details(precision)
+        if (group := details.get("dynamic_quantization_group")) is not None:
+            EmulateGroupQuantization(group)(graph)
+        if details["execution"]["cpu"] == "bf16":
+            ConvertPrecision("bf16")(graph)
+        super().emulate(graph, precision)
+
 
 TARGET = OpenVinoTarget()
 
@@ -134,7 +153,7 @@ TARGET = OpenVinoTarget()
 
 
 def _convert(program: Lowered, proto: onnx.ModelProto) -> openvino.Model:
-    ov = _openvino()
+    ov = vendor()
     try:
         return ov.Core().read_model(proto.SerializeToString())
     except RuntimeError as error:
@@ -175,7 +194,7 @@ def _bound_and_name(model: openvino.Model, program: Lowered) -> None:
 
     Names that OpenVINO makes up hold a counter of the process, and differ from run to run.
     """
-    ov = _openvino()
+    ov = vendor()
     parameters = {p.get_friendly_name(): p for p in model.get_parameters()}
     for spec in program.inputs:
         if spec.name not in parameters:  # nothing depends on it, so the frontend left it out
@@ -194,11 +213,11 @@ def _bound_and_name(model: openvino.Model, program: Lowered) -> None:
 def _element_type(spec: TensorSpec) -> Any:
     import numpy as np
 
-    return _openvino().Type(np.dtype(spec.dtype))
+    return vendor().Type(np.dtype(spec.dtype))
 
 
 def _partial_shape(spec: TensorSpec, dims: Mapping[str, Dim]) -> openvino.PartialShape:
-    ov = _openvino()
+    ov = vendor()
     bounds = [_bounds(dim, dims) for dim in spec.shape]
     return ov.PartialShape(
         [ov.Dimension(-1) if high is None else ov.Dimension(low, high) for low, high in bounds]
@@ -282,19 +301,7 @@ def _anonymous(shape: ir.Shape | None) -> ir.Shape | None:
 def _frontend_refusal(question: bytes) -> str | None:
     """Why OpenVINO's frontend does not take a Graph of one node, or None."""
     try:
-        _openvino().Core().read_model(question)
+        vendor().Core().read_model(question)
     except RuntimeError as error:
         return f"OpenVINO's frontend: {_reason(str(error))}"
     return None
-
-
-def _openvino():  # type: ignore[no-untyped-def]
-    """The vendor's package, imported without the event that it would send to Google Analytics."""
-    try:
-        if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
-            sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-        import openvino
-    finally:
-        if sys.modules.get("openvino_telemetry", sys) is None:
-            del sys.modules["openvino_telemetry"]
-    return openvino

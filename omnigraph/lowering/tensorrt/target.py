@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import onnx_ir as ir
 
+from omnigraph.artifact import Artifact
+from omnigraph.contract.comparison import Run
 from omnigraph.errors import UsageError
 from omnigraph.external_weights import release_memory
 from omnigraph.lowering.base import Emission, Lowered, Target
+from omnigraph.lowering.emulation import run_file_unrounded
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.tensorrt.build import Flavour, build_engine, rtx_flavour
 from omnigraph.lowering.tensorrt.quantization import FIRST_CAPABILITY, SCHEMES
@@ -102,6 +106,10 @@ class TensorRtTarget(Target):
             EliminateDeadCode(),
         )
         return replace(common(), kernels=kernels)
+
+    def run_unrounded(self, artifact: Artifact, program: str) -> AbstractContextManager[Run]:
+        """The Graph that an engine was compiled from: engines compute in the types it names."""
+        return run_file_unrounded(artifact, program, "lowered")
 
     def check_options(self, options: Mapping[str, str]) -> None:
         """Refuse an unknown option, and a compute capability that cannot be built for."""

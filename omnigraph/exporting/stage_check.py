@@ -1,0 +1,152 @@
+"""Compares each stage of a pipeline with the stage before it, at the precision of that step alone.
+
+Passes that claim to change no number leave a Graph that computes, in fp32, what the Graph before
+them computes; the first such Graph is compared with torch. A pass that rounds leaves weights within
+half a step of those before (`omnigraph.quantization.stored_values`), and a Graph that computes the
+same with these weights. So that no rounding hides anything, both are compared without the rounding
+of activations (`RemoveRounding`): what is left between them is the order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omnigraph.contract.comparison import Bounds, Outputs
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.tolerance import Tolerance, deviations, noises, output_scales
+from omnigraph.errors import ContractError
+from omnigraph.export_job import TracedProgram
+from omnigraph.exporting.plan import TargetJob
+from omnigraph.graph import Graph
+from omnigraph.passes.base import Pass
+from omnigraph.passes.calibrated_pass import QuantizationFacts
+from omnigraph.passes.correct_biases import CorrectBiases
+from omnigraph.passes.insert_qdq import InsertQdq
+from omnigraph.passes.remove_rounding import RemoveRounding
+from omnigraph.quantization.activation_grids import (
+    activation_ranges,
+    check_ranges,
+    check_same_ranges,
+)
+from omnigraph.quantization.corrected_biases import check_corrected
+from omnigraph.quantization.stored_values import check_stored, stored_values, substitute
+
+#: The largest error of the same model, relative to the output's own size.
+MOST = 0.5
+
+
+class StageCheck:
+    """The numbers of one program, from stage to stage.
+
+    Args:
+        item: the program with its references.
+        exact: the tolerance of computations that differ by the order of their sums.
+        graph: as traced.
+    """
+
+    def __init__(self, item: TracedProgram, exact: Tolerance, graph: Graph) -> None:
+        self._item, self.tolerance = item, exact
+        self.torch = [reference.outputs for reference in item.references]
+        own = graph.clone()
+        self._rounds_itself = bool(RemoveRounding()(own).modified)
+        self._ranges = activation_ranges(graph)
+        #: The outputs, without rounding, of the last Graph that was compared.
+        self.outputs: Sequence[Outputs] = self.run(own) if self._rounds_itself else self.torch
+
+    def exact(self, graph: Graph, stage: str) -> None:
+        """Refuse a Graph that computes other numbers than the last one.
+
+        Raises:
+            ContractError: naming the stage, the output, the input set and the error.
+        """
+        if self._rounds_itself:
+            tolerance = self.tolerance.with_rounded_activations(self._item.rounded_activations)
+            self._compare(self.run(graph), self.torch, tolerance, stage)
+        self._step(graph, stage)
+        check_same_ranges(activation_ranges(graph), self._ranges, stage)
+
+    def rounded(self, before: Graph, graph: Graph, pass_: Pass, facts: QuantizationFacts) -> None:
+        """Refuse a Graph that a pass rounded otherwise than its rounding explains.
+
+        Args:
+            before: the Graph before the pass; it is changed.
+            facts: with which the pass rounded.
+
+        Raises:
+            ContractError: naming the weight, or the output, and the error.
+        """
+        stage = f"pass {pass_.name!r}"
+        if isinstance(pass_, CorrectBiases):
+            check_corrected(before, graph, pass_, facts)
+        else:
+            for value, forms in stored_values(before, graph):
+                for stored in forms:
+                    check_stored(value, stored, stage, facts.rounded.get(value.name or ""))
+        if isinstance(pass_, InsertQdq) and facts.statistics is not None:
+            check_ranges(graph, facts.statistics)
+        substitute(before, graph)
+        self.outputs = self.run(unrounded(before))
+        self._step(graph, stage)
+        self._ranges = activation_ranges(graph)
+
+    def _step(self, graph: Graph, stage: str) -> None:
+        found = self.run(unrounded(graph))
+        self._compare(found, self.outputs, self.tolerance, stage)
+        if self.outputs is not self.torch:
+            self.outputs = found
+
+    def run(self, graph: Graph) -> list[Outputs]:
+        """The outputs of a Graph for each input set."""
+        runner = GraphRunner(graph)
+        return [runner.run(reference.feeds) for reference in self._item.references]
+
+    def _compare(
+        self,
+        found: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        tolerance: Tolerance,
+        stage: str,
+    ) -> None:
+        scales = output_scales(expected)
+        for outputs, before, reference in zip(found, expected, self._item.references, strict=True):
+            for output, deviation in deviations(outputs, before, scales).items():
+                if not deviation.within(tolerance):
+                    case = reference.case
+                    raise ContractError(
+                        f"Output {output!r} of program {self._item.name!r} differs from "
+                        f"{'torch' if expected is self.torch else 'the graph before'} after "
+                        f"{stage}, on input set {case.name!r} {dict(case.sizes)}; no artifact was "
+                        "written",
+                        expected=f"an error within {tolerance.rms:.2e} rms and "
+                        f"{tolerance.peak:.2e} peak, without the rounding of activations",
+                        found=f"{deviation.rms:.2e} rms and {deviation.peak:.2e} peak",
+                        hint="`omnigraph bisect MODEL --target T` names the pass and the node",
+                    )
+
+
+def unrounded(graph: Graph) -> Graph:
+    """A copy of a Graph that rounds no activation."""
+    copy = graph.clone()
+    RemoveRounding()(copy)
+    return copy
+
+
+def bounds_of(job: TargetJob, check: StageCheck, graph: Graph, rtol: float | None) -> Bounds:
+    """How far the artifact of a lowered Graph may be; ``rtol`` replaces the distance from torch."""
+    exact, target = check.tolerance, job.target
+    if check.outputs is check.torch and target.rounding(job.precision) == "fp32":
+        return Bounds(exact, exact if rtol is None else Tolerance(rtol, 16 * rtol))
+    copy = graph.clone()
+    target.emulate(copy, job.precision)
+    emulated = check.run(copy)
+    noise = noises(emulated, check.outputs)
+    stored = noises(check.outputs, check.torch)
+    rms = peak = 0.0
+    for output, found in noise.items():
+        limit = found.limit(exact)
+        rms = max(rms, limit.single + stored[output].single)
+        peak = max(peak, limit.peak + stored[output].peak)
+    total = Tolerance(min(rms, MOST), peak)
+    if rtol is not None:
+        total = Tolerance(rtol, 16 * rtol)
+    return Bounds(exact, total, check.outputs, noise)

@@ -1,0 +1,106 @@
+"""Ranges of quantized activations: those that calibration saw, and the same in each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.errors import ContractError
+from omnigraph.graph import Graph
+from omnigraph.passes.analysis.quantization.statistics import Statistics
+from omnigraph.passes.matching import constant, made_by, nodes_of, through
+
+#: A range, both ends included: what a quantizer of activations can represent.
+Range = tuple[float, float]
+_DIGITS = 3
+
+
+def activation_ranges(graph: Graph) -> set[Range]:
+    """The ranges of all quantizers of activations in a Graph, to three digits."""
+    return {_rounded(span) for node, span, _ in _quantizers(graph)}
+
+
+def _rounded(span: Range) -> Range:
+    size = max(abs(span[0]), abs(span[1])) or 1.0
+    digits = _DIGITS - int(np.floor(np.log10(size)))
+    return round(span[0], digits), round(span[1], digits)
+
+
+def _quantizers(graph: Graph) -> Iterator[tuple[ir.Node, Range, float]]:
+    """Each quantizer of an activation with a constant scale: its range, and its step."""
+    for node in nodes_of(graph, "QuantizeLinear"):
+        value = node.inputs[0]
+        scale = constant(node.inputs[1])
+        if value is None or value.const_value is not None or scale is None or scale.size != 1:
+            continue
+        dtype = node.outputs[0].dtype
+        zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if dtype is None or dtype == ir.DataType.FLOAT8E4M3FN:
+            low, high, offset = -448.0, 448.0, 0.0
+        else:
+            low, high = float(dtype.min), float(dtype.max)
+            offset = float(zero.reshape(-1)[0]) if zero is not None else 0.0
+        step = float(scale.reshape(-1)[0])
+        yield node, (step * (low - offset), step * (high - offset)), step
+
+
+def check_ranges(graph: Graph, statistics: Statistics) -> None:
+    """Refuse a quantizer whose range is not the calibrated one of the layers that it serves.
+
+    It covers the range, to within a step, since the zero point is a whole number; and it is no
+    wider than a symmetric one of 255 steps.
+
+    Raises:
+        ContractError: naming the activation and both ranges.
+    """
+    for node, (low, high), step in _quantizers(graph):
+        for weight in _weights_of(node):
+            seen = statistics.observations.get(weight)
+            if seen is None:
+                continue
+            least, most = min(seen.low, 0.0), max(seen.high, 0.0)
+            if most == least:
+                continue
+            widest = 2 * max(-least, most)
+            covered = low <= least + 0.51 * step and high >= most - 0.51 * step
+            float8 = node.outputs[0].dtype == ir.DataType.FLOAT8E4M3FN
+            if not covered or (high - low > 1.02 * widest and not float8):
+                value = node.inputs[0]
+                raise ContractError(
+                    f"Activation {value.name if value else ''!r} is not quantized to the range "
+                    "that calibration saw",
+                    expected=f"{least:.3e} to {most:.3e}",
+                    found=f"{low:.3e} to {high:.3e}",
+                    hint="its scale or its zero point is off, or another activation's",
+                )
+
+
+def _weights_of(node: ir.Node) -> Iterator[str]:
+    """The names, in float, of the weights that a quantized activation is multiplied with."""
+    for wide in (user for user, _ in node.outputs[0].uses()):
+        for product in (user for out in wide.outputs for user, _ in out.uses()):
+            if product.op_type in ("MatMul", "Gemm") and len(product.inputs) > 1:
+                stored = made_by(
+                    through(product.inputs[1], "Transpose", "Cast"), "DequantizeLinear"
+                )
+                weight = stored.inputs[0] if stored is not None else None
+                if weight is not None and weight.name is not None:
+                    yield weight.name.rpartition("_")[0]
+
+
+def check_same_ranges(found: set[Range], expected: set[Range], stage: str) -> None:
+    """Refuse quantizers of activations that are not those of the stage before.
+
+    Raises:
+        ContractError: naming the ranges.
+    """
+    if found != expected:
+        extra, lost = sorted(found - expected), sorted(expected - found)
+        raise ContractError(
+            f"Activations are quantized to other ranges after {stage}",
+            expected=", ".join(f"{a:.3e}:{b:.3e}" for a, b in lost[:3]) or "no others",
+            found=", ".join(f"{a:.3e}:{b:.3e}" for a, b in extra[:3]) or "these are lost",
+            hint="a scale or a zero point was changed",
+        )

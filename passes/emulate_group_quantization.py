@@ -1,0 +1,92 @@
+"""Quantize activations as a runtime does by itself beside integer weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.graph import Graph
+from omnigraph.passes.analysis.quantization.float_precision import is_weight
+from omnigraph.passes.base import Pass
+from omnigraph.passes.insertion import Inserter
+from omnigraph.passes.matching import made_by, nodes_of, through
+
+_LARGEST = 127.0
+#: In memory: a value that this pass has rounded.
+_MARK = "omnigraph.rounded_in_groups"
+
+
+@dataclass(frozen=True)
+class EmulateGroupQuantization(Pass):
+    """Round the activations of layers with integer weights to 8 bits, a scale for each group.
+
+    Before::
+
+        y = MatMul(x, DequantizeLinear(weight))
+
+    After, where ``s`` is a 127th of the largest magnitude of each group of terms of x::
+
+        y = MatMul(Round(x / s) · s, DequantizeLinear(weight))
+
+    onnxruntime does so in MatMulNBits (accuracy level 4), and OpenVINO where
+    ``DYNAMIC_QUANTIZATION_GROUP_SIZE`` is set and the CPU multiplies integers. It says how much of
+    a difference between an artifact and its Graph that explains.
+
+    Args:
+        group: terms that share a scale.
+
+    Leaves alone: layers whose activations the Graph itself quantizes, and weights in float.
+    """
+
+    group: int = 128
+
+    def apply(self, graph: Graph) -> bool:
+        """Rewrite in place; whether anything changed."""
+        rounded: dict[ir.Value, ir.Value] = {}
+        for node in list(nodes_of(graph, "MatMul", "Gemm")):
+            value, terms = node.inputs[0], _stored_terms(node)
+            if value is None or terms is None or _is_rounded(value):
+                continue
+            if value not in rounded:
+                rounded[value] = _in_groups(node, value, terms, min(self.group, terms))
+            node.replace_input_with(0, rounded[value])
+        return bool(rounded)
+
+
+def _stored_terms(node: ir.Node) -> int | None:
+    """The terms of the sums of a product with an integer weight; None for any other product."""
+    factor = node.inputs[1]
+    stored = made_by(through(factor, "Transpose", "Cast"), "DequantizeLinear")
+    if factor is None or stored is None or not is_weight(stored.inputs[0]):
+        return None
+    if factor.shape is None or len(factor.shape) != 2:
+        return None
+    size = factor.shape[1 if node.attributes.get_int("transB", 0) else 0]
+    return size if isinstance(size, int) else None
+
+
+def _is_rounded(value: ir.Value) -> bool:
+    return _MARK in value.meta or made_by(through(value, "Cast"), "DequantizeLinear") is not None
+
+
+def _in_groups(node: ir.Node, value: ir.Value, terms: int, group: int) -> ir.Value:
+    """An activation [..., K], rounded by groups of its last axis; the last group may be short."""
+    before, more = Inserter(node), -terms % group
+    wide = value
+    if more:
+        wide = before.op("Pad", value, before.integers(0, more), None, before.integers(-1))
+    groups = before.op("Reshape", wide, before.integers(-1, group))
+    largest = before.op("ReduceMax", before.op("Abs", groups), before.integers(-1), keepdims=1)
+    step = before.op("Div", largest, before.number(_LARGEST, value))
+    step = before.op("Max", step, before.number(float(np.finfo(np.float32).tiny), value))
+    result = before.op("Mul", before.op("Round", before.op("Div", groups, step)), step)
+    if more:
+        rows = before.op("Reshape", result, before.integers(-1, terms + more))
+        ends = (before.integers(0), before.integers(terms), before.integers(-1))
+        result = before.op("Slice", rows, *ends)
+    result = before.op("Reshape", result, before.op("Shape", value))
+    result.type, result.shape = value.type, value.shape
+    result.meta[_MARK] = True
+    return result

@@ -1,0 +1,104 @@
+"""Each stage is compared with the one before: a fault is found in the stage that has it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graph_checks import graph_with_weights
+
+from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.reference import Reference
+from omnigraph.contract.tolerance import Tolerance
+from omnigraph.errors import ContractError
+from omnigraph.export_job import TracedProgram
+from omnigraph.exporting.stage_check import StageCheck
+from omnigraph.graph import Graph
+from omnigraph.lowering import find_target
+from omnigraph.passes.base import Pass, run_passes
+from omnigraph.passes.calibrated_pass import QuantizationFacts
+from omnigraph.passes.convert_precision import ConvertPrecision
+from omnigraph.passes.insert_qdq import InsertQdq
+from omnigraph.passes.matching import nodes_of
+from omnigraph.program import Case
+
+RNG = np.random.default_rng(0)
+TEXT = """g (float[N,32] x, float[32,32] w, float[32,16] v, float[32] b) => (float[N,16] y) {
+    h = MatMul(x, w) i = Add(h, b) j = Relu(i) y = MatMul(j, v) }"""
+EXACT = Tolerance.for_precision("fp32", depth=4, contraction=32)
+
+
+def graph() -> Graph:
+    normal = RNG.standard_normal
+    return graph_with_weights(
+        TEXT,
+        w=normal((32, 32)).astype(np.float32),
+        v=normal((32, 16)).astype(np.float32),
+        b=normal(32).astype(np.float32),
+    )
+
+
+def start(made: Graph) -> StageCheck:
+    run = GraphRunner(made).run
+    sets = []
+    for rows in (1, 7):
+        feeds = {"x": RNG.standard_normal((rows, 32)).astype(np.float32)}
+        sets.append(Reference(Case(str(rows), {"N": rows}), feeds, run(feeds)))
+    item = TracedProgram("g", (), (), {}, (), sets, sets[0], 4, 32, None)
+    return StageCheck(item, EXACT, made)
+
+
+def scale_bias(made: Graph, factor: float) -> None:
+    value = made.graph.initializers["b"]
+    assert value.const_value is not None
+    array = value.const_value.numpy().copy()
+    array[3] *= factor
+    value.const_value = ir.tensor(array, name="b")
+
+
+def test_a_pass_that_claims_to_be_exact_is_held_to_it():
+    made = graph()
+    check = start(made)
+    check.exact(made, "nothing")
+    scale_bias(made, 1.02)
+    with pytest.raises(ContractError, match=r"differs from torch after a test, on input set"):
+        check.exact(made, "a test")
+
+
+ROUNDING: list[Pass] = [
+    ConvertPrecision("fp16"),
+    ConvertPrecision("bf16"),
+    *(
+        InsertQdq(scheme=find_target("onnx").schemes[name])
+        for name in ("int8-dynamic", "int8-weights", "int4-weights")
+    ),
+]
+
+
+@pytest.mark.parametrize("pass_", ROUNDING, ids=str)
+def test_rounding_passes_within_its_bounds_and_hides_no_fault(pass_: Pass):
+    made = graph()
+    check = start(made)
+    check.exact(made, "nothing")
+    before = made.clone()
+    run_passes(made, [pass_])
+    check.rounded(before.clone(), made, pass_, QuantizationFacts())
+    check.exact(made, "nothing more")
+    # The same fault, far below the noise of the rounding, behind it.
+    wrong = made.clone()
+    node = next(n for n in nodes_of(wrong, "Relu"))
+    node.op_type, node.attributes["alpha"] = "LeakyRelu", ir.AttrFloat32("alpha", 1e-3)
+    with pytest.raises(ContractError, match="differs from the graph before after a test"):
+        check.exact(wrong, "a test")
+
+
+@pytest.mark.parametrize("pass_", ROUNDING, ids=str)
+def test_a_pass_that_rounds_may_do_nothing_else(pass_: Pass):
+    made = graph()
+    check = start(made)
+    before = made.clone()
+    run_passes(made, [pass_])
+    node = next(n for n in nodes_of(made, "Relu"))
+    node.op_type, node.attributes["alpha"] = "LeakyRelu", ir.AttrFloat32("alpha", 1e-3)
+    with pytest.raises(ContractError, match="differs from the graph before"):
+        check.rounded(before, made, pass_, QuantizationFacts())
