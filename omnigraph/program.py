@@ -89,6 +89,8 @@ class TensorSpec:
         default: for an input that may be left out, the value that fills it; a dimension that no
             given input determines then has its smallest size (an empty past, say).
         role: what the tensor is for, one of `ROLES`; "" where that is not known.
+        least: the least value that an element may have; None is no bound.
+        greatest: the greatest value that an element may have; a NaN is above every bound.
 
     Raises:
         UsageError: there is no such role.
@@ -99,6 +101,8 @@ class TensorSpec:
     shape: tuple[DimLike, ...]
     default: int | float | None = None
     role: str = ""
+    least: int | float | None = None
+    greatest: int | float | None = None
 
     def __post_init__(self) -> None:
         _check_role(self.name, self.role)
@@ -110,7 +114,8 @@ class TensorSpec:
             fields["default"] = self.default
         if self.role:
             fields["role"] = self.role
-        return fields
+        bounds = {"least": self.least, "greatest": self.greatest}
+        return fields | {name: bound for name, bound in bounds.items() if bound is not None}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TensorSpec:
@@ -122,6 +127,8 @@ class TensorSpec:
             tuple(fields["shape"]),
             fields.get("default"),
             role if role in ROLES else "",
+            fields.get("least"),
+            fields.get("greatest"),
         )
 
 

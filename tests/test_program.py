@@ -148,6 +148,10 @@ def test_a_role_is_written_and_read():
     spec = TensorSpec("input_ids", "int64", ("batch", "sequence"), role="tokens")
     assert spec.to_dict()["role"] == "tokens"
     assert TensorSpec.from_dict(spec.to_dict()) == spec
+    bounded = TensorSpec("input_ids", "int64", ("batch", "sequence"), least=0, greatest=255)
+    assert bounded.to_dict()["least"] == 0
+    assert bounded.to_dict()["greatest"] == 255
+    assert TensorSpec.from_dict(bounded.to_dict()) == bounded
 
 
 def test_a_spec_without_a_known_role_is_read():
