@@ -17,6 +17,7 @@ from omnigraph.graph import Graph
 from omnigraph.ledger.attention import AttentionSite
 from omnigraph.ledger.precision import LayerPrecision
 from omnigraph.lowering import Emission
+from omnigraph.passes.analysis.index.input_ranges import with_ranges
 from omnigraph.passes.base import PassRecord
 from omnigraph.program import Dim, Program, TensorSpec
 
@@ -57,7 +58,7 @@ def traced_program(
     state: tuple[tuple[str, str], ...],
     references: Sequence[Reference],
 ) -> TracedProgram:
-    """A traced program, with the depth and the longest sum of its Graph.
+    """A traced program, with the ranges of its inputs, and the depth and longest sum of its Graph.
 
     Args:
         outputs: of the Graph.
@@ -66,7 +67,7 @@ def traced_program(
     """
     return TracedProgram(
         program.name,
-        program.inputs,
+        with_ranges(graph, program.inputs, negative_rows=program.to_graph is not None),
         outputs,
         program.dims,
         state,
