@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import re
 import threading
 import time
 from collections import Counter
@@ -18,9 +17,10 @@ from omnigraph.artifact import Artifact, ProgramEntry
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviations
 from omnigraph.errors import DeviceError, InputError, OmniGraphError, RunError, UsageError
 from omnigraph.program import TensorSpec
-from omnigraph.runtimes.input_binder import InputBinder, first_line
+from omnigraph.runtimes.input_binder import InputBinder, shapes_text
 from omnigraph.runtimes.kernels import Kernel
 from omnigraph.runtimes.variants import AUTO, MISSED, WHOLE, Variants
+from omnigraph.runtimes.vendor_errors import message_of
 
 #: A compiled program: arrays in the order of its inputs to arrays in the order of its outputs.
 #: Safe to call from several threads.
@@ -66,6 +66,8 @@ class Session(abc.ABC):
 
     #: The name of the target whose artifacts this runs.
     target: ClassVar[str]
+    #: By dtype of an input, the dtype that the runtime computes it in, where that holds less.
+    narrowed: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -200,12 +202,12 @@ class Session(abc.ABC):
             The outputs by name.
 
         Raises:
-            InputError: an input is missing, unknown, or of the wrong dtype or shape; or there is
-                no such variant.
+            InputError: an input is missing, unknown, of the wrong dtype or shape, or has a value
+                outside its range; a state is given in part; or there is no such variant.
             RunError: the vendor's runtime failed; its error is the cause.
         """
         name = self._default if program is None else program
-        given = named if not feeds else feeds if not named else _joined(feeds, named)
+        given = named if feeds is None else _joined(feeds, named)
         chosen = self._variant if variant is None else variant
         if chosen is not None:
             if chosen == AUTO and self._variants.chooses(name):
@@ -234,7 +236,7 @@ class Session(abc.ABC):
         if gates is None:
             return WHOLE
         names = {spec.name for spec in self.entry(gates).inputs}
-        given = {name: v for name, v in {**(feeds or {}), **named}.items() if name in names}
+        given = {name: v for name, v in _joined(feeds or {}, named).items() if name in names}
         opened = self._execute(gates, self._program(gates).binder.bind(given))
         return self._variants.covering(None, opened)[0]
 
@@ -306,10 +308,11 @@ class Session(abc.ABC):
             raise
         except Exception as error:
             raise RunError(
-                f"Program {name!r} failed in the runtime of {self.target!r}",
-                found=first_line(error),
-                hint="the inputs fit the program, so this is a fault of the artifact or the "
-                "runtime: run `omnigraph verify` on it",
+                f"Program {name!r} failed in the runtime of {self.target!r} on "
+                f"{shapes_text(loaded.binder.specs, arrays)}",
+                found=message_of(error),
+                hint="`omnigraph verify` shows whether the artifact runs here on its own inputs; "
+                "if it does, the model does not take these sizes or values",
             ) from error
         return dict(zip(loaded.output_names, results, strict=True))
 
@@ -330,14 +333,20 @@ class Session(abc.ABC):
                 except Exception as error:
                     raise DeviceError(
                         f"The runtime of {self.target!r} could not load program {name!r}",
-                        found=first_line(error),
+                        found=message_of(error),
                         hint="see `omnigraph targets`; an artifact may need the version of the "
                         "runtime that its manifest names",
                     ) from error
                 self.load_figures[name] = LoadFigures(
                     time.perf_counter() - start, max(0, resident_bytes() - before)
                 )
-                binder = InputBinder(name, entry.inputs, self.artifact.manifest["dimensions"])
+                binder = InputBinder(
+                    name,
+                    entry.inputs,
+                    self.artifact.manifest["dimensions"],
+                    state=[into for into, _ in entry.state],
+                    narrowed=self.narrowed,
+                )
                 names = tuple(spec.name for spec in entry.outputs)
                 self._programs[name] = _LoadedProgram(executable, binder, names)
             return self._programs[name]
@@ -350,7 +359,19 @@ class _LoadedProgram:
     output_names: tuple[str, ...]
 
 
-def _joined(feeds: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+def _joined(feeds: Mapping[str, Any], named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Inputs from a mapping and by keyword.
+
+    Raises:
+        InputError: there is no mapping, or an input is given twice.
+    """
+    if not isinstance(feeds, Mapping):
+        raise InputError(
+            "The inputs of a run are no mapping",
+            expected="a dict of arrays by the names of the inputs",
+            found=type(feeds).__name__,
+            hint="session.run({'input_ids': ids}), or session.run(input_ids=ids)",
+        )
     for name in named:
         if name in feeds:
             raise InputError(
@@ -359,28 +380,7 @@ def _joined(feeds: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any
                 found="it is in the mapping, and a keyword too",
                 hint="leave one of them out",
             )
-    return {**feeds, **named}
-
-
-def check_version(package: str, found: str, artifact: Artifact) -> None:
-    """Refuse a vendor's runtime that is older than the artifact needs.
-
-    Raises:
-        DeviceError: with the version that the manifest asks for.
-    """
-    required = str(artifact.manifest["requires"].get(package, ""))
-    least = re.match(r">=([\d.]+)", required)
-    if least and _numbers(found) < _numbers(least[1]):
-        raise DeviceError(
-            f"{artifact.path} needs another version of {package}",
-            expected=required,
-            found=found,
-            hint=f"pip install '{package}{required}'",
-        )
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+    return {**feeds, **named} if named else feeds
 
 
 def resident_bytes() -> int:

@@ -11,24 +11,42 @@ import numpy as np
 
 from omnigraph.errors import InputError
 from omnigraph.program import Dim, TensorSpec, dim_terms
+from omnigraph.runtimes.foreign_arrays import as_numpy
+from omnigraph.runtimes.value_ranges import Fits, fits, outside
 
 _dtype_of, _shape_of = attrgetter("dtype"), attrgetter("shape")
 #: Plans are kept for at most this many sets of names, in the order given.
 _MOST_PLANS = 64
+#: The most inputs whose shapes an error shows.
+_MOST_SHOWN = 4
+_NOTHING: Mapping[str, str] = {}
 
 
 class InputBinder:
     """Checks named inputs against their specs and puts them in order. Made once, called per run.
 
     A plan that follows from the given names is made once for each set of names, and inputs of one
-    declared shape are compared together: a run spends a fraction of a microsecond on each input.
-    Safe to call from several threads.
+    declared shape are compared together: a run spends a fraction of a microsecond on each input,
+    and one pass over its memory where its values have a range. Safe to call from several threads.
+
+    Args:
+        ranges: of the dimensions, by name: the least size, and the greatest or None.
+        state: inputs of the state; those that have a default are given together or not at all.
+        narrowed: by dtype, the dtype that the runtime computes it in, where that holds less.
     """
 
     def __init__(
-        self, program: str, specs: Sequence[TensorSpec], ranges: Mapping[str, Sequence[int | None]]
+        self,
+        program: str,
+        specs: Sequence[TensorSpec],
+        ranges: Mapping[str, Sequence[int | None]],
+        *,
+        state: Sequence[str] = (),
+        narrowed: Mapping[str, str] = _NOTHING,
     ) -> None:
         self.program, self.specs = program, tuple(specs)
+        self._state = tuple(s.name for s in specs if s.name in state and s.default is not None)
+        self._narrowed = narrowed
         self._ranges = {d: Dim(low or 0, high) for d, (low, high) in ranges.items()}
         self._plans: dict[tuple[str, ...], _Plan] = {}
 
@@ -36,7 +54,8 @@ class InputBinder:
         """The arrays in the order of the specs, defaults filled in; None is an input left out.
 
         Raises:
-            InputError: an input is missing, unknown, or of the wrong dtype or shape.
+            InputError: an input is missing, unknown, of the wrong dtype or shape, or has a value
+                outside its range; or a state is given in part.
         """
         names = tuple(given)
         plan = self._plans.get(names)
@@ -46,10 +65,13 @@ class InputBinder:
         if tuple(map(type, arrays)) != plan.types:
             if any(value is None for value in arrays):
                 return self.bind({k: v for k, v in given.items() if v is not None})
-            arrays = tuple(_as_numpy(s.name, v) for s, v in zip(plan.specs, arrays, strict=True))
+            arrays = tuple(as_numpy(s.name, v) for s, v in zip(plan.specs, arrays, strict=True))
         if tuple(map(_dtype_of, arrays)) != plan.dtypes:
             self._refuse_dtype(plan, arrays)
         sizes = self._sizes(plan, tuple(map(_shape_of, arrays)))
+        for position, within in plan.values:
+            if not within(arrays[position]):
+                self._refuse_value(plan.specs[position], arrays[position])
         if not plan.defaults:
             return list(arrays)
         return _fill(arrays, plan.defaults, sizes)
@@ -89,11 +111,15 @@ class InputBinder:
     # Plans: the same for all runs that give the same names ----------------------------------------
 
     def _plan_for(self, names: tuple[str, ...], given: Mapping[str, Any]) -> _Plan:
-        if unknown := sorted(set(names) - {spec.name for spec in self.specs}):
+        known = {spec.name for spec in self.specs}
+        if unknown := [name for name in names if name not in known]:
             self._refuse_unknown(unknown[0], names)
         for spec in self.specs:
             if given.get(spec.name) is None and spec.default is None:
                 self._refuse_missing(spec)
+        given_state = [name for name in self._state if given.get(name) is not None]
+        if given_state and len(given_state) < len(self._state):
+            self._refuse_part(given_state)
         plan = self._make_plan({name for name in names if given[name] is not None})
         if all(value is not None for value in given.values()):
             if len(self._plans) >= _MOST_PLANS:
@@ -133,6 +159,11 @@ class InputBinder:
             least=least,
             sums=tuple(sums),
             ranges=tuple((d, r.min, r.max) for d, r in self._ranges.items() if d in here),
+            values=tuple(
+                (position, within)
+                for position, spec in enumerate(specs)
+                if (within := fits(spec, self._narrowed.get(spec.dtype))) is not None
+            ),
             defaults=tuple((i, s) for i, s in enumerate(self.specs) if s.name not in names),
         )
 
@@ -145,7 +176,7 @@ class InputBinder:
         raise InputError(
             f"Program {self.program!r} has no input {name!r}",
             expected=", ".join(spec.name for spec in self.specs),
-            found=", ".join(given),
+            found=", ".join(map(str, given)),
             hint="`omnigraph inspect` lists the inputs of each program",
         )
 
@@ -154,6 +185,25 @@ class InputBinder:
             f"Input {spec.name!r} of program {self.program!r} is missing",
             expected=f"{spec.dtype} {shape_text(spec.shape)}",
             hint=f"pass {spec.name}=…",
+        )
+
+    def _refuse_part(self, given: Sequence[str]) -> NoReturn:
+        missing = [name for name in self._state if name not in given]
+        raise InputError(
+            f"The state of program {self.program!r} is given in part: {missing[0]!r} is missing",
+            expected=f"all of its {len(self._state)} tensors, or none for an empty state",
+            found=f"{len(given)}: {', '.join(given[:3])}{', …' if len(given) > 3 else ''}",
+            hint="pass every output of the last call that is the state of the next one",
+        )
+
+    def _refuse_value(self, spec: TensorSpec, array: np.ndarray) -> NoReturn:
+        found = outside(spec, array, self._narrowed.get(spec.dtype))
+        raise InputError(
+            f"Input {spec.name!r} of program {self.program!r} has a value outside its range, at "
+            f"{shape_text(found.position)}",
+            expected=found.expected,
+            found=found.value,
+            hint=found.hint,
         )
 
     def _refuse_dtype(self, plan: _Plan, arrays: Sequence[np.ndarray]) -> None:
@@ -225,6 +275,7 @@ class _Plan:
     Args:
         least: the sizes of names that no given input has.
         ranges: the names, and the sums, that have a range: with its ends.
+        values: positions of inputs whose values have a range, and the check of it.
         defaults: position among all inputs, and spec, of those left out.
     """
 
@@ -237,6 +288,7 @@ class _Plan:
     least: Mapping[str, int]
     sums: tuple[_Sum, ...]
     ranges: tuple[tuple[str, int, int | None], ...]
+    values: tuple[tuple[int, Fits], ...]
     defaults: tuple[tuple[int, TensorSpec], ...]
 
 
@@ -302,32 +354,13 @@ def _elsewhere(sizes: Mapping[str, int], axis: int, dim: str) -> str:
     return f"{sizes[dim]} on axis {axis} ({dim!r}, set by another input)"
 
 
-def _as_numpy(name: str, value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray | np.generic):
-        return np.asarray(value)
-    if hasattr(value, "__dlpack__"):
-        try:
-            return np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"Input {name!r} could not be taken through DLPack",
-                found=first_line(error),
-                hint="pass a CPU tensor of a numpy dtype that needs no gradient",
-            ) from error
-    raise InputError(
-        f"Input {name!r} is no array",
-        expected="a numpy array, or a tensor that has __dlpack__",
-        found=type(value).__name__,
-        hint="wrap it: numpy.asarray(value, dtype=…)",
-    )
-
-
 def shape_text(shape: Sequence[int | str]) -> str:
     """A shape as messages show it: ``[batch, 16]``."""
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a vendor's message, short enough for one of ours."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300].rstrip(".")
+def shapes_text(specs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> str:
+    """The shapes of the first inputs: ``input_ids [1, 3], attention_mask [1, 3]``."""
+    shown = zip(specs[:_MOST_SHOWN], arrays, strict=False)
+    text = ", ".join(f"{spec.name} {shape_text(array.shape)}" for spec, array in shown)
+    return text + (", …" if len(specs) > _MOST_SHOWN else "")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omnigraph.artifact import ProgramEntry
-from omnigraph.errors import DeviceError
+from omnigraph.errors import ArtifactError, DeviceError
 from omnigraph.runtimes.base import Executable, Session
 from omnigraph.runtimes.kernels import Kernel
+from omnigraph.runtimes.versions import check_version
 
 if TYPE_CHECKING:
     import openvino
@@ -26,6 +27,8 @@ _DEVICES = ("cpu", "gpu", "npu")
 #: The type that floats are computed in where the manifest names none: the widest. A type is always
 #: set, since OpenVINO would choose bf16 by itself on a CPU that has it, and fp16 on a GPU.
 _WIDEST = "f32"
+#: Its plugins compute 64 bits in 32, and take the lower half of an integer that needs more.
+_NARROWED = {"int64": "int32", "uint64": "int32", "uint32": "int32", "float64": "float32"}
 #: Whether OpenVINO multiplies quantized activations on a CPU as integers, or as floats of the same
 #: quantized values. It is a key of its own plugins, which its documentation does not list.
 _INTEGER_MATMULS = "LP_TRANSFORMS_MODE"
@@ -37,8 +40,10 @@ class OpenVinoSession(Session):
     """A Session over OpenVINO: device "cpu", or "gpu" or "npu" where there is one."""
 
     target = "openvino"
+    narrowed = _NARROWED
 
     def _open_device(self, device: str) -> str:
+        check_version("openvino", _openvino().__version__, self.artifact)
         self._core = _openvino().Core()
         here = [name.lower() for name in self._core.available_devices]
         made_for = self.artifact.manifest["device"]
@@ -169,7 +174,20 @@ def _executable(
 
 
 def _position(ports: Sequence[Any], name: str) -> int:
-    return next(i for i, port in enumerate(ports) if name in port.get_names())
+    """The position of a program's input or output.
+
+    Raises:
+        ArtifactError: the vendor's file has none of this name, which the manifest names.
+    """
+    for position, port in enumerate(ports):
+        if name in port.get_names():
+            return position
+    raise ArtifactError(
+        f"The manifest names a tensor {name!r} that the OpenVINO program does not have",
+        expected=", ".join(min(port.get_names(), default="?") for port in ports),
+        found=name,
+        hint="export the model again",
+    )
 
 
 def _tensor_over(data: np.ndarray) -> openvino.Tensor:

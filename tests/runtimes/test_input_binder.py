@@ -46,7 +46,7 @@ def decode(**changed: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def bind() -> Callable[[Mapping[str, Any]], list[np.ndarray]]:
-    return InputBinder("decode", DECODE, RANGES).bind
+    return InputBinder("decode", DECODE, RANGES, state=PAST).bind
 
 
 def binder(*specs: TensorSpec, **ranges: list[int | None]) -> InputBinder:
@@ -92,8 +92,30 @@ def test_only_what_has_no_default_must_be_given(bind):
     assert [array.shape for array in bound] == [(1, 4), (1, 4)] + [(1, HEADS, 0, SIZE)] * 6
 
 
-def test_some_of_the_past_left_out_takes_the_length_of_the_rest(bind):
-    bound = bind(decode(**{PAST[1]: None}))
+def test_a_state_is_given_whole_or_not_at_all(bind):
+    for left_out in (PAST[1:2], PAST[:1], PAST[2:], PAST[:-1]):
+        feeds = decode(**dict.fromkeys(left_out))
+        for given_feeds in (feeds, {**feeds, left_out[0]: None}):
+            message = refusal(bind, given_feeds)
+            assert f"given in part: {left_out[0]!r} is missing: expected all of its 6" in message
+            assert f"found {6 - len(left_out)}: past." in message
+    assert len(bind(decode())) == len(DECODE)
+    assert bind({"ids": ids()})[3].shape == (2, HEADS, 0, SIZE)
+    assert bind({"ids": ids(), **dict.fromkeys(PAST)})[3].shape == (2, HEADS, 0, SIZE)
+
+
+def test_a_state_that_must_be_given_is_no_part_of_one_that_may_be_left_out():
+    """As where decoding starts: with the encoder's keys, and none of the decoder's own."""
+    crossed = TensorSpec("cross.key", "float32", ("batch", HEADS, "length", SIZE))
+    bind = InputBinder("decode", (*DECODE, crossed), RANGES, state=[*PAST, "cross.key"]).bind
+    keys = np.ones((2, HEADS, 4, SIZE), np.float32)
+    assert bind({"ids": ids(), "cross.key": keys})[2].shape == (2, HEADS, 0, SIZE)
+    assert "'cross.key' of program 'decode' is missing" in refusal(bind, decode())
+    assert "given in part" in refusal(bind, {**decode(**{PAST[1]: None}), "cross.key": keys})
+
+
+def test_of_inputs_that_are_no_state_some_may_be_left_out():
+    bound = InputBinder("decode", DECODE, RANGES).bind(decode(**{PAST[1]: None}))
     assert bound[3].shape == (2, HEADS, 5, SIZE)
     assert not bound[3].any()
 
@@ -233,6 +255,13 @@ REFUSED = {
         "'ids' is no array: expected a numpy array, or a tensor that has",
     ),
     "a number": ({"ids": 3}, "'ids' is no array"),
+    "text": ({"ids": "12"}, "'ids' is no array"),
+    "a masked array": (
+        {"ids": np.ma.masked_equal(ids(), 2)},
+        "'ids' is a masked array: expected an array whose every element has a value, "
+        "found 1 masked of 6",
+    ),
+    "a masked array with nothing masked": ({"ids": np.ma.asarray(ids())}, "found 0 masked of 6"),
 }
 
 
@@ -242,6 +271,12 @@ def test_what_does_not_fit_is_refused(case: str, bind):
     assert message in refusal(bind, decode(**changed))
     assert len(bind(decode())) == len(DECODE)  # what is right is still taken
     assert message in refusal(bind, decode(**changed))  # and what is wrong is still refused
+
+
+@pytest.mark.parametrize("name", [7, None, b"ids", ("ids",)])
+def test_a_name_that_is_no_text_is_refused(bind, name):
+    for feeds in ({name: ids()}, {**decode(), name: None}, {name: ids(), **decode()}):
+        assert f"has no input {name!r}: expected ids, mask" in refusal(bind, feeds)
 
 
 @settings(max_examples=60, deadline=None)
@@ -285,6 +320,18 @@ def test_a_tensor_that_numpy_cannot_have_is_refused(bind, tensor):
     message = refusal(bind, decode(**{PAST[0]: tensor}))
     assert "'past.0.key' could not be taken through DLPack" in message
     assert "needs no gradient" in message
+
+
+def test_a_tensor_whose_own_library_fails_is_refused(bind):
+    class Broken:
+        def __dlpack__(self, **_):
+            raise StopIteration
+
+        def __dlpack_device__(self):
+            return (1, 0)
+
+    message = refusal(bind, decode(ids=Broken()))
+    assert "'ids' could not be taken through DLPack: found StopIteration, without a me" in message
 
 
 def test_a_torch_tensor_of_another_dtype_is_refused(bind):

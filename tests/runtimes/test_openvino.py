@@ -227,6 +227,7 @@ def test_outputs_share_no_memory_with_inputs(tmp_path: Path) -> None:
         "target": "openvino",
         "precision": "fp32",
         "device": "cpu",
+        "requires": {},
         "default_program": "forward",
         "dimensions": {},
         "programs": {"forward": entry.to_dict()},

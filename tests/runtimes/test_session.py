@@ -167,6 +167,18 @@ def test_an_output_can_be_the_next_input(session: Session):
         ({"input_ids": ids(1, 3), "attention_mask": ids(1, 4)}, "'attention_mask'"),
         ({"input_ids": ids(0, 3)}, "dimension 'batch' of this size: expected 1:, found 0"),
         ({"input_ids": "text"}, "'input_ids' is no array"),
+        ({"input_ids": np.ma.asarray(ids(1, 3))}, "'input_ids' is a masked array"),
+        ({"input_ids": np.array([[1, 256]])}, "range, at [0, 1]: expected 0 to 255, found 256"),
+        ({"input_ids": np.array([[-1]])}, "range, at [0, 0]: expected 0 to 255, found -1"),
+        ({"input_ids": np.array([[2**40]])}, f"expected 0 to 255, found {2**40}"),
+        ({"input_ids": np.array([[2**32 + 1]])}, f"expected 0 to 255, found {2**32 + 1}"),
+        ({3: ids(1, 3)}, "has no input 3"),
+        ({"input_ids": ids(1, 3), None: ids(1, 3)}, "has no input None"),
+        ([ids(1, 3)], "inputs of a run are no mapping"),
+        ([], "expected a dict of arrays by the names of the inputs, found list"),
+        (ids(1, 3), "found ndarray"),
+        ("input_ids", "found str"),
+        ((("input_ids", ids(1, 3)),), "found tuple"),
     ],
 )
 def test_wrong_inputs_are_refused_and_the_session_goes_on(session: Session, feeds, message: str):
@@ -185,12 +197,46 @@ def test_a_tensor_that_needs_a_gradient_is_refused(session: Session):
         session.run({"input_ids": ids(1, 1), **state}, program="decode")
 
 
+@pytest.mark.parametrize("number", [np.nan, -np.nan, np.inf])
+@pytest.mark.parametrize("name", past(1, 1))
+def test_a_state_that_is_not_a_number_is_refused(session: Session, name: str, number: float):
+    state = past(2, 3)
+    state[name][1, 2, 0, 7] = number
+    with pytest.raises(InputError) as caught:
+        session.run({"input_ids": ids(2, 1), **state}, program="decode")
+    assert f"Input {name!r} of program 'decode' has a value outside its range" in str(caught.value)
+    assert "at [1, 2, 0, 7]: expected no NaN, and no positive infinity" in str(caught.value)
+
+
+def test_a_state_in_part_is_refused(session: Session):
+    for name in past(1, 1):
+        state = {key: array for key, array in past(2, 3).items() if key != name}
+        for given in (state, {**state, name: None}):
+            with pytest.raises(InputError, match=f"given in part: {name!r} is missing"):
+                session.run({"input_ids": ids(2, 1), **given}, program="decode")
+
+
+def test_masks_mean_what_they_mean_in_torch_or_are_refused(session: Session, target: str):
+    """Every number but 0 shows a token. OpenVINO reads the lower 32 bits."""
+    tokens = ids(1, 4)
+    expected = session.run(input_ids=tokens, attention_mask=np.array([[0, 1, 1, 1]]))
+    for number in (2, -1, 256, 2**31 - 1):
+        mask = np.array([[0, number, 1, 1]])
+        same(session.run(input_ids=tokens, attention_mask=mask), expected)
+    wide = {"input_ids": tokens, "attention_mask": np.array([[0, 2**32, 1, 1]])}
+    if target == "onnx":
+        same(session.run(wide), expected)
+    else:
+        with pytest.raises(InputError, match=r"at \[0, 1\].*found 4294967296[\s\S]*as int32"):
+            session.run(wide)
+
+
 def test_what_fails_in_the_runtime_is_an_error_with_its_cause(session: Session, target: str):
     session._programs["forward"] = _failing(session._programs["forward"])
     with pytest.raises(RunError, match=r"Program 'forward' failed in the runtime of") as caught:
         session.run(input_ids=ids(1, 3))
     assert repr(target) in str(caught.value)
-    assert "out of memory" in str(caught.value)
+    assert "on input_ids [1, 3], attention_mask [1, 3]: found out of memory" in str(caught.value)
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
