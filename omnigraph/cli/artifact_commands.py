@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from omnigraph.cli.output import print_json
 from omnigraph.cli.parser import add_command
 from omnigraph.errors import UsageError
 from omnigraph.report import table
+
+#: Outputs of at most this many values are printed as JSON.
+_MOST_VALUES = 1024
 
 
 def add_artifact_commands(commands: Any) -> None:
@@ -29,7 +33,7 @@ def add_artifact_commands(commands: Any) -> None:
         dest="inputs",
         help="a file, or numbers such as 1,2,3",
     )
-    run.add_argument("--out", metavar="FILE.npz", help="where to write the outputs")
+    run.add_argument("--out", metavar="FILE.npz", help="where to write the outputs, whole")
     run.add_argument("--program", metavar="NAME", help="default: the artifact's first")
     run.add_argument("--variant", metavar="NAME", help="auto (default), whole, heads=12, …")
     _device_options(run)
@@ -54,11 +58,8 @@ def _run(args: argparse.Namespace) -> int:
         outputs = session.run(feeds, program=args.program, variant=args.variant)
     if args.out:
         _write_npz(Path(args.out), outputs)
-    shown = {
-        name: {"dtype": str(array.dtype), "shape": list(array.shape)}
-        for name, array in outputs.items()
-    }
     if args.json:
+        shown = {name: _fields(array, args.out) for name, array in outputs.items()}
         print_json({"outputs": shown, "out": args.out})
         return 0
     rows = [(name, str(a.dtype), str(list(a.shape)), _summary(a)) for name, a in outputs.items()]
@@ -92,6 +93,22 @@ def _array(name: str, value: str, spec: Any) -> np.ndarray:
         ) from error
     rank = len(spec.shape) if spec is not None else array.ndim
     return array.reshape((1,) * max(0, rank - array.ndim) + array.shape)
+
+
+def _fields(array: np.ndarray, file: str | None) -> dict[str, Any]:
+    """An output as JSON-ready fields: its values where they are few, else where they are."""
+    found: dict[str, Any] = {"dtype": str(array.dtype), "shape": list(array.shape)}
+    if array.size <= _MOST_VALUES:
+        return {**found, "values": _values(array.tolist())}
+    where = f"in {file}" if file else "nowhere: give --out FILE.npz"
+    return {**found, "file": file, "note": f"its {array.size} values are {where}"}
+
+
+def _values(found: Any) -> Any:
+    """Nested lists of numbers; JSON has no numbers that are not finite, which become text."""
+    if isinstance(found, list):
+        return [_values(part) for part in found]
+    return found if not isinstance(found, float) or math.isfinite(found) else str(found)
 
 
 def _summary(array: np.ndarray) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from omnigraph.cli.artifact_commands import _fields
 from omnigraph.cli.main import main
 
 IDS = "input_ids=5,6,7"
@@ -40,11 +41,47 @@ def test_export_run_verify_inspect(tmp_path: Path, capsys):
     np.save(tmp_path / "ids.npy", np.array([[5, 6, 7]]))
     argument = f"input_ids={tmp_path / 'ids.npy'}"
     status, text, _ = run(capsys, "run", out, "--input", argument, "--program", "encode", "--json")
-    assert json.loads(text)["outputs"]["last_hidden_state"]["shape"] == [1, 3, 64]
+    found = json.loads(text)["outputs"]["last_hidden_state"]
+    assert found["shape"] == [1, 3, 64]
+    assert np.shape(found["values"]) == (1, 3, 64)
     status, text, _ = run(capsys, "inspect", out)
     assert status == 0
     for part in ("program forward", "attention_mask", "default 1", "Attention", "fold-constants"):
         assert part in text
+
+
+def test_json_has_the_values_of_small_outputs_and_says_where_large_ones_are(
+    tmp_path: Path, capsys, tiny_artifacts
+):
+    def outputs(*more: object) -> dict:
+        status, text, _ = run(capsys, "run", tiny_artifacts["onnx"], *more, "--json")
+        assert status == 0
+        return json.loads(text)["outputs"]
+
+    file = tmp_path / "y.npz"
+    small = outputs("--input", IDS, "--out", file)["logits"]
+    np.testing.assert_allclose(small["values"], np.load(file)["logits"], rtol=1e-6)
+    many = ("--input", "input_ids=" + ",".join(["7"] * 5))
+    assert outputs(*many)["logits"] == {
+        "dtype": "float32",
+        "shape": [1, 5, 256],
+        "file": None,
+        "note": "its 1280 values are nowhere: give --out FILE.npz",
+    }
+    written = outputs(*many, "--out", file)["logits"]
+    assert written["file"] == str(file)
+    assert written["note"] == f"its 1280 values are in {file}"
+    assert np.load(file)["logits"].shape == (1, 5, 256)
+
+
+def test_what_is_no_finite_number_is_text_in_json():
+    fields = _fields(np.array([[1.5, np.nan], [np.inf, -np.inf]], np.float32), None)
+    assert json.loads(json.dumps(fields, allow_nan=False))["values"] == [
+        [1.5, "nan"],
+        ["inf", "-inf"],
+    ]
+    assert _fields(np.array(True), None)["values"] is True
+    assert _fields(np.empty((0, 3)), None)["values"] == []
 
 
 def test_every_command_prints_one_json_object(capsys, tiny_artifacts):
@@ -199,6 +236,7 @@ def test_an_artifact_runs_where_only_numpy_and_its_runtime_are(tmp_path, tiny_ar
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
+from omnigraph.cli.artifact_commands import _fields
 from omnigraph.cli.main import main
 raise SystemExit(main(sys.argv[1:]))
 """
