@@ -17,7 +17,7 @@ import numpy as np
 
 import omnigraph
 from benchmarks.timing import in_new_process, take_turns
-from omnigraph.inspection.inspect import list_targets
+from omnigraph.inspection.targets import list_targets
 from omnigraph.report import progress_reporter, size_text, table
 
 SETTINGS = {"kind": "encoder-decoder", "positions": "rotary"}

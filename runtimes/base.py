@@ -19,6 +19,7 @@ from omnigraph.errors import DeviceError, InputError, OmniGraphError, RunError, 
 from omnigraph.program import TensorSpec
 from omnigraph.runtimes.input_binder import InputBinder, shapes_text
 from omnigraph.runtimes.kernels import Kernel
+from omnigraph.runtimes.load_figures import LoadFigures, resident_bytes
 from omnigraph.runtimes.variants import AUTO, MISSED, WHOLE, Variants
 from omnigraph.runtimes.vendor_errors import message_of
 
@@ -49,14 +50,6 @@ class GoldenCheck:
         )
 
 
-@dataclass(frozen=True)
-class LoadFigures:
-    """The cost of loading one program: seconds, and growth of the process's resident bytes."""
-
-    seconds: float
-    bytes: int
-
-
 class Session(abc.ABC):
     """An artifact that is loaded and ready to run, in any vendor's runtime.
 
@@ -66,6 +59,8 @@ class Session(abc.ABC):
 
     #: The name of the target whose artifacts this runs.
     target: ClassVar[str]
+    #: What its artifacts run on, in a few words.
+    purpose: ClassVar[str] = ""
     #: By dtype of an input, the dtype that the runtime computes it in, where that holds less.
     narrowed: ClassVar[Mapping[str, str]] = {}
 
@@ -108,6 +103,11 @@ class Session(abc.ABC):
             raise
 
     # What each runtime implements -----------------------------------------------------------------
+
+    @classmethod
+    def unrunnable(cls) -> str | None:
+        """Why artifacts of this target cannot run on this machine, or None."""
+        return None
 
     def kernels(self, program: str | None = None) -> list[Kernel] | None:
         """The kernels that one program runs; None where the runtime does not report them.
@@ -381,15 +381,3 @@ def _joined(feeds: Mapping[str, Any], named: Mapping[str, Any]) -> Mapping[str, 
                 hint="leave one of them out",
             )
     return {**feeds, **named} if named else feeds
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process in bytes, or 0 where the system does not report it."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as stream:
-            pages = int(stream.read().split()[1])
-    except (OSError, ValueError):
-        return 0
-    import resource
-
-    return pages * resource.getpagesize()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import tempfile
 from collections.abc import Sequence
@@ -44,6 +45,14 @@ class OnnxSession(Session):
     """A Session over onnxruntime: device "cpu", or "cuda" where its provider is installed."""
 
     target = "onnx"
+    purpose = "runs on onnxruntime"
+
+    @classmethod
+    def unrunnable(cls) -> str | None:
+        """Why onnxruntime does not run here, or None."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed: pip install 'omnigraph[onnx]'"
+        return None
 
     def _open_device(self, device: str) -> str:
         ort = _onnxruntime()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import mmap
 import sys
 import threading
@@ -40,7 +41,15 @@ class OpenVinoSession(Session):
     """A Session over OpenVINO: device "cpu", or "gpu" or "npu" where there is one."""
 
     target = "openvino"
+    purpose = "runs on OpenVINO"
     narrowed = _NARROWED
+
+    @classmethod
+    def unrunnable(cls) -> str | None:
+        """Why OpenVINO does not run here, or None."""
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed: pip install 'omnigraph[openvino]'"
+        return None
 
     def _open_device(self, device: str) -> str:
         check_version("openvino", _openvino().__version__, self.artifact)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,19 @@ class TensorRtSession(Session):
     """
 
     target = "tensorrt"
+    purpose = "runs on NVIDIA GPUs, with TensorRT"
+
+    @classmethod
+    def unrunnable(cls) -> str | None:
+        """Why no engine runs here, or None; whether one does, its own GPU and version decide."""
+        if not any(importlib.util.find_spec(flavour) for flavour in _FLAVOURS):
+            return (
+                "tensorrt_rtx is not installed: pip install 'omnigraph[tensorrt]' (Linux, x86-64)"
+            )
+        try:
+            return None if driver().gpus() else "there is no NVIDIA GPU here"
+        except CudaError as error:
+            return f"there is no NVIDIA GPU here: {error}"
 
     def _open_device(self, device: str) -> str:
         details = self._details(self.artifact.manifest["default_program"])

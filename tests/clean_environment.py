@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -66,4 +67,17 @@ def make_environment(folder: Path) -> Environment:
     (site,) = folder.glob("lib/python*/site-packages")
     shared = [path for path in sys.path if any(Path(path).glob("*.dist-info"))]
     (site / "third_party.pth").write_text("\n".join(shared))
+    return Environment(folder)
+
+
+def make_runtime_environment(folder: Path, *distributions: str) -> Environment:
+    """An environment with these distributions of this one, and no others."""
+    run([sys.executable, "-m", "venv", "--without-pip", folder], folder.parent)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for name in distributions:
+        files = distribution(name).files
+        assert files is not None
+        for top in {file.parts[0] for file in files if ".." not in file.parts}:
+            if top != "__pycache__":
+                (site / top).symlink_to(distribution(name).locate_file(top))
     return Environment(folder)

@@ -64,6 +64,8 @@ EMBEDDED = (
     "omnigraph.exporting.options",
     "omnigraph.head_variants",
     "omnigraph.head_variants.counts",
+    "omnigraph.inspection",
+    "omnigraph.inspection.targets",
     "omnigraph.option_field",
     "omnigraph.precision",
     "omnigraph.program",

@@ -167,7 +167,7 @@ def _passes(args: argparse.Namespace) -> int:
 
 
 def _targets(args: argparse.Namespace) -> int:
-    from omnigraph.inspection.inspect import list_targets
+    from omnigraph.inspection.targets import list_targets
 
     targets = list_targets()
     if args.json:

@@ -1,4 +1,4 @@
-"""Describes models, artifacts, passes and targets."""
+"""Describes models, artifacts and passes."""
 
 from __future__ import annotations
 
@@ -175,9 +175,22 @@ def _tensors_text(program: Mapping[str, Any]) -> str:
     for way in ("inputs", "outputs"):
         for spec in program[way]:
             shape = "[" + ", ".join(map(str, spec["shape"])) + "]"
-            default = f"default {spec['default']}" if "default" in spec else ""
-            rows.append((way[:-1], spec["name"], spec["dtype"], shape, default))
+            notes = [f"default {spec['default']}"] if "default" in spec else []
+            notes += _range_text(spec)
+            rows.append((way[:-1], spec["name"], spec["dtype"], shape, ", ".join(notes)))
     return table(("", "name", "dtype", "shape", ""), rows)
+
+
+def _range_text(spec: Mapping[str, Any]) -> list[str]:
+    """The values that a tensor may have, where not all of its type."""
+    least, greatest = spec.get("least"), spec.get("greatest")
+    if least is None and greatest is None:
+        return []
+    if spec["dtype"].startswith("float"):
+        return ["no NaN"]
+    if greatest is None:
+        return [f"at least {least}"]
+    return [f"at most {greatest}" if least is None else f"{least} to {greatest}"]
 
 
 def _ops_text(program: Mapping[str, Any]) -> str:
@@ -209,21 +222,4 @@ def list_passes() -> list[dict[str, Any]]:
             "rounds": kind.rounds,
         }
         for name, kind in installed_passes().items()
-    ]
-
-
-def list_targets() -> list[dict[str, Any]]:
-    """The installed targets: what each is, and whether it compiles and runs here."""
-    from omnigraph.lowering import targets
-
-    return [
-        {
-            "name": name,
-            "purpose": target.purpose,
-            "precisions": list(target.precisions),
-            "options": dict(target.options),
-            "unusable": target.unusable(),
-            "unrunnable": target.unrunnable(),
-        }
-        for name, target in targets().items()
     ]
