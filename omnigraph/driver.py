@@ -21,7 +21,7 @@ from omnigraph.exporting.program_choice import choose_programs
 from omnigraph.exporting.report import ExportReport
 from omnigraph.external_weights import release_memory
 from omnigraph.frontends.resolve import ModelSource, resolve
-from omnigraph.graph import count_ops
+from omnigraph.graph import count_ops, places
 from omnigraph.head_variants.variants import Variants, make_variants
 from omnigraph.ledger.attention import check_fused
 from omnigraph.lowering.emulation import run_lowered
@@ -213,6 +213,7 @@ class _Export:
             {done.program.name: done.layers for done in lowered},
             self._quantization(lowered, facts, budget) if job.quantizes else {},
             seconds,
+            {done.program.name: places(done.program.graph) for done in lowered},
         )
         return product, replace(facts, choices={})
 
@@ -274,6 +275,7 @@ class _Export:
                 product.bounds,
                 job.target.run_emitted if product.emission.executes_here else run_lowered,
                 job.target.run_unrounded,
+                product.places,
             )
 
     def publish(self, staged: _Staged, checks: Sequence[NumberCheck]) -> ExportReport:

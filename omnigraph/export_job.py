@@ -94,3 +94,5 @@ class TargetProduct:
     layers: dict[str, list[LayerPrecision]] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    #: For each program, by name of a node or of its outputs, the node for a person.
+    places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

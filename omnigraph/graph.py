@@ -86,3 +86,10 @@ def describe(node: ir.Node) -> str:
     if source := node.metadata_props.get(SOURCE_KEY):
         text += f" ({source})"
     return text
+
+
+def places(graph: Graph) -> dict[str, str]:
+    """Every node for a person, by its name and by the names of its outputs."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(graph.graph))
+    by_output = {v.name: describe(node) for node in nodes for v in node.outputs if v.name}
+    return {**by_output, **{node.name: describe(node) for node in nodes if node.name}}

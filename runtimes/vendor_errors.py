@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-#: Lines and beginnings that say where in the vendor's own code an error was raised.
+#: What says where in the vendor's own code an error was raised, and of which kind its class is.
 _PLACES = re.compile(
-    r"^Exception from \S+:\d+:|^Check '.*' failed at \S+:\d+:|^While validating node|"
-    r"\[ONNXRuntimeError\] : \d+ : \w+ : (?=.)"
+    r"^Exception from \S+:\d+:|^While validating node|\[ONNXRuntimeError\] : \d+ : \w+ : (?=.)"
+    r"|^Check '.*' failed at \S+:\d+:$|(?<= failed) at \S+:\d+"
+    r"|\S+\.(?:h|hpp|cc|cpp|cu):\d+ (?:[\w:<>~&* ]+\([^()]*\) )?"
 )
 _LONGEST = 300
 

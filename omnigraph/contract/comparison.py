@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from omnigraph.artifact import Artifact
+from omnigraph.contract.failed_run import FAILURES, failure
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import (
     Deviation,
@@ -46,6 +47,8 @@ class Bounds:
     outputs: Sequence[Outputs] | None = None
     noise: Mapping[str, Noise] | None = None
 
+_NOWHERE: Mapping[str, Mapping[str, str]] = {}
+
 
 @dataclass(frozen=True)
 class NumberCheck:
@@ -75,6 +78,7 @@ def check_artifact(
     bounds: Mapping[str, Bounds],
     run_program: Open,
     run_unrounded: Open,
+    places: Mapping[str, Mapping[str, str]] = _NOWHERE,
 ) -> list[NumberCheck]:
     """Compare every output of every program with the Graph that was emitted, and with torch.
 
@@ -83,8 +87,10 @@ def check_artifact(
         run_program: opens a program in the target's runtime, or, where that is not here, its
             lowered Graph in onnxruntime.
         run_unrounded: opens a program so that it rounds no activation.
+        places: for each program, by name of a node or of its outputs, the node for a person.
 
     Raises:
+        RunError: a program does not run on an input set; the message names sizes and module.
         ContractError: an output is beyond its bounds; the message names program, output, input
             set, error and tolerance.
     """
@@ -94,9 +100,11 @@ def check_artifact(
         bound = bounds[program]
         if bound.outputs is not None:
             with run_unrounded(artifact, program) as run:
+                run = _explained(program, run, sets, places.get(program, {}))
                 _check_unrounded(program, run, sets, bound)
         # One program at a time, so that no two are in memory.
         with run_program(artifact, program) as run:
+            run = _explained(program, run, sets, places.get(program, {}))
             checks += _check_program(program, run, sets, bound)
     return checks
 
@@ -124,6 +132,19 @@ def _within(tolerance: Tolerance) -> str:
         f"an error within {tolerance.rms:.2e} rms and {tolerance.peak:.2e} peak, relative to the "
         "output's rms"
     )
+
+
+def _explained(program: str, run: Run, sets: Sequence[Reference], places: Mapping[str, str]) -> Run:
+    """A function that runs the program, and says of what fails which sizes and which module."""
+
+    def explained(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        try:
+            return run(feeds)
+        except FAILURES as error:
+            failed = next(reference for reference in sets if reference.feeds is feeds)
+            raise failure(program, run, failed, sets, places, error) from error
+
+    return explained
 
 
 def _check_program(
