@@ -22,9 +22,9 @@ from omnigraph.passes.matching import constant, input_at, scalar
 Integers: TypeAlias = tuple[tuple[float, float], ...]
 ALL: Integers = ((-inf, inf),)
 
-#: Ops that move elements, and change and drop none.
+#: Ops that move elements, or add others, and change and drop none.
 MOVES = frozenset(
-    "Identity Reshape Flatten Unsqueeze Squeeze Transpose Expand Tile Dropout".split()
+    "Identity Reshape Flatten Unsqueeze Squeeze Transpose Expand Tile Pad Dropout".split()
 )
 #: The integers x for which ``x op c`` holds, for an integer c.
 _COMPARISONS: dict[str, Callable[[float], Integers]] = {

@@ -23,6 +23,8 @@ from omnigraph.program import TensorSpec
 
 #: Ops with which a model looks for a NaN or an infinity itself.
 _LOOKS_FOR_NAN = ("IsNaN", "IsInf")
+#: Ops that take some elements of their first input.
+_PARTS = ("Slice", "Split", "Gather", "Identity", "Squeeze", "Unsqueeze")
 
 
 def with_ranges(
@@ -31,8 +33,9 @@ def with_ranges(
     """The inputs of a Graph with the least and the greatest value of each.
 
     An integer that is looked up in a table, by way of any moves, offsets and limits, is one of its
-    rows. Where tables differ, it is a row of each. A float is no NaN and not positive infinity,
-    unless the Graph asks that itself; negative infinity is left to additive masks.
+    rows. Where tables differ, it is a row of each; where parts of an input have tables of their
+    own, a row of one of them. A float is no NaN and not positive infinity, unless the Graph asks
+    that itself; negative infinity is left to additive masks.
 
     Args:
         graph: as traced, before any pass; it is not changed.
@@ -60,9 +63,7 @@ def with_ranges(
 def _of_rows(
     spec: TensorSpec, value: ir.Value, lookups: list[tuple[ir.Value, Integers]]
 ) -> TensorSpec:
-    rows = ALL
-    for index, wanted in lookups:
-        rows = common(rows, accepted(index, wanted, value))
+    rows = common(_rows(value, lookups), _rows_of_parts(value, lookups))
     if not rows:  # nothing is right: the model must mean something else
         return spec
     least, greatest = rows[0][0], rows[-1][1]
@@ -70,6 +71,43 @@ def _of_rows(
         spec,
         least=None if least == -inf else int(least),
         greatest=None if greatest == inf else int(greatest),
+    )
+
+
+def _rows(value: ir.Value, lookups: Sequence[tuple[ir.Value, Integers]]) -> Integers:
+    """The integers that a value may hold for every lookup that it is in as a whole."""
+    rows = ALL
+    for index, wanted in lookups:
+        rows = common(rows, accepted(index, wanted, value))
+    return rows
+
+
+def _rows_of_parts(value: ir.Value, lookups: Sequence[tuple[ir.Value, Integers]]) -> Integers:
+    """The integers that some part of a value may hold, if it is read in parts alone.
+
+    Columns that are looked up in tables of their own are such parts. What is not looked up may be
+    any number, so one part of that kind leaves no range.
+    """
+    found: Integers = ()
+    for node, position in value.uses():
+        unread = node.op_type in _PARTS and not any(map(_is_read, node.outputs))
+        if node.op_type == "Shape" or unread:
+            continue
+        if position != 0 or node.op_type not in _PARTS:
+            return ALL
+        for part in node.outputs:
+            rows = common(_rows(part, lookups), _rows_of_parts(part, lookups))
+            if rows == ALL:
+                return ALL
+            found = union(found, rows)
+    return found or ALL
+
+
+def _is_read(value: ir.Value) -> bool:
+    """Whether more of a value is asked than its shape."""
+    others = [node for node, _ in value.uses() if node.op_type != "Shape"]
+    return value.is_graph_output() or any(
+        n.op_type not in _PARTS or any(map(_is_read, n.outputs)) for n in others
     )
 
 

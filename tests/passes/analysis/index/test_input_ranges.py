@@ -64,6 +64,13 @@ LOOKUPS: dict[str, Callable[[Tensor], Tensor]] = {
     "mask": lambda i: torch.where(i.bool(), 1.0, 0.0),
     "number": lambda i: i.float() * 2,
     "counted": lambda i: rows((torch.cumsum((i != 1).long(), 1) * (i != 1).long()).clamp(max=3)),
+    "one column": lambda i: rows(i[:, 0]),
+    "each column": lambda i: rows(i[:, 0]) + rows(i[:, 1]) + rows(i[:, 2:]).sum(1),
+    "each step": lambda i: sum(rows(step) for step in i.unbind(1)),
+    "shifted right": lambda i: rows(F.pad(i[:, :-1], (1, 0), value=1)),
+    "shifted by joining": lambda i: rows(torch.cat([torch.ones_like(i[:, :1]), i[:, :-1]], 1)),
+    "columns with offsets": lambda i: rows(i[:, :2] + 1) + rows(i[:, 2:] + 1),
+    "a column and a number": lambda i: rows(i[:, 0].clamp(0, 11)) * i[:, 1:].float().sum(),
     "labels": lambda i: torch.gather(F.log_softmax(SCORES.expand(i.shape[0], 12), -1), 1, i),
     "loss": lambda i: F.cross_entropy(
         SCORES.expand(i.numel(), 12), i.reshape(-1), reduction="none"
@@ -146,6 +153,25 @@ TABLE_TEXT = "<float[5,2] t = {0,1,2,3,4,5,6,7,8,9}>"
 )  # fmt: skip
 def test_the_range_in_a_graph(body: str, expected):
     assert range_in(f"g (int64[n] i) => (float y) {TABLE_TEXT} {{ {body} }}") == expected
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        ("b = Gather(t, right)", (0, 4)),
+        ("b = Gather<axis = 1>(t, right)", (0, 4)),
+        ("two = Constant<value_int = 3>() j = Sub(right, two) b = Gather(t, j)", (0, 7)),
+        ("b = Cast<to = 1>(right)", (None, None)),
+    ],
+)
+def test_parts_that_are_looked_up_in_tables_of_their_own(second: str, expected):
+    """What is a row of no table is refused; what is read as a number may be any."""
+    text = f"""g (int64[n] i) => (float a, float b) {TABLE_TEXT} {{
+        left, right = Split<axis = 0, num_outputs = 2>(i)
+        a = Gather(t, left)
+        {second}
+    }}"""
+    assert range_in(text) == expected
 
 
 def test_negative_rows_count_from_the_end_in_a_file():
