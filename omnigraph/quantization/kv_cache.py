@@ -67,7 +67,10 @@ def _scales(item: TracedProgram, program: Program) -> dict[str, np.ndarray]:
 def _in_int8(
     specs: Sequence[TensorSpec], scales: Mapping[str, np.ndarray]
 ) -> tuple[TensorSpec, ...]:
-    return tuple(replace(s, dtype="int8") if s.name in scales else s for s in specs)
+    return tuple(
+        replace(s, dtype="int8", least=None, greatest=None) if s.name in scales else s
+        for s in specs
+    )
 
 
 def _converted(

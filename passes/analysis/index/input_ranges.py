@@ -39,6 +39,7 @@ def with_ranges(
 
     Args:
         graph: as traced, before any pass; it is not changed.
+        inputs: a range that one of them already has is kept, or made narrower.
         negative_rows: whether a Gather counts negative rows from the end, as in ONNX. In torch, an
             embedding refuses them, and indexing (a GatherND) takes them.
     """
@@ -53,7 +54,7 @@ def with_ranges(
             found.append(spec)
         elif value.dtype.is_integer():
             found.append(_of_rows(spec, value, lookups))
-        elif value.dtype.is_floating_point() and not _is_looked_for(value):
+        elif spec.greatest is None and value.dtype.is_floating_point() and not _asked_for(value):
             found.append(replace(spec, greatest=_largest(value.dtype)))
         else:
             found.append(spec)
@@ -63,7 +64,12 @@ def with_ranges(
 def _of_rows(
     spec: TensorSpec, value: ir.Value, lookups: list[tuple[ir.Value, Integers]]
 ) -> TensorSpec:
+    declared = (
+        -inf if spec.least is None else spec.least,
+        inf if spec.greatest is None else spec.greatest,
+    )
     rows = common(_rows(value, lookups), _rows_of_parts(value, lookups))
+    rows = common(rows, (declared,))
     if not rows:  # nothing is right: the model must mean something else
         return spec
     least, greatest = rows[0][0], rows[-1][1]
@@ -167,7 +173,7 @@ def _dims(value: ir.Value | None) -> Sequence[Linear | None]:
         return ()
 
 
-def _is_looked_for(value: ir.Value) -> bool:
+def _asked_for(value: ir.Value) -> bool:
     """Whether the Graph itself asks if an element is a number."""
     waiting, seen = [value], {value}
     while waiting:

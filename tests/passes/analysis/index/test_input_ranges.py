@@ -174,6 +174,20 @@ def test_parts_that_are_looked_up_in_tables_of_their_own(second: str, expected):
     assert range_in(text) == expected
 
 
+def test_a_declared_range_is_kept_or_made_narrower():
+    graph = graph_from_text(
+        f"g (int64[n] i, float[n] x) => (float[n,2] y, float[n] z) {TABLE_TEXT} "
+        "{ y = Gather(t, i) z = Abs(x) }"
+    )
+    specs = (
+        TensorSpec("i", "int64", ("n",), least=1, greatest=100),
+        TensorSpec("x", "float32", ("n",), least=0, greatest=1),
+    )
+    ids, numbers = with_ranges(graph, specs, negative_rows=False)
+    assert (ids.least, ids.greatest) == (1, 4)
+    assert (numbers.least, numbers.greatest) == (0, 1)
+
+
 def test_negative_rows_count_from_the_end_in_a_file():
     text = f"g (int64[n] i) => (float[n,2] y) {TABLE_TEXT} {{ y = Gather(t, i) }}"
     assert range_in(text, negative_rows=True) == (-5, 4)
