@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +184,10 @@ class Program:
             weights are named by their paths from there.
         to_graph: gives the program's Graph; None traces ``module`` with torch.
         output_roles: the roles of outputs, as far as they are known, by name.
+        example: the sizes of the example that the program was made from, at which it runs; empty
+            where its ranges are known, and need not be found by running it.
+        declared: the dimensions whose range a person gave.
+        axes_hint: how to name the axes that vary, where the names were guessed; else "".
 
     Raises:
         UsageError: two tensors of one name, a dimension that is no name, or a role that there is
@@ -201,6 +205,9 @@ class Program:
     root: str = ""
     to_graph: Callable[[Program], Graph] | None = None
     output_roles: Mapping[str, str] = field(default_factory=dict)
+    example: Mapping[str, int] = field(default_factory=dict)
+    declared: frozenset[str] = frozenset()
+    axes_hint: str = ""
 
     def __post_init__(self) -> None:
         names = [*(spec.name for spec in self.inputs), *self.outputs]
@@ -235,7 +242,9 @@ class Program:
         return tuple(dict.fromkeys(n for n in names if not n.isdigit()))
 
     def with_dims(self, dims: Mapping[str, Dim]) -> Program:
-        """The same program with some ranges replaced.
+        """The same program with some ranges replaced, as a person declares them.
+
+        A least size of 1 is the default, and may be widened to 0: the contract tries it then.
 
         Raises:
             UsageError: a range outside what the model can take.
@@ -245,7 +254,7 @@ class Program:
             own = merged.get(name)
             if own is None:
                 continue
-            if dim.min < own.min or (
+            if dim.min < own.min != Dim().min or (
                 own.max is not None and (dim.max is None or dim.max > own.max)
             ):
                 raise UsageError(
@@ -263,7 +272,13 @@ class Program:
         for name, dim in merged.items():
             if name not in fixed and isinstance(left := _fix(name, fixed), str):
                 kept[left] = kept[left].within(dim) if left in kept else dim
-        return replace(self, inputs=specs, dims=kept, fixed={**self.fixed, **fixed})
+        return replace(
+            self,
+            inputs=specs,
+            dims=kept,
+            fixed={**self.fixed, **fixed},
+            declared=self.declared | dims.keys(),
+        )
 
 
 def _fix(dim: DimLike, fixed: Mapping[str, int]) -> DimLike:
@@ -296,23 +311,3 @@ def fit_sizes(program: Program, sizes: Mapping[str, int], default: int = 5) -> d
                 break
             fitted[largest] -= 1
     return {**fitted, **program.fixed}
-
-
-def contract_cases(program: Program) -> Sequence[Case]:
-    """The input sets at which a program's numbers are compared: short, long, padded, batched.
-
-    No two dimensions of a set agree by chance; each is 1 (or its least) in one set, odd in some and
-    a multiple of 4 in others, since models branch on such things. All are kept within the program's
-    ranges.
-    """
-    rows = [
-        ("short", {"batch": 1, "sequence": 1, "past": 0, "decoder_sequence": 1}, "none"),
-        ("long", {"batch": 1, "sequence": 61, "past": 7, "decoder_sequence": 53}, "none"),
-        ("batched", {"batch": 3, "sequence": 8, "past": 0, "decoder_sequence": 12}, "none"),
-        ("padded-right", {"batch": 4, "sequence": 13, "past": 0, "decoder_sequence": 17}, "right"),
-        ("padded-left", {"batch": 3, "sequence": 5, "past": 20, "decoder_sequence": 3}, "left"),
-    ]
-    cases = []
-    for seed, (name, sizes, padding) in enumerate(rows):
-        cases.append(Case(name, fit_sizes(program, sizes), padding, seed))
-    return cases

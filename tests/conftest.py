@@ -50,9 +50,9 @@ def traced() -> Callable[..., Traced]:
 def _traced(name: str, **settings: object) -> Traced:
     import torch
 
+    from omnigraph.input_sets import contract_cases
     from omnigraph.models import OmniNetConfig
     from omnigraph.models.programs import programs
-    from omnigraph.program import contract_cases
     from omnigraph.tracing.trace import reference_for, trace
 
     model = OmniNet(OmniNetConfig.named("tiny", **settings), initialize=False).eval()

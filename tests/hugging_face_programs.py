@@ -16,7 +16,8 @@ from hugging_face_models import MODELS
 from torch import Tensor, nn
 
 from omnigraph.frontends.module import program_from_module
-from omnigraph.program import Dim, Program, contract_cases
+from omnigraph.input_sets import contract_cases
+from omnigraph.program import Dim, Program
 
 #: Every table of positions has 96 rows.
 _LENGTHS = Dim(1, 96)

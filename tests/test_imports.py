@@ -23,6 +23,7 @@ LAYERS = (
     ("report", "option_field", "precision", "progress"),
     ("graph",),
     ("external_weights", "program"),
+    ("input_sets",),
     ("artifact",),
     ("contract",),
     ("runtimes",),  # beside: what an application embeds

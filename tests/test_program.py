@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnigraph.errors import UsageError
+from omnigraph.input_sets import contract_cases
 from omnigraph.program import (
     Dim,
     Program,
     TensorSpec,
-    contract_cases,
     evaluate_dim,
     fit_sizes,
     mask_of,

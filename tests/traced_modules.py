@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from omnigraph.contract.graph_check import check_graph
 from omnigraph.frontends.module import program_from_module
 from omnigraph.graph import Graph
-from omnigraph.program import Program, contract_cases
+from omnigraph.input_sets import contract_cases
+from omnigraph.program import Program
 from omnigraph.tracing.trace import check_trace, output_specs, reference_for, trace
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -46,20 +47,68 @@ def ranges_of(text: str) -> dict[str, Dim]:
     ranges = {}
     for part in names(text):
         name, equals, bounds = part.partition("=")
-        low, colon, high = bounds.partition(":")
         try:
-            least = int(low)
-            most = (int(high) if high else None) if colon else least
             if not equals:
                 raise ValueError
+            ranges[name.strip()] = _dim_of_text(bounds)
         except ValueError:
             raise UsageError(
                 f"--dynamic {part!r} is no range",
                 expected="DIM=MIN:MAX, DIM=MIN: or DIM=SIZE",
                 hint="for example --dynamic batch=1:8,sequence=1:1024",
             ) from None
-        ranges[name.strip()] = Dim(least, most)
     return ranges
+
+
+def range_of(name: str, given: object) -> Dim:
+    """A dimension's range from what says it: a Dim, a size, ends, a ``range``, or text.
+
+    Both ends of a pair are included, and None is no bound: ``(1, 8)``. A ``range`` leaves its end
+    out, as everywhere in Python: ``range(1, 9)``.
+
+    Raises:
+        UsageError: it is none of these, or the range is empty.
+    """
+    match given:
+        case Dim():
+            return given
+        case bool():
+            pass
+        case int():
+            return Dim(given, given)
+        case range(start=low, stop=high, step=1):
+            return Dim(low, high - 1)
+        case (int() as low, int() | None as high) if not isinstance(given, str):
+            return Dim(low, high)
+        case str():
+            with contextlib.suppress(ValueError):
+                return _dim_of_text(given)
+    raise UsageError(
+        f"What is given for dimension {name!r} is no range of sizes",
+        expected='omnigraph.Dim(1, 8), (1, 8), range(1, 9), "1:8", or one size',
+        found=repr(given),
+        hint="both ends are included, but for a range's; Dim(1), (1, None) and '1:' have no bound",
+    )
+
+
+def _ranges(given: object) -> dict[str, Dim]:
+    if isinstance(given, str):
+        return ranges_of(given)
+    if isinstance(given, Mapping):
+        return {dim: range_of(dim, sizes) for dim, sizes in given.items()}
+    raise UsageError(
+        "The ranges of dimensions are no mapping",
+        expected='{"batch": (1, 8)}, or the text of --dynamic: "batch=1:8"',
+        found=repr(given),
+        hint="name each dimension that is not to have its default range",
+    )
+
+
+def _dim_of_text(text: str) -> Dim:
+    """``1:8``, ``1:`` or ``8`` as a range; a ValueError where it is none."""
+    low, colon, high = text.partition(":")
+    least = int(low)
+    return Dim(least, (int(high) if high.strip() else None) if colon else least)
 
 
 @dataclass(frozen=True)
@@ -73,7 +122,8 @@ class ExportOptions:
         programs: which programs to compile; None is all.
         settings: fields of the model's configuration and options of the targets, as text.
         inputs: example inputs by name, where the model is a module or a file.
-        dynamic: the range of each dimension; one size (``Dim(1, 1)``) makes it fixed.
+        dynamic: the range of each dimension, as `range_of` reads it: ``Dim(1, 8)``, ``(1, 8)``,
+            ``range(1, 9)``, ``"1:8"``; one size makes it fixed.
         variants: "heads=12,8" adds, for each program, one with 12 heads per attention and one with
             8; a Session may choose one for a request (`omnigraph.head_variants`).
         importance: a JSON or ``.npz`` file with the importance of each head, for ``variants``.
@@ -148,14 +198,8 @@ class ExportOptions:
         parse_variants(self.variants, self.importance)
         if not isinstance(self.passes, str):
             set_field(self, "passes", ",".join(self.passes))
-        for dim, given in (self.dynamic or {}).items():
-            if not isinstance(given, Dim):
-                raise UsageError(
-                    f"The range of dimension {dim!r} is no Dim",
-                    expected="omnigraph.Dim(min, max)",
-                    found=repr(given),
-                    hint="both ends are included: omnigraph.Dim(1, 8)",
-                )
+        if self.dynamic is not None:
+            set_field(self, "dynamic", _ranges(self.dynamic))
         if self.kv_cache is not None and self.kv_cache not in CACHE_TYPES:
             raise UsageError(
                 f"Key/value caches cannot be kept in {self.kv_cache!r}",

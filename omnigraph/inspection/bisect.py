@@ -28,10 +28,11 @@ from omnigraph.exporting.plan import TargetJob, model_settings, plan_jobs
 from omnigraph.exporting.program_choice import choose_programs
 from omnigraph.frontends.resolve import resolve
 from omnigraph.graph import Graph, describe
+from omnigraph.input_sets import contract_cases
 from omnigraph.lowering import Lowered, Target
 from omnigraph.passes.base import Pass, PassRecord, run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts, QuantizingPass
-from omnigraph.program import Program, TensorSpec, contract_cases
+from omnigraph.program import Program, TensorSpec
 from omnigraph.progress import Progress, silent
 from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.quantize import run_one

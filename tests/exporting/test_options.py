@@ -35,7 +35,14 @@ def test_names_may_be_joined_by_commas():
         ({"rtol": "x"}, "a number above zero"),
         ({"variants": "many"}, "no set of variants"),
         ({"importance": "heads.json"}, "no variant that would lose any"),
-        ({"dynamic": {"batch": (1, 8)}}, r"expected omnigraph\.Dim"),
+        ({"dynamic": {"batch": 1.5}}, r"dimension 'batch' is no range .* omnigraph\.Dim"),
+        ({"dynamic": {"batch": (1, 2, 3)}}, "is no range"),
+        ({"dynamic": {"batch": range(1, 9, 2)}}, "is no range"),
+        ({"dynamic": {"batch": "few"}}, "is no range"),
+        ({"dynamic": {"batch": True}}, "is no range"),
+        ({"dynamic": {"batch": (8, 1)}}, "range is empty"),
+        ({"dynamic": [("batch", 1)]}, "are no mapping"),
+        ({"dynamic": "batch"}, "'batch' is no range"),
         (
             {"calibration": "a.npz", "quantization": Quantization(calibration="b.npz")},
             "given twice",
@@ -46,6 +53,31 @@ def test_names_may_be_joined_by_commas():
 def test_what_cannot_be_is_refused_before_anything_is_read(given: dict, message: str):
     with pytest.raises(UsageError, match=message):
         ExportOptions.of(None, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "range_"),
+    [
+        (Dim(1, 8), Dim(1, 8)),
+        ((1, 8), Dim(1, 8)),
+        ([1, 8], Dim(1, 8)),
+        ((1, None), Dim(1)),
+        (range(1, 9), Dim(1, 8)),
+        (range(9), Dim(0, 8)),
+        (8, Dim(8, 8)),
+        ("1:8", Dim(1, 8)),
+        ("2:", Dim(2)),
+        (" 0 : 8 ", Dim(0, 8)),
+        ("8", Dim(8, 8)),
+    ],
+)
+def test_a_range_of_sizes_may_be_said_in_each_way(given, range_):
+    assert ExportOptions(dynamic={"batch": given}).dynamic == {"batch": range_}
+
+
+def test_all_ranges_may_be_said_in_one_text():
+    options = ExportOptions(dynamic="batch=1:8,past=0:")
+    assert options.dynamic == {"batch": Dim(1, 8), "past": Dim(0)}
 
 
 def test_options_are_one_value_and_keywords_change_it():

@@ -16,9 +16,10 @@ from omnigraph.contract.graph_check import (
     compare_graph,
 )
 from omnigraph.graph import Graph, count_ops
+from omnigraph.input_sets import contract_cases
 from omnigraph.passes.base import PassRecord, run_passes
 from omnigraph.passes.pipelines import common
-from omnigraph.program import Program, contract_cases
+from omnigraph.program import Program
 from omnigraph.tracing.trace import check_trace, reference_for, trace
 
 #: Forms of a model that is here in its other form, and takes long.

@@ -13,7 +13,8 @@ from traced_modules import WHOLE, Module, compile_, compiled, floats, outputs
 
 from omnigraph.errors import TraceError, UsageError
 from omnigraph.frontends.module import program_from_module
-from omnigraph.program import Case, TensorSpec, contract_cases
+from omnigraph.input_sets import contract_cases
+from omnigraph.program import Case, TensorSpec
 
 # -- what a module may return ----------------------------------------------------------------------
 

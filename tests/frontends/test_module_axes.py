@@ -9,7 +9,8 @@ from traced_modules import WHOLE, Module, compile_, compiled, floats, outputs
 
 from omnigraph.errors import UsageError
 from omnigraph.frontends.module import program_from_module
-from omnigraph.program import Dim, contract_cases
+from omnigraph.input_sets import contract_cases
+from omnigraph.program import Dim
 
 # -- which axes are open ---------------------------------------------------------------------------
 

@@ -21,8 +21,9 @@ from omnigraph.frontends.onnx_names import name_axes
 from omnigraph.frontends.onnx_program import program_from_onnx
 from omnigraph.frontends.resolve import resolve
 from omnigraph.graph import MODULE_KEY, OPSET
+from omnigraph.input_sets import contract_cases
 from omnigraph.inspection.inspect import inspect
-from omnigraph.program import Case, Dim, contract_cases
+from omnigraph.program import Case, Dim
 from omnigraph.tracing.trace import output_specs, reference_for, trace
 
 

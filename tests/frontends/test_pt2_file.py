@@ -12,7 +12,8 @@ from torch import nn
 import omnigraph
 from omnigraph.frontends.resolve import resolve
 from omnigraph.graph import MODULE_KEY
-from omnigraph.program import Dim, contract_cases
+from omnigraph.input_sets import contract_cases
+from omnigraph.program import Dim
 from omnigraph.tracing.trace import reference_for, trace
 
 

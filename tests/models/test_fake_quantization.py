@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 import omnigraph
 from omnigraph.graph import count_ops
+from omnigraph.input_sets import contract_cases
 from omnigraph.models import ConfigError, OmniNet, OmniNetConfig
 from omnigraph.models.fake_quantization import FakeQuantizer
 from omnigraph.models.programs import programs
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.pipelines import common
-from omnigraph.program import contract_cases
 from omnigraph.tracing.trace import check_trace, reference_for, trace
 
 KINDS = ("encoder", "decoder", "encoder-decoder")

@@ -6,13 +6,13 @@ import pytest
 from hugging_face_programs import program
 
 from omnigraph.graph import count_ops
+from omnigraph.input_sets import contract_cases
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.fuse_gelu import FuseGelu
 from omnigraph.passes.fuse_norm import FuseNorm
 from omnigraph.passes.fuse_rotary import FuseRotary
 from omnigraph.passes.fuse_swiglu import FuseSwiglu
 from omnigraph.passes.pipelines import canonical
-from omnigraph.program import contract_cases
 from omnigraph.tracing.trace import check_trace, reference_for, trace
 
 FUSIONS = (FuseNorm(), FuseGelu(), FuseSwiglu(), FuseRotary())

@@ -140,7 +140,7 @@ def test_inputs_of_the_contract_are_real():
     text = np.arange(100, 140)[None]
     data = open_data([{"input_ids": text, "decoder_input_ids": text + 100}])
     forward, encode, decode = with_real_inputs(programs, data)
-    from omnigraph.program import contract_cases
+    from omnigraph.input_sets import contract_cases
 
     case = contract_cases(decode)[-1]
     inputs = decode.make_inputs(case)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from omnigraph.errors import TraceError
 from omnigraph.frontends.module import program_from_module
-from omnigraph.program import Case, Dim, Program, contract_cases
+from omnigraph.input_sets import contract_cases
+from omnigraph.program import Case, Dim, Program
 from omnigraph.tracing.specialization import longest_declared
 from omnigraph.tracing.trace import check_trace, reference_for, trace
 
