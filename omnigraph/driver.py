@@ -37,7 +37,7 @@ from omnigraph.quantization.real_inputs import with_real_inputs
 from omnigraph.quantization.samples import Samples, prepare
 from omnigraph.quantization.search import Search, choose_precisions
 from omnigraph.tracing.names import output_specs
-from omnigraph.tracing.trace import check_trace, reference_for, trace
+from omnigraph.tracing.trace import check_trace, reference_for, trace_within_limits
 
 _GOLDEN = {"batch": 2, "sequence": 5, "past": 3, "decoder_sequence": 4}
 
@@ -86,9 +86,10 @@ def export(
             staged.append(_Staged(job, path, directory, product))
         release_memory()  # no step below needs the weights
         checks = [work.check(each, source, traced, variants) for each in staged]
+        limits = tuple(limit for item in traced for limit in item.limits)
         if samples is not None:
             save_statistics(options.quantizing, facts)
-        return [work.publish(*each) for each in zip(staged, checks, strict=True)]
+        return [work.publish(*each, limits) for each in zip(staged, checks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -146,16 +147,18 @@ class _Export:
         """Each program as a Graph with torch's results; and the variants with fewer heads."""
         names = ", ".join(program.name for program in source.programs)
         with self.steps.step(f"trace {names}"):
-            traced = [self._trace(program) for program in source.programs]
+            done = [self._trace(program) for program in source.programs]
+        programs, traced = [program for program, _ in done], [item for _, item in done]
         importance = self.options.importance
         keeps = self.options.heads
         if not keeps:
             return traced, None
-        variants = make_variants(source.programs, traced, keeps, importance)
+        variants = make_variants(programs, traced, keeps, importance)
         return [*traced, *variants.programs], variants
 
-    def _trace(self, program: Program) -> TracedProgram:
-        graph = trace(program)
+    def _trace(self, program: Program) -> tuple[Program, TracedProgram]:
+        """The program as far as its module goes, and its trace."""
+        program, graph = trace_within_limits(program)
         check_graph(graph, "trace")
         cases = contract_cases(program)
         references = [reference_for(program, case) for case in cases]
@@ -166,7 +169,9 @@ class _Export:
         references = self._outputs.apply(graph, program.inputs, outputs, references)
         state = self._outputs.state(outputs, program.state)
         traced = traced_program(program, graph, output_specs(graph), state, references)
-        return traced if self.options.kv_cache is None else quantize_caches(traced, program)
+        if self.options.kv_cache is not None:
+            traced = quantize_caches(traced, program)
+        return program, traced
 
     # -- lower -------------------------------------------------------------------------------------
 
@@ -277,7 +282,9 @@ class _Export:
                 product.places,
             )
 
-    def publish(self, staged: _Staged, checks: Sequence[NumberCheck]) -> ExportReport:
+    def publish(
+        self, staged: _Staged, checks: Sequence[NumberCheck], limits: tuple[str, ...]
+    ) -> ExportReport:
         """Move the checked artifact to its path."""
         product = staged.product
         size = sum(p.stat().st_size for p in staged.directory.rglob("*") if p.is_file())
@@ -293,4 +300,5 @@ class _Export:
             product.ledger,
             product.layers,
             product.quantization,
+            limits,
         )

@@ -38,6 +38,8 @@ class TracedProgram:
     graph: Graph | None
     #: How many activations the model itself quantizes.
     rounded_activations: int = 0
+    #: What the model's own limits are, in words.
+    limits: tuple[str, ...] = ()
 
     def copy_graph(self) -> Graph:
         """A copy of the Graph as traced."""
@@ -77,6 +79,7 @@ def traced_program(
         longest_contraction(graph),
         graph,
         rounded_activations(graph),
+        program.limits,
     )
 
 

@@ -187,6 +187,7 @@ class Program:
         example: the sizes of the example that the program was made from, at which it runs; empty
             where its ranges are known, and need not be found by running it.
         declared: the dimensions whose range a person gave.
+        limits: a sentence on each range that follows a limit of the module, found by running it.
         axes_hint: how to name the axes that vary, where the names were guessed; else "".
 
     Raises:
@@ -207,6 +208,7 @@ class Program:
     output_roles: Mapping[str, str] = field(default_factory=dict)
     example: Mapping[str, int] = field(default_factory=dict)
     declared: frozenset[str] = frozenset()
+    limits: tuple[str, ...] = ()
     axes_hint: str = ""
 
     def __post_init__(self) -> None:

@@ -78,6 +78,8 @@ def _export(args: argparse.Namespace) -> int:
         print(table(("program", "worst output", "error (rms)", "tolerance", "input set"), rows))
         seconds = ", ".join(f"{step} {value:.1f} s" for step, value in report.seconds.items())
         print(seconds, file=sys.stderr)
+        for limit in report.limits:
+            print(limit)
         report_quantization(report.quantization)
         print(
             f"{report.path}  {report.target} {report.precision}  {size_text(report.bytes)}  "

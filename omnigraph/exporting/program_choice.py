@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from omnigraph.errors import UsageError
 from omnigraph.frontends.resolve import ModelSource
 from omnigraph.program import Dim, Program
+from omnigraph.tracing.limits import with_own_limits
 
 
 def choose_programs(
@@ -14,8 +15,11 @@ def choose_programs(
 ) -> tuple[Program, ...]:
     """The programs of these names (None is all), with these ranges of dimensions.
 
+    Ranges that are not given are those that the module takes.
+
     Raises:
         UsageError: there is no such program or dimension.
+        TraceError: the module takes no two neighbouring sizes of a dimension.
     """
     known = [program.name for program in source.programs]
     for name in names or ():
@@ -34,4 +38,4 @@ def choose_programs(
                 expected=", ".join(sorted(dims)),
                 hint="`omnigraph inspect MODEL` shows the dimensions of each input",
             )
-    return tuple(program.with_dims(dynamic) for program in chosen)
+    return tuple(with_own_limits(program.with_dims(dynamic)) for program in chosen)

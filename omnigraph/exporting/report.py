@@ -28,6 +28,8 @@ class ExportReport:
     ledger: Mapping[str, Sequence[AttentionSite]]
     layers: Mapping[str, Sequence[LayerPrecision]] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    #: The limits of the model's own that a dimension has, in words.
+    limits: tuple[str, ...] = ()
 
     @property
     def deviation(self) -> Deviation:
@@ -51,4 +53,5 @@ class ExportReport:
             },
             "layers": {name: [row.to_dict() for row in rows] for name, rows in self.layers.items()},
             "quantization": dict(self.quantization),
+            "limits": list(self.limits),
         }

@@ -75,7 +75,17 @@ def program_from_module(
         }
 
     named = {dim: allowed for dim, allowed in dims.items() if not dim.isdigit()}
-    return with_roles(Program(name, module, specs, outputs, named, make_inputs))
+    program = Program(
+        name,
+        module,
+        specs,
+        outputs,
+        named,
+        make_inputs,
+        example=_example_sizes(example, axes),
+        axes_hint=_axes_hint(example, axes) if dynamic is None else "",
+    )
+    return with_roles(program)
 
 
 def _check_example(module: object, inputs: Mapping[str, Any]) -> None:
@@ -155,6 +165,31 @@ def _usual_axes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
         }
         for key, tensor in inputs.items()
     }
+
+
+def _example_sizes(
+    example: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]]
+) -> dict[str, int]:
+    """The size of each dimension that is an axis by itself."""
+    return {
+        dim: example[key].shape[axis]
+        for key, named in axes.items()
+        for axis, dim in named.items()
+        if dim.isidentifier()
+    }
+
+
+def _axes_hint(example: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]]) -> str:
+    """How to say which axes vary, where that was guessed: as the factory's third value."""
+    key, tensor = max(example.items(), key=lambda item: item[1].ndim)
+    guess = axes.get(key, {})
+    other = {0: "batch"} | ({tensor.ndim - 1: "length"} if tensor.ndim > 1 else {})
+    named = {key: other if other != guess else {0: "batch"}}
+    return (
+        f"axes {sorted(guess)} of {key!r} were taken for {' and '.join(guess.values())}; name "
+        f"those that vary: a factory returns (module, inputs, {named}), and "
+        f"program_from_module takes dynamic={named}"
+    )
 
 
 def _output_names(result: Any, taken: set[str]) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.quantize import run_one
 from omnigraph.quantization.samples import Samples, prepare
 from omnigraph.tracing.names import output_specs
-from omnigraph.tracing.trace import reference_for, trace
+from omnigraph.tracing.trace import reference_for, trace_within_limits
 
 Feeds = Mapping[str, np.ndarray]
 #: Runs a program: feeds to outputs, both by name.
@@ -166,7 +166,7 @@ class _Bisection:
         self, program: Program, facts: QuantizationFacts
     ) -> tuple[Parting | None, QuantizationFacts]:
         """Where the numbers of one program differ, and all facts known then."""
-        graph = trace(program)
+        program, graph = trace_within_limits(program)
         references = [reference_for(program, case) for case in contract_cases(program)]
         references.append(references[0])
         outputs = output_specs(graph)

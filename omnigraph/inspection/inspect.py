@@ -56,12 +56,12 @@ def _inspect_model(subject: Subject) -> dict[str, Any]:
     from omnigraph.ledger.attention import attention_sites
     from omnigraph.passes.base import run_passes
     from omnigraph.tracing.names import output_specs
-    from omnigraph.tracing.trace import trace
+    from omnigraph.tracing.trace import trace_within_limits
 
     pipeline, source = subject.pipeline(), subject.source()
     programs = {}
     for program in source.programs:
-        graph = trace(program)
+        program, graph = trace_within_limits(program)
         traced = dict(sorted(count_ops(graph).items()))
         outputs = [spec.to_dict() for spec in output_specs(graph)]
         records = run_passes(graph, pipeline)

@@ -114,12 +114,12 @@ def stages(subject: Subject, after: str) -> list[Stage]:
     Raises:
         UsageError: there is no such pass.
     """
-    from omnigraph.tracing.trace import trace
+    from omnigraph.tracing.trace import trace_within_limits
 
     before, last = _split(subject.pipeline(), after)
     found = []
     for program in subject.source().programs:
-        graph = trace(program)
+        program, graph = trace_within_limits(program)
         run_passes(graph, before)
         start = graph.clone()
         records = run_passes(graph, last)

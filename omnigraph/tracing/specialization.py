@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-
-from omnigraph.contract.graph_check import (
-    GraphRunner,
-    longest_contraction,
-    rounded_activations,
-    rounding_depth,
-)
-from omnigraph.contract.reference import Reference
-from omnigraph.contract.tolerance import Tolerance, deviation, deviations
-from omnigraph.errors import GraphError, TraceError
-from omnigraph.graph import MODULE_KEY, Graph
+from omnigraph.errors import TraceError
+from omnigraph.graph import Graph
 from omnigraph.program import Case, Dim, Program, dim_terms
+from omnigraph.tracing.conditions import Condition, read_conditions
 from omnigraph.tracing.names import own_path, symbol
-
-#: An error above this is no rounding: the outputs differ.
-_PARTED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -51,6 +38,7 @@ class SpecializationWatch:
         self._running: list[str] = []  # the modules that are in their forward, outermost first
         self._seen = (-1, -1)  # torch's guards and version at the last look
         self.found: dict[str, Narrowing] = {}
+        self.conditions: tuple[Condition, ...] = ()
 
     def __enter__(self) -> None:
         self._hooks.append(self._entry.register_forward_pre_hook(self._begin))
@@ -62,6 +50,7 @@ class SpecializationWatch:
     def __exit__(self, *_: object) -> None:
         if self._running:  # the module that failed, and those around it
             self._look()
+        self.conditions = tuple(read_conditions(self._symbols, self._program))
         for hook in self._hooks:
             hook.remove()
 
@@ -136,35 +125,48 @@ def _least_term(program: Program, term: str) -> int:
     return int(term) if term.isdigit() else max(2, program.dims.get(term, Dim()).min)
 
 
-def narrowed_error(program: Program, watch: SpecializationWatch) -> TraceError:
+class NarrowedError(TraceError):
+    """A trace that holds for fewer sizes than were declared.
+
+    ``limit`` is the dimension and the largest size, where it is an upper bound.
+    """
+
+    limit: tuple[str, int] | None = None
+
+
+def narrowed_error(program: Program, watch: SpecializationWatch) -> NarrowedError:
     """The error for the first dimension that was narrowed."""
     dim, found = next(iter(watch.found.items()))
     declared = program.dims.get(dim)
     sizes = f"any size in {declared}" if declared is not None else "a size that may vary"
     if found.low == found.high:
-        return TraceError(
+        fixed = argument(dim, *[program.example.get(dim, found.low)] * 2)
+        how = "in that module, do not compare or convert the size; or declare it fixed with"
+        return NarrowedError(
             f"The trace of program {program.name!r} fixed dimension {dim!r}, which was declared "
             f"dynamic, in module {found.module!r}",
             expected=sizes,
             found=f"the constant {found.low}",
-            hint="in that module, do not compare or convert the size; or declare it fixed with "
-            f"--dynamic {_argument(dim, found.low, found.low)}",
+            hint="; or ".join(filter(None, (program.axes_hint, f"{how} {fixed}"))),
         )
     low = declared.min if declared is not None else found.low
-    return TraceError(
+    error = NarrowedError(
         f"The trace of program {program.name!r} holds for fewer sizes of dimension {dim!r} than "
         f"were declared: module {found.module!r} does something else, or fails, beyond "
         f"{found.high}",
         expected=sizes,
         found=f"at most {found.high}",
-        hint=f"declare what the module takes, with "
-        f"--dynamic {_argument(dim, low, found.high)}; or take the branch on the size out of it",
+        hint=f"declare the sizes it holds for, with {argument(dim, low, found.high)}; or take the "
+        "branch on the size out of the module",
     )
+    error.limit = (dim, found.high)
+    return error
 
 
-def _argument(dim: str, low: int, high: int) -> str:
-    text = f"{dim}={low}:{high}"
-    return f"'{text}'" if " " in dim else text
+def argument(dim: str, low: int, high: int | None) -> str:
+    """The option of the command line that declares a range."""
+    text = f"{dim}={Dim(low, high)}"
+    return "--dynamic " + (f"'{text}'" if " " in dim else text)
 
 
 def check_open(graph: Graph, program: Program) -> None:
@@ -196,123 +198,3 @@ def guilty_dimensions(traced: Case, case: Case, parts: Callable[[Case], bool]) -
         if parts(alone):
             guilty.append(dim)
     return guilty
-
-
-def fault_of(
-    runner: GraphRunner, sample: Reference, scales: Mapping[str, float] | None = None
-) -> str | None:
-    """What is wrong with the numbers of a Graph on one set of inputs, or None."""
-    expected = sample.outputs
-    try:
-        found = runner.run(sample.feeds)
-    except GraphError as error:
-        return str(error.found or error.message)
-    tolerance = _exact(runner.graph)
-    for name, part in deviations(found, expected, scales).items():
-        if found[name].shape != expected[name].shape:
-            return f"{name} of shape {found[name].shape} where the model has {expected[name].shape}"
-        if not part.within(tolerance):
-            return (
-                f"{name} with an error of {part.rms:.1e} rms, {part.peak:.1e} peak "
-                f"(tolerance {tolerance.rms:.1e}, {tolerance.peak:.1e})"
-            )
-    return None
-
-
-def _exact(graph: Graph) -> Tolerance:
-    depth, contraction = rounding_depth(graph), longest_contraction(graph)
-    exact = Tolerance.for_precision("fp32", depth=depth, contraction=contraction)
-    return exact.with_rounded_activations(rounded_activations(graph))
-
-
-def parted_error(
-    program: Program,
-    runner: GraphRunner,
-    sample: Reference,
-    fault: str,
-    *,
-    traced: Case,
-    reference: Callable[[Case], Reference],
-    recorded: Sequence[tuple[str, Sequence[np.ndarray]]],
-) -> TraceError:
-    """The error for a Graph whose numbers are not the module's: for which dimensions, and where.
-
-    Args:
-        fault: what ``fault_of`` found on ``sample``.
-        traced: the sizes that the program was traced at.
-        reference: what the torch module makes of other cases; a TraceError where it does not run.
-        recorded: as ``parting_module`` takes it, for the sample.
-    """
-
-    def parts(other: Case) -> bool:
-        try:
-            return fault_of(runner, reference(other)) is not None
-        except TraceError:
-            return False
-
-    case = sample.case
-    module = parting_module(runner.graph, sample.feeds, recorded)
-    where = f" in module {module!r}" if module else ""
-    expected = f"the model's outputs at {dict(case.sizes)}"
-    if parts(replace(traced, padding=case.padding, seed=case.seed)):
-        return TraceError(
-            f"The Graph of program {program.name!r} is not what the model computes, whatever the "
-            f"sizes: the numbers part{where}",
-            expected=expected,
-            found=fault,
-            hint="torch converted an operation wrongly, or the module does not give the same "
-            "numbers twice; write that operation in another way",
-        )
-    guilty = guilty_dimensions(traced, case, parts) or list(case.sizes)
-    return TraceError(
-        f"The trace of program {program.name!r} is not what the model computes at other sizes than "
-        f"it was traced at: dimension {' and '.join(map(repr, guilty))} was specialized{where}",
-        expected=expected,
-        found=fault,
-        hint="compute with tensor.shape there, not with numbers taken from an example, nor with a "
-        f"branch on the size; or declare the sizes it holds for: --dynamic {guilty[0]}=MIN:MAX",
-    )
-
-
-def parting_module(
-    graph: Graph,
-    feeds: Mapping[str, np.ndarray],
-    recorded: Iterable[tuple[str, Sequence[np.ndarray]]],
-) -> str | None:
-    """The first module to finish with an output that none of its nodes in the Graph computes.
-
-    A module without nodes gives what it was given: then any value of the Graph may be its output.
-
-    Args:
-        recorded: path and outputs of each module of the torch model, in the order they finished.
-    """
-    probe = graph.clone()
-    results = [v for v in probe.graph.outputs if v is not None]
-    found = [v for node in probe.graph for v in node.outputs if v.dtype is not None]
-    probe.graph.outputs.extend(v for v in found if v not in results)
-    try:
-        arrays = GraphRunner(probe).run(feeds)
-    except GraphError:  # it does not run at this size: that error names its node
-        return None
-    for module, outputs in recorded:
-        own = [arrays[v.name or ""] for v in found if _leaves(v, module, v in results)]
-        candidates = own or [*arrays.values(), *feeds.values()]
-        if not all(any(_agree(array, out) for array in candidates) for out in outputs):
-            return module
-    return None
-
-
-def _leaves(value: ir.Value, module: str, result: bool) -> bool:
-    """Whether a module computes this value for use outside of it."""
-    return _is_in(value.producer(), module) and (
-        result or any(not _is_in(user, module) for user, _ in value.uses())
-    )
-
-
-def _is_in(node: ir.Node | None, module: str) -> bool:
-    path = "" if node is None else node.metadata_props.get(MODULE_KEY, "")
-    return path == module or path.startswith(f"{module}.")
-
-
-def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
-    return deviation(found, expected).rms < _PARTED

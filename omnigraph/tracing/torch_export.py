@@ -19,6 +19,7 @@ from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
 from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask
 from omnigraph.program import Program
+from omnigraph.tracing.conditions import Condition, keep_conditions
 from omnigraph.tracing.module_call import (
     NOT_THE_MODEL,
     ModuleCall,
@@ -27,7 +28,8 @@ from omnigraph.tracing.module_call import (
     unfused_layers,
 )
 from omnigraph.tracing.names import keep_provenance, name_dimensions, name_tensors, own_path
-from omnigraph.tracing.reference import example_case
+from omnigraph.tracing.reference import reference_for
+from omnigraph.tracing.sizes import example_case
 from omnigraph.tracing.specialization import SpecializationWatch, check_open, narrowed_error
 
 
@@ -39,7 +41,7 @@ def graph_of_module(program: Program) -> Graph:
             dimension that was declared dynamic.
     """
     _check_weights(program)
-    exported = _exported(program)
+    exported, conditions = _exported(program)
     _check_state(program, exported)
     _group_heads(exported)
     graph = _converted(program, exported)
@@ -50,11 +52,15 @@ def graph_of_module(program: Program) -> Graph:
     # A Graph runs in onnxruntime as it stands, from here to the end.
     run_passes(graph, (ExpandAttentionMask(), LegalizeLowestMask(), EmulateBfloat16()))
     check_open(graph, program)
+    keep_conditions(graph, conditions)
     return graph
 
 
-def _exported(program: Program) -> torch.export.ExportedProgram:
-    """What ``torch.export`` makes of the module, with every declared dimension dynamic."""
+def _exported(program: Program) -> tuple[torch.export.ExportedProgram, tuple[Condition, ...]]:
+    """What ``torch.export`` makes of the module, with every declared dimension dynamic.
+
+    Also gives what it took for granted of the sizes.
+    """
     inputs = program.make_inputs(example_case(program))
     _check_inputs(program, inputs)
     call = ModuleCall(program)
@@ -75,7 +81,7 @@ def _exported(program: Program) -> torch.export.ExportedProgram:
         raise _trace_failure(program, watch, error) from error
     if watch.found:
         raise narrowed_error(program, watch)
-    return exported
+    return exported, watch.conditions
 
 
 def _converted(program: Program, exported: torch.export.ExportedProgram) -> Graph:
@@ -100,6 +106,10 @@ def _converted(program: Program, exported: torch.export.ExportedProgram) -> Grap
 def _trace_failure(program: Program, watch: SpecializationWatch, error: Exception) -> TraceError:
     if isinstance(error, TraceError):
         return error
+    try:
+        reference_for(program, example_case(program))
+    except TraceError as own:  # no fault of the trace: the module does not run at these sizes
+        return own
     if watch.found:
         return narrowed_error(program, watch)
     return TraceError(

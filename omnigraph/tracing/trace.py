@@ -13,10 +13,14 @@ from omnigraph.contract.tolerance import output_scales
 from omnigraph.errors import TraceError
 from omnigraph.graph import Graph, declare_ranges, declare_roles, describe
 from omnigraph.program import Program
+from omnigraph.tracing.conditions import boundary_cases, conditions_of
+from omnigraph.tracing.limits import limited_by_module
 from omnigraph.tracing.module_call import flatten_outputs, module_outputs, returned
 from omnigraph.tracing.names import output_specs
-from omnigraph.tracing.reference import example_case, reference_for
-from omnigraph.tracing.specialization import fault_of, parted_error
+from omnigraph.tracing.parted import fault_of, parted_error
+from omnigraph.tracing.reference import reference_for
+from omnigraph.tracing.sizes import example_case
+from omnigraph.tracing.specialization import NarrowedError
 from omnigraph.tracing.torch_export import graph_of_module
 
 __all__ = [
@@ -26,6 +30,7 @@ __all__ = [
     "reference_for",
     "returned",
     "trace",
+    "trace_within_limits",
 ]
 
 #: How the names of ops begin whose outputs are drawn.
@@ -54,8 +59,30 @@ def trace(program: Program) -> Graph:
     return graph
 
 
+def trace_within_limits(program: Program) -> tuple[Program, Graph]:
+    """Trace a program; a range that nobody declared ends where torch finds that the module does.
+
+    Returns:
+        The program with these ranges, and its Graph.
+
+    Raises:
+        TraceError: as `trace` does.
+    """
+    while True:
+        try:
+            return program, trace(program)
+        except NarrowedError as error:
+            narrower = limited_by_module(program, *error.limit) if error.limit else None
+            if narrower is None:
+                raise
+            program = narrower
+
+
 def check_trace(program: Program, graph: Graph, references: Sequence[Reference]) -> None:
     """Run the traced Graph at other sizes than it was traced at, and compare it with torch.
+
+    Beside the given sizes it runs at those where a comparison of sizes that torch saw in the trace
+    turns out the other way.
 
     Raises:
         TraceError: a size or a number is not that of the module: the trace fixed something that
@@ -63,7 +90,9 @@ def check_trace(program: Program, graph: Graph, references: Sequence[Reference])
     """
     runner = GraphRunner(graph)
     scales = output_scales([reference.outputs for reference in references])
-    for sample in references:
+    tried = [reference.case for reference in references]
+    beyond = boundary_cases(program, conditions_of(graph), tried)
+    for sample in (*references, *(reference_for(program, case) for case in beyond)):
         if (fault := fault_of(runner, sample, scales)) is not None:
             raise parted_error(
                 program,

@@ -1,0 +1,177 @@
+"""A Graph whose numbers are not its module's: for which sizes, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from omnigraph.contract.graph_check import (
+    GraphRunner,
+    longest_contraction,
+    rounded_activations,
+    rounding_depth,
+)
+from omnigraph.contract.reference import Reference
+from omnigraph.contract.tolerance import Tolerance, deviation, deviations
+from omnigraph.errors import GraphError, TraceError
+from omnigraph.graph import MODULE_KEY, Graph
+from omnigraph.program import Case, Dim, Program
+from omnigraph.tracing.conditions import conditions_of
+from omnigraph.tracing.sizes import last
+from omnigraph.tracing.specialization import argument, guilty_dimensions
+
+#: An error above this is no rounding: the outputs differ.
+_PARTED = 1e-3
+#: How many sizes below the traced one are tried, one by one.
+_NEAR = 32
+
+
+def fault_of(
+    runner: GraphRunner, sample: Reference, scales: Mapping[str, float] | None = None
+) -> str | None:
+    """What is wrong with the numbers of a Graph on one set of inputs, or None."""
+    expected = sample.outputs
+    try:
+        found = runner.run(sample.feeds)
+    except GraphError as error:
+        return str(error.found or error.message)
+    tolerance = _exact(runner.graph)
+    for name, part in deviations(found, expected, scales).items():
+        if found[name].shape != expected[name].shape:
+            return f"{name} of shape {found[name].shape} where the model has {expected[name].shape}"
+        if not part.within(tolerance):
+            return (
+                f"{name} with an error of {part.rms:.1e} rms, {part.peak:.1e} peak "
+                f"(tolerance {tolerance.rms:.1e}, {tolerance.peak:.1e})"
+            )
+    return None
+
+
+def _exact(graph: Graph) -> Tolerance:
+    depth, contraction = rounding_depth(graph), longest_contraction(graph)
+    exact = Tolerance.for_precision("fp32", depth=depth, contraction=contraction)
+    return exact.with_rounded_activations(rounded_activations(graph))
+
+
+def parted_error(
+    program: Program,
+    runner: GraphRunner,
+    sample: Reference,
+    fault: str,
+    *,
+    traced: Case,
+    reference: Callable[[Case], Reference],
+    recorded: Sequence[tuple[str, Sequence[np.ndarray]]],
+) -> TraceError:
+    """The error for a Graph whose numbers are not the module's: for which dimensions, and where.
+
+    Args:
+        fault: what ``fault_of`` found on ``sample``.
+        traced: the sizes that the program was traced at.
+        reference: what the torch module makes of other cases; a TraceError where it does not run.
+        recorded: as ``parting_module`` takes it, for the sample.
+    """
+
+    def parts(other: Case) -> bool:
+        try:
+            return fault_of(runner, reference(other)) is not None
+        except TraceError:
+            return False
+
+    case = sample.case
+    module = parting_module(runner.graph, sample.feeds, recorded)
+    where = f" in module {module!r}" if module else ""
+    expected = f"the model's outputs at {dict(case.sizes)}"
+    if parts(replace(traced, padding=case.padding, seed=case.seed)):
+        return TraceError(
+            f"The Graph of program {program.name!r} is not what the model computes, whatever the "
+            f"sizes: the numbers part{where}",
+            expected=expected,
+            found=fault,
+            hint="torch converted an operation wrongly, or the module does not give the same "
+            "numbers twice; write that operation in another way",
+        )
+    guilty = guilty_dimensions(traced, case, parts) or list(case.sizes)
+    branches = (
+        f", where {condition} no longer holds"
+        for condition in conditions_of(runner.graph)
+        if set(condition.dims) & set(guilty) and not condition.holds(case.sizes)
+    )
+    return TraceError(
+        f"The trace of program {program.name!r} is not what the model computes at other sizes than "
+        f"it was traced at: dimension {' and '.join(map(repr, guilty))} was specialized{where}"
+        + next(branches, ""),
+        expected=expected,
+        found=fault,
+        hint="compute with tensor.shape there, not with numbers taken from an example, nor with a "
+        f"branch on the size; or {_sizes_that_hold(program, traced, case, guilty[0], parts)}",
+    )
+
+
+def _sizes_that_hold(
+    program: Program, traced: Case, case: Case, dim: str, parts: Callable[[Case], bool]
+) -> str:
+    """How to declare the sizes of a dimension at which the Graph is what the module computes."""
+    own, start, bad = program.dims.get(dim, Dim()), traced.sizes[dim], case.sizes[dim]
+
+    def holds(size: int) -> bool:
+        sizes = {**traced.sizes, dim: size}
+        return size in own and not parts(Case(dim, sizes, case.padding, case.seed))
+
+    down = max(own.min, start - (_NEAR if bad < start else 3))
+    below = (*range(start - 1, down - 1, -1), own.min)
+    above = (*range(start + 1, start + 4), max(bad, start))
+    low, high = (next((n for n in near if not holds(n)), None) for near in (below, above))
+    least = own.min if low is None else last(holds, start, low)
+    most = own.max if high is None else last(holds, start, high)
+    if least == most:  # it holds for no two sizes that follow each other
+        size = program.example.get(dim, start)
+        return f"fix that size: {argument(dim, size, size)}"
+    return f"declare the sizes it holds for: {argument(dim, least, most)}"
+
+
+def parting_module(
+    graph: Graph,
+    feeds: Mapping[str, np.ndarray],
+    recorded: Iterable[tuple[str, Sequence[np.ndarray]]],
+) -> str | None:
+    """The first module to finish with an output that none of its nodes in the Graph computes.
+
+    A module without nodes gives what it was given: then any value of the Graph may be its output.
+
+    Args:
+        recorded: path and outputs of each module of the torch model, in the order they finished.
+    """
+    probe = graph.clone()
+    results = [v for v in probe.graph.outputs if v is not None]
+    found = [v for node in probe.graph for v in node.outputs if v.dtype is not None]
+    probe.graph.outputs.extend(v for v in found if v not in results)
+    try:
+        arrays = GraphRunner(probe).run(feeds)
+    except GraphError:  # it does not run at this size: that error names its node
+        return None
+    for module, outputs in recorded:
+        own = [arrays[v.name or ""] for v in found if _leaves(v, module, v in results)]
+        candidates = own or [*arrays.values(), *feeds.values()]
+        if not all(any(_agree(array, out) for array in candidates) for out in outputs):
+            return module
+    return None
+
+
+def _leaves(value: ir.Value, module: str, result: bool) -> bool:
+    """Whether a module computes this value for use outside of it."""
+    return _is_in(value.producer(), module) and (
+        result or any(not _is_in(user, module) for user, _ in value.uses())
+    )
+
+
+def _is_in(node: ir.Node | None, module: str) -> bool:
+    path = "" if node is None else node.metadata_props.get(MODULE_KEY, "")
+    return path == module or path.startswith(f"{module}.")
+
+
+def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
+    return deviation(found, expected).rms < _PARTED
