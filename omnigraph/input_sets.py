@@ -23,7 +23,7 @@ _USUAL = ("batch", "sequence", "past", "decoder_sequence")
 #: as many keeps their square.
 _MOST_POSITIONS = 2048
 #: ... and at most this many products of a position with a weight: seconds on one core.
-_MOST_PRODUCTS = 5 * 10**10
+_MOST_PRODUCTS = 2 * 10**10
 
 
 def contract_cases(program: Program) -> Sequence[Case]:
@@ -45,19 +45,15 @@ def contract_cases(program: Program) -> Sequence[Case]:
     return cases
 
 
-def affordable(program: Program, sizes: Mapping[str, int], share: float = 1.0) -> bool:
-    """Whether a set of these sizes is small enough to be compared beside the usual ones.
-
-    Args:
-        share: of the usual cost.
-    """
+def affordable(program: Program, sizes: Mapping[str, int]) -> bool:
+    """Whether a set of these sizes is small enough to be compared beside the usual ones."""
     positions = max(
         math.prod(evaluate_dim(dim, sizes) for dim in spec.shape if isinstance(dim, str))
         for spec in program.inputs
     )
     parameters = getattr(program.module, "parameters", tuple)
     weights = sum(weight.numel() for weight in parameters())
-    return positions <= _MOST_POSITIONS and positions * weights <= share * _MOST_PRODUCTS
+    return positions <= _MOST_POSITIONS and positions * weights <= _MOST_PRODUCTS
 
 
 def _row(

@@ -96,7 +96,7 @@ def _test(expression: Any, symbols: Mapping[Any, str]) -> Callable[[Mapping[str,
 
 def _text(expression: Any, symbols: Mapping[Any, str]) -> str:
     """A comparison as Python spells it, in the dimensions of the program."""
-    names = {str(symbol): dim for symbol, dim in symbols.items()}
+    names = {str(s): f"({dim})" if " " in dim else dim for s, dim in symbols.items()}
     relation = getattr(expression, "rel_op", None)
     text = str(expression)
     if relation is not None:

@@ -15,8 +15,6 @@ _TRACE_SIZES = (2, 7, 5, 3, 11, 13, 17, 19)
 #: Long sizes that a module is tried at. Primes: a module that takes only the multiples of a number
 #: does not take them.
 _LONG = (2039, 1021, 509, 251, 127, 61, 31)
-#: The share of a large input set that one trial may cost.
-_TRIAL_COST = 0.4
 #: The largest step between the sizes that a module takes which is looked for.
 _MOST_STEP = 64
 
@@ -145,5 +143,5 @@ def long_size(program: Program, sizes: Mapping[str, int], name: str, within: Dim
     """The longest size of a dimension that is affordable to try beside these; 0 if none is."""
     choices = (*_LONG, 0) if within.max is None else (within.max, *_LONG, 0)
     allowed = (size for size in choices if size in within)
-    tried = (n for n in allowed if affordable(program, {**sizes, name: n}, _TRIAL_COST))
+    tried = (n for n in allowed if affordable(program, {**sizes, name: n}))
     return next(tried, 0)
