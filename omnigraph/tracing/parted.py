@@ -95,26 +95,34 @@ def parted_error(
             "numbers twice; write that operation in another way",
         )
     guilty = guilty_dimensions(traced, case, parts) or list(case.sizes)
-    branches = (
-        f", where {condition} no longer holds"
+    broken = [
+        condition
         for condition in conditions_of(runner.graph)
         if set(condition.dims) & set(guilty) and not condition.holds(case.sizes)
-    )
+    ]
+    broken.sort(key=lambda condition: (not condition.place, len(condition.dims)))
     return TraceError(
         f"The trace of program {program.name!r} is not what the model computes at other sizes than "
         f"it was traced at: dimension {' and '.join(map(repr, guilty))} was specialized{where}"
-        + next(branches, ""),
+        + (f", where {broken[0]} no longer holds" if broken else ""),
         expected=expected,
         found=fault,
         hint="compute with tensor.shape there, not with numbers taken from an example, nor with a "
-        f"branch on the size; or {_sizes_that_hold(program, traced, case, guilty[0], parts)}",
+        f"branch on the size; or {_sizes_that_hold(program, traced, case, guilty, parts)}",
     )
 
 
 def _sizes_that_hold(
-    program: Program, traced: Case, case: Case, dim: str, parts: Callable[[Case], bool]
+    program: Program,
+    traced: Case,
+    case: Case,
+    guilty: Sequence[str],
+    parts: Callable[[Case], bool],
 ) -> str:
-    """How to declare the sizes of a dimension at which the Graph is what the module computes."""
+    """How to declare the sizes at which the Graph is what the module computes."""
+    if len(guilty) > 1:
+        return _fixed(program, traced, guilty)
+    (dim,) = guilty
     own, start, bad = program.dims.get(dim, Dim()), traced.sizes[dim], case.sizes[dim]
 
     def holds(size: int) -> bool:
@@ -128,9 +136,17 @@ def _sizes_that_hold(
     least = own.min if low is None else last(holds, start, low)
     most = own.max if high is None else last(holds, start, high)
     if least == most:  # it holds for no two sizes that follow each other
-        size = program.example.get(dim, start)
-        return f"fix that size: {argument(dim, size, size)}"
+        return _fixed(program, traced, guilty)
+    shortest = {name: program.dims[name].min for name in traced.sizes if name in program.dims}
+    if parts(Case(dim, {**traced.sizes, **shortest, dim: least}, case.padding, case.seed)):
+        return _fixed(program, traced, program.dim_names())  # the others matter as well
     return f"declare the sizes it holds for: {argument(dim, least, most)}"
+
+
+def _fixed(program: Program, traced: Case, dims: Sequence[str]) -> str:
+    """How to fix dimensions at the sizes of the example, or of the trace."""
+    sizes = {dim: program.example.get(dim, traced.sizes[dim]) for dim in dims}
+    return "fix these sizes: --dynamic " + ",".join(f"{d}={n}:{n}" for d, n in sizes.items())
 
 
 def parting_module(
