@@ -9,14 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omnigraph.artifact import check_replaceable, publish, seal, staging
+from omnigraph.artifact import publish, seal, staging
 from omnigraph.contract.comparison import NumberCheck, check_artifact
 from omnigraph.contract.graph_check import check_graph
 from omnigraph.export_job import TargetProduct, TracedProgram, traced_program
 from omnigraph.exporting.lower_program import LoweredProgram, lower_program
 from omnigraph.exporting.options import ExportOptions
 from omnigraph.exporting.output_choice import OutputChoice
-from omnigraph.exporting.plan import TargetJob, artifact_paths, model_settings, plan_jobs
+from omnigraph.exporting.plan import (
+    TargetJob,
+    artifact_paths,
+    check_out,
+    model_settings,
+    plan_jobs,
+)
 from omnigraph.exporting.program_choice import choose_programs
 from omnigraph.exporting.report import ExportReport
 from omnigraph.external_weights import release_memory
@@ -58,8 +64,9 @@ def export(
             model, a ``torch.nn.Module`` (with ``inputs``), or Programs.
         target: one target, several in a sequence, or several joined by commas.
         options: see `ExportOptions`.
-        out: the artifact's path, a single file if it ends in ``.omni``, else a directory; with
-            several targets, a directory for one artifact each.
+        out: the artifact's path, a single file if it ends in ``.omni``, else a directory. For
+            several targets, and wherever it is a folder of artifacts, it is a directory that gets
+            a file NAME-TARGET-PRECISION.omni for each.
         progress: called with each step.
         given: fields of `ExportOptions` by keyword, such as ``precision="int8"``.
 
@@ -71,11 +78,10 @@ def export(
     """
     options = ExportOptions.of(options, given)
     jobs = plan_jobs(target, options)
+    check_out(jobs, out)
     work = _Export(options, jobs, Steps(progress, total=2 + 3 * len(jobs)))
     source, samples, facts = work.resolve(model)
     paths = artifact_paths(source.name, jobs, out)
-    for path in paths:
-        check_replaceable(path)
     traced, variants = work.trace(source)
     source = replace(source, programs=())  # no step below needs torch's modules
     with ExitStack() as stack:

@@ -8,15 +8,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar
 
 import numpy as np
 
 from omnigraph.artifact import Artifact, ProgramEntry
-from omnigraph.contract.tolerance import Deviation, Tolerance, deviations
 from omnigraph.errors import DeviceError, InputError, OmniGraphError, RunError, UsageError
 from omnigraph.program import TensorSpec
+from omnigraph.runtimes.golden import GoldenCheck, check_golden, with_golden
 from omnigraph.runtimes.input_binder import InputBinder, shapes_text
 from omnigraph.runtimes.kernels import Kernel
 from omnigraph.runtimes.load_figures import LoadFigures, resident_bytes
@@ -26,28 +27,6 @@ from omnigraph.runtimes.vendor_errors import message_of
 #: A compiled program: arrays in the order of its inputs to arrays in the order of its outputs.
 #: Safe to call from several threads.
 Executable = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
-
-
-@dataclass(frozen=True)
-class GoldenCheck:
-    """The deviation of one output of the golden pair on this machine."""
-
-    program: str
-    output: str
-    deviation: Deviation
-    tolerance: Tolerance
-
-    @property
-    def passed(self) -> bool:
-        """Whether the deviation is within the tolerance."""
-        return self.deviation.within(self.tolerance)
-
-    def __str__(self) -> str:
-        return (
-            f"program {self.program!r}, output {self.output!r}: error {self.deviation.rms:.2e} "
-            f"rms, {self.deviation.peak:.2e} peak; tolerance {self.tolerance.rms:.2e} rms, "
-            f"{self.tolerance.peak:.2e} peak"
-        )
 
 
 class Session(abc.ABC):
@@ -240,18 +219,28 @@ class Session(abc.ABC):
         opened = self._execute(gates, self._program(gates).binder.bind(given))
         return self._variants.covering(None, opened)[0]
 
-    def verify(self, programs: Sequence[str] | None = None) -> list[GoldenCheck]:
-        """Run the golden inputs of each program here and measure each output's deviation."""
+    def verify(
+        self, programs: Sequence[str] | None = None, *, allow_missing: bool = False
+    ) -> list[GoldenCheck]:
+        """Run the golden inputs of each program here and measure each output's deviation.
+
+        Args:
+            programs: the programs to run; None is all.
+            allow_missing: pass over programs that have no golden pair.
+
+        Raises:
+            InputError: there is no such program.
+            ContractError: a program has no golden pair, and ``allow_missing`` is off.
+            ArtifactError: a golden pair is not of the program's inputs and outputs.
+        """
         checks = []
-        for name in programs or self.programs:
-            entry = self.entry(name)
-            if entry.golden is None:
-                continue
-            feeds, golden = self.artifact.golden_pair(entry.golden)
-            tolerance = Tolerance(**entry.tolerance)
-            run = self.run(feeds, program=name, variant=WHOLE)
-            for output, found in deviations(run, golden).items():
-                checks.append(GoldenCheck(name, output, found, tolerance))
+        named = list(programs or self.programs)
+        for name in named:
+            self.entry(name)
+        for name in with_golden(self.artifact, named, allow_missing):
+            for variant in (WHOLE, AUTO) if self._variants.chooses(name) else (WHOLE,):
+                run = partial(self.run, program=name, variant=variant)
+                checks += check_golden(self.artifact, name, run)
         return checks
 
     def close(self) -> None:

@@ -88,7 +88,7 @@ class OnnxSession(Session):
         entry = self.entry(program)
         if entry.golden is None:
             return None
-        feeds, _ = self.artifact.golden_pair(entry.golden)
+        feeds, _ = self.artifact.golden_pair(self._default if program is None else program)
         with tempfile.TemporaryDirectory() as scratch:
             options = _onnxruntime().SessionOptions()
             options.enable_profiling = True

@@ -6,28 +6,32 @@ Nothing in it is ever unpickled or executed by Python. Same files and manifest, 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import mmap
 import os
-import shutil
 import stat
-import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from omnigraph.artifact.zip_file import CHUNK, REBUILD, check_name, pack, zip_offsets
+from omnigraph.artifact.json_shape import Fault
+from omnigraph.artifact.schema import check_manifest
+from omnigraph.artifact.sealing import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    SIGNATURE,
+    integrity_of,
+    sha256_of,
+)
+from omnigraph.artifact.signature import Key, check_signature, is_signature
+from omnigraph.artifact.staging_folder import recover
+from omnigraph.artifact.zip_file import REBUILD, zip_offsets
 from omnigraph.errors import ArtifactError
 from omnigraph.program import TensorSpec
-
-FORMAT = "omnigraph-artifact"
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,28 @@ class ProgramEntry:
 
 
 class Artifact:
-    """An opened artifact whose manifest has been checked, and each file's size and hash.
+    """An opened artifact: its manifest and each file's size and hash have been checked.
 
     Args:
         path: a directory, or a single ``.omni`` file.
         check_hashes: whether to read every file and compare its sha256; sizes are always compared.
+        trusted: public keys; one of them must have signed the artifact, and all files are then
+            compared with their hashes. None trusts whoever gave you the artifact.
 
     Raises:
-        ArtifactError: not an artifact, of a newer format, damaged, changed, or with a file name
-            that leaves the directory.
+        ArtifactError: not an artifact, of a newer format, damaged, changed, not signed by a trusted
+            key, or with a file name that leaves the directory.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, check_hashes: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        check_hashes: bool = True,
+        trusted: Key | Sequence[Key] | None = None,
+    ) -> None:
         self.path = Path(path)
+        recover(self.path)
         if not self.path.exists():
             raise ArtifactError(
                 f"There is no artifact at {self.path}",
@@ -99,11 +112,12 @@ class Artifact:
             )
         self._offsets: dict[str, tuple[int, int]] | None = None
         self._map: np.ndarray | None = None
-        if self.path.is_file():
-            self._offsets = zip_offsets(self.path)
-        self.manifest = self._read_manifest()
+        with _readable(self.path):
+            if self.path.is_file():
+                self._offsets = zip_offsets(self.path)
+            self.manifest = self._read_manifest(trusted)
+            self._check_files(check_hashes or trusted is not None)
         self.programs = {n: ProgramEntry.from_dict(f) for n, f in self.manifest["programs"].items()}
-        self._check_files(check_hashes)
 
     # Facts of the manifest -----------------------------------------------------------------------
 
@@ -129,6 +143,22 @@ class Artifact:
         """The path of one file, or None where the artifact is a single file."""
         return None if self._offsets is not None else self.path / name
 
+    def foreign_files(self) -> list[str]:
+        """Files and empty folders in it that are not its own, by name."""
+        own = {MANIFEST, *self.manifest["files"]}
+        if self._holds(SIGNATURE) and is_signature(self._bytes(SIGNATURE).tobytes()):
+            own.add(SIGNATURE)
+        if self._offsets is not None:
+            return sorted(set(self._offsets) - own)
+        found = []
+        for folder, inner, files in os.walk(self.path):
+            here = Path(folder).relative_to(self.path)
+            links = [name for name in inner if (Path(folder) / name).is_symlink()]
+            found += [(here / name).as_posix() for name in (*files, *links)]
+            if not inner and not files and here.parts:
+                found.append(here.as_posix())
+        return sorted(set(found) - own)
+
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of one ``.npz`` file of the artifact, by name."""
         import io
@@ -136,16 +166,44 @@ class Artifact:
         try:
             with np.load(io.BytesIO(self.read(name).tobytes()), allow_pickle=False) as npz:
                 return {key: npz[key] for key in npz.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
+        except ArtifactError:
+            raise
+        except Exception as error:  # whatever numpy makes of bytes that are no arrays
             raise ArtifactError(f"{name} in {self.path} is not readable", hint=REBUILD) from error
 
-    def golden_pair(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The golden inputs and the golden outputs of one file, by name of the tensor."""
-        arrays = self.arrays(name)
+    def golden_pair(self, program: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The golden inputs and the golden outputs of one program, by name of the tensor.
+
+        Raises:
+            ArtifactError: it has none; or they are not arrays of its inputs and of all its outputs.
+        """
+        entry = self.programs[program]
+        if entry.golden is None:
+            raise ArtifactError(f"Program {program!r} of {self.path} has no golden pair")
+        arrays = self.arrays(entry.golden)
         feeds, outputs = (
             {key.removeprefix(side): a for key, a in arrays.items() if key.startswith(side)}
             for side in ("input/", "output/")
         )
+        known = {spec.name: spec for spec in (*entry.inputs, *entry.outputs)}
+        needed = {s.name for s in entry.outputs} | {
+            s.name for s in entry.inputs if s.default is None
+        }
+        given = {**feeds, **outputs}
+        wrong = sorted(needed - set(given)) + [
+            name
+            for name, array in given.items()
+            if name not in known
+            or str(array.dtype) != known[name].dtype
+            or array.ndim != len(known[name].shape)
+        ]
+        if wrong or not any(array.size for array in outputs.values()):
+            raise ArtifactError(
+                f"The golden pair of program {program!r} in {self.path} cannot verify it",
+                expected="an array of the right dtype and rank for each input and output",
+                found=f"another for {wrong[0]!r}" if wrong else "outputs without elements",
+                hint=REBUILD,
+            )
         return feeds, outputs
 
     def _bytes(self, name: str) -> np.ndarray:
@@ -158,41 +216,55 @@ class Artifact:
 
     # Checks -------------------------------------------------------------------------------------
 
-    def _read_manifest(self) -> dict[str, Any]:
-        present = MANIFEST in self._offsets if self._offsets else (self.path / MANIFEST).is_file()
-        if not present:
+    def _holds(self, name: str) -> bool:
+        """Whether a file is there, listed or not."""
+        return name in self._offsets if self._offsets is not None else (self.path / name).is_file()
+
+    def _read_manifest(self, trusted: Key | Sequence[Key] | None) -> dict[str, Any]:
+        if not self._holds(MANIFEST):
             raise ArtifactError(
                 f"{self.path} is not an OmniGraph artifact",
                 expected=f"a {MANIFEST} in it",
                 found="none",
                 hint="give the directory or .omni file that `omnigraph export` wrote",
             )
+        data = self._bytes(MANIFEST).tobytes()
+        if trusted is not None:
+            signature = self._bytes(SIGNATURE).tobytes() if self._holds(SIGNATURE) else None
+            check_signature(self.path, data, signature, trusted)
         try:
-            manifest = json.loads(self._bytes(MANIFEST).tobytes())
-            if manifest["format"] != FORMAT:
-                raise KeyError("format")
-            version = manifest["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
+            manifest = parse_manifest(data)
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{MANIFEST} of {self.path} is damaged", hint=REBUILD) from error
-        if version > FORMAT_VERSION:
+        if manifest.get("format") != FORMAT:
+            raise ArtifactError(
+                f"{self.path} is not an OmniGraph artifact",
+                expected=f"a {MANIFEST} of format {FORMAT}",
+                found=f"another {MANIFEST}",
+                hint="give the directory or .omni file that `omnigraph export` wrote",
+            )
+        if manifest.get("integrity") != integrity_of(manifest):
+            raise ArtifactError(f"{MANIFEST} of {self.path} was changed after export", hint=REBUILD)
+        version = manifest.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise ArtifactError(
                 f"{self.path} is of a newer format",
                 expected=f"format version {FORMAT_VERSION} or earlier",
                 found=str(version),
                 hint="install a newer omnigraph",
             )
-        if manifest.get("integrity") != _integrity(manifest):
-            raise ArtifactError(f"{MANIFEST} of {self.path} was changed after export", hint=REBUILD)
-        return manifest
+        try:
+            check_manifest(manifest)
+        except Fault as fault:
+            raise ArtifactError(
+                f"{fault.where or MANIFEST} in the manifest of {self.path} is wrong",
+                expected=fault.expected,
+                found=fault.found,
+                hint="the artifact was changed, or another program wrote it: export it again",
+            ) from fault
+        return {"requires": {}, "tools": {}, **manifest}
 
     def _check_files(self, check_hashes: bool) -> None:
-        referenced = {n for p in self.programs.values() for n in (*p.files.values(), p.golden) if n}
-        for name in {*self.manifest["files"], *referenced}:
-            check_name(name, self.path)
-        if missing := referenced - set(self.manifest["files"]):
-            raise ArtifactError(
-                f"{self.path} names a file that it does not list: {min(missing)}", hint=REBUILD
-            )
         for name, expected in self.manifest["files"].items():
             found = self._file_size(name)
             if found != expected["bytes"]:
@@ -211,8 +283,8 @@ class Artifact:
 
     def _hash(self, name: str) -> str:
         if self._offsets is None:
-            return _sha256(self.path / name)
-        return _sha256(self.path, *self._offsets[name])
+            return sha256_of(self.path / name)
+        return sha256_of(self.path, *self._offsets[name])
 
     def _file_size(self, name: str) -> int | None:
         if self._offsets is not None:
@@ -231,87 +303,15 @@ class Artifact:
 
 
 @contextlib.contextmanager
-def staging(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary directory next to ``out``, gone when the block ends."""
-    parent = Path(out).resolve().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix=f".{Path(out).name}.", dir=parent))
+def _readable(path: Path) -> Iterator[None]:
     try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def seal(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ``manifest`` into a staged directory, with the size and sha256 of each file there."""
-    files = {
-        path.relative_to(directory).as_posix(): path
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-    sealed: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest}
-    sealed["files"] = {
-        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for name, path in files.items()
-    }
-    sealed["integrity"] = _integrity(sealed)
-    text = json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    (directory / MANIFEST).write_text(text, encoding="utf-8")
-    return sealed
-
-
-def publish(directory: Path, out: str | os.PathLike[str]) -> None:
-    """Move a sealed directory into place whole, as a directory or, for ``*.omni``, as one file.
-
-    An artifact at ``out`` is replaced only when the new one is complete.
-
-    Raises:
-        ArtifactError: ``out`` exists and is not an artifact.
-    """
-    out = Path(out)
-    check_replaceable(out)
-    if out.suffix == ".omni":
-        packed = directory.with_name(directory.name + ".zip")
-        try:
-            pack(directory, packed)
-            os.replace(packed, out)
-        finally:
-            packed.unlink(missing_ok=True)
-        return
-    for path in directory.iterdir():
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    directory.chmod(0o755)
-    old = directory.with_name(directory.name + ".old")
-    if out.exists():
-        os.replace(out, old)
-    try:
-        os.replace(directory, out)
-    except OSError:
-        if old.exists():
-            os.replace(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def check_replaceable(out: Path) -> None:
-    """Refuse an output path that holds something other than an artifact.
-
-    Raises:
-        ArtifactError: ``out`` is a file that is no artifact, or a directory of other things.
-    """
-    if out.suffix == ".omni":
-        foreign = out.is_dir() or (
-            out.is_file() and out.stat().st_size and not zipfile.is_zipfile(out)
-        )
-    elif out.is_dir():
-        foreign = any(out.iterdir()) and not (out / MANIFEST).is_file()
-    else:
-        foreign = out.exists()
-    if foreign:
+        yield
+    except OSError as error:
         raise ArtifactError(
-            f"{out} exists and is not an artifact, so it is not replaced",
-            hint="give another --out, or move the old file or directory",
-        )
+            f"{path} cannot be read",
+            found=f"{error.strerror} ({error.filename or path})",
+            hint="an artifact needs the right to read each of its files",
+        ) from error
 
 
 def _map_file(path: Path) -> np.ndarray:
@@ -322,19 +322,25 @@ def _map_file(path: Path) -> np.ndarray:
     return np.frombuffer(mapped, np.uint8)
 
 
-def _sha256(path: Path, offset: int = 0, length: int | None = None) -> str:
-    """The hash of a file or a part of it, read in pieces, so that it is never whole in memory."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size if length is None else length
-    buffer = memoryview(bytearray(min(CHUNK, left)))
-    with open(path, "rb", buffering=0) as stream:
-        stream.seek(offset)
-        while left and (count := stream.readinto(buffer[: min(left, CHUNK)])):
-            digest.update(buffer[:count])
-            left -= count
-    return digest.hexdigest()
+def parse_manifest(data: bytes) -> dict[str, Any]:
+    """The object in a manifest's bytes, not yet checked.
+
+    Raises:
+        ValueError: no JSON object, a key that stands twice, or a number that is not finite.
+        RecursionError: it is nested too deep.
+    """
+    manifest = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    if not isinstance(manifest, dict):
+        raise ValueError("no object")
+    return manifest
 
 
-def _integrity(manifest: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in manifest.items() if key != "integrity"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key stands twice, and one would hide the other")
+    return fields
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")

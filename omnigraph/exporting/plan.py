@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnigraph.errors import UsageError
+from omnigraph.artifact import MANIFEST, SINGLE_FILE, Artifact, check_replaceable
+from omnigraph.errors import ArtifactError, UsageError
 from omnigraph.exporting.options import ExportOptions
 from omnigraph.lowering import Target, find_target
 from omnigraph.passes.pipeline import Pipeline
@@ -76,6 +77,34 @@ def model_settings(jobs: Sequence[TargetJob], options: ExportOptions) -> dict[st
     return {name: given[name] for name in given if name not in of_targets}
 
 
+def check_out(jobs: Sequence[TargetJob], out: str | os.PathLike[str] | None) -> None:
+    """Refuse a path that cannot take the artifacts, before any work.
+
+    Raises:
+        UsageError: there are several targets, and ``out`` is one file.
+        ArtifactError: ``out`` holds something that is not replaced, or may not be written to.
+    """
+    if out is None:
+        return
+    if len(jobs) == 1:
+        if not _holds_artifacts(Path(out)):
+            check_replaceable(out)
+    elif Path(out).suffix == SINGLE_FILE or Path(out).is_file():
+        raise UsageError(
+            "Several targets do not fit into one file",
+            expected="--out DIRECTORY, which gets one artifact for each",
+            found=str(out),
+            hint="give a directory, or export one target at a time",
+        )
+    elif (Path(out) / MANIFEST).is_file():
+        raise UsageError(
+            "Several targets do not fit into one artifact",
+            expected="--out DIRECTORY, which gets one artifact for each",
+            found=f"{out} has a {MANIFEST}",
+            hint="give another directory, or export one target at a time",
+        )
+
+
 def artifact_paths(
     name: str, jobs: Sequence[TargetJob], out: str | os.PathLike[str] | None
 ) -> list[Path]:
@@ -83,21 +112,34 @@ def artifact_paths(
 
     Args:
         name: of the model.
-        out: see ``omnigraph.export``.
+        out: see ``omnigraph.export``; `check_out` has taken it.
 
     Raises:
-        UsageError: there are several targets, and ``out`` is one file.
+        ArtifactError: a path holds something that is not replaced, or may not be written to.
     """
-    usual = [f"{name}-{job.target.name}-{job.asked}.omni" for job in jobs]
-    if out is None:
-        return [Path(file) for file in usual]
-    if len(jobs) == 1:
+    if out is not None and len(jobs) == 1 and not _holds_artifacts(Path(out)):
         return [Path(out)]
-    if Path(out).suffix == ".omni" or Path(out).is_file():
-        raise UsageError(
-            "Several targets do not fit into one file",
-            expected="--out DIRECTORY, which gets one artifact for each",
-            found=str(out),
-            hint="give a directory, or export one target at a time",
-        )
-    return [Path(out) / file for file in usual]
+    folder = Path(out) if out is not None else Path()
+    paths = [folder / f"{name}-{job.target.name}-{job.asked}{SINGLE_FILE}" for job in jobs]
+    for path in paths:
+        check_replaceable(path)
+    return paths
+
+
+def _holds_artifacts(out: Path) -> bool:
+    """Whether a path is a folder of artifacts, to which one more is added for each target."""
+    return (
+        out.is_dir()
+        and not (out / MANIFEST).exists()
+        and any(_is_artifact(path) for path in out.iterdir())
+    )
+
+
+def _is_artifact(path: Path) -> bool:
+    if path.suffix != SINGLE_FILE and not (path / MANIFEST).is_file():
+        return False
+    try:
+        Artifact(path, check_hashes=False)
+    except ArtifactError:
+        return False
+    return True
