@@ -14,6 +14,7 @@ from omnigraph.artifact import ProgramEntry
 from omnigraph.contract.reference import Reference
 from omnigraph.export_job import TargetProduct, TracedProgram
 from omnigraph.lowering import Target
+from omnigraph.program import Dim, dim_terms, evaluate_dim
 
 
 def golden_name(program: str) -> str:
@@ -63,7 +64,7 @@ def build_manifest(
     }
     dims: dict[str, list[int | None]] = {}
     for item in traced:
-        for dim, allowed in item.dims.items():
+        for dim, allowed in {**_unbounded(item), **item.dims}.items():
             dims[dim] = [allowed.min, allowed.max]
     return {
         "name": name,
@@ -79,6 +80,20 @@ def build_manifest(
         "model": {"config": dict(config)},
         "tools": _tool_versions(),
     }
+
+
+def _unbounded(item: TracedProgram) -> dict[str, Dim]:
+    """A range for each name and each sum in the shapes of the inputs, from its least size on.
+
+    All are in the manifest, so that one that is missing there is noticed.
+    """
+    found: dict[str, Dim] = {}
+    for size in (size for spec in item.inputs for size in spec.shape if isinstance(size, str)):
+        terms = dim_terms(size)
+        least = {term: item.dims.get(term, Dim()).min for term in terms if not term.isdigit()}
+        found |= {term: Dim(minimum) for term, minimum in least.items()}
+        found[size] = Dim(evaluate_dim(size, least))
+    return found
 
 
 def _tool_versions() -> dict[str, str]:

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnigraph.artifact import Artifact
+from omnigraph.artifact.signature import Key
+from omnigraph.errors import UsageError
 from omnigraph.exporting.options import ExportOptions
 from omnigraph.report import size_text, table
 
@@ -19,6 +22,7 @@ def inspect(
     *,
     target: str | None = None,
     options: ExportOptions | None = None,
+    trusted: Key | Sequence[Key] | None = None,
     **given: Any,
 ) -> dict[str, Any]:
     """Describe an artifact, or a model as traced and after the passes.
@@ -27,6 +31,7 @@ def inspect(
         subject: the path of an artifact, or a model as for ``export``.
         target: for a model, whose passes to run; None is the passes that all targets begin with.
         options: for a model, as for ``export``.
+        trusted: for an artifact, as for ``load``.
         given: fields of `ExportOptions` by keyword.
 
     Returns:
@@ -35,17 +40,22 @@ def inspect(
         the form of each attention.
 
     Raises:
-        ArtifactError: the path is not a valid artifact.
-        UsageError: there is no such model.
+        ArtifactError: the path is not a valid artifact, or no trusted key has signed it.
+        UsageError: there is no such model, or keys are given for one.
     """
     if isinstance(subject, str | os.PathLike) and Path(subject).exists():
-        from omnigraph.artifact import Artifact
         from omnigraph.frontends.resolve import is_model_path
 
         path = Path(subject)
         if path.suffix != ".py" and not is_model_path(path):
-            artifact = Artifact(path)
+            artifact = Artifact(path, trusted=trusted)
             return {"artifact": str(path), "bytes": artifact.size, **artifact.manifest}
+    if trusted is not None:
+        raise UsageError(
+            "Only an artifact is signed, and this is a model",
+            found=str(subject),
+            hint="leave --trusted out",
+        )
     from omnigraph.inspection.stages import Subject
 
     return _inspect_model(Subject(subject, target, ExportOptions.of(options, given)))
@@ -121,7 +131,6 @@ def add_kernels(found: dict[str, Any]) -> None:
         UsageError: it is not an artifact, or its runtime does not report kernels.
         DeviceError: it cannot run here.
     """
-    from omnigraph.errors import UsageError
     from omnigraph.runtimes import load
     from omnigraph.runtimes.kernels import kernels_of
 
@@ -194,7 +203,7 @@ def _range_text(spec: Mapping[str, Any]) -> list[str]:
 
 
 def _ops_text(program: Mapping[str, Any]) -> str:
-    after = program["ops"]
+    after = program.get("ops", {})
     before = program.get("traced_ops")
     if before is None:
         return table(("op", "nodes"), list(after.items()))

@@ -229,7 +229,7 @@ def test_outputs_share_no_memory_with_inputs(tmp_path: Path) -> None:
         "device": "cpu",
         "requires": {},
         "default_program": "forward",
-        "dimensions": {},
+        "dimensions": {"n": [1, None]},
         "programs": {"forward": entry.to_dict()},
     }
     seal(tmp_path, manifest)
