@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omnigraph.artifact import publish, seal, staging
+from omnigraph.artifact.signature import Signer
 from omnigraph.contract.comparison import NumberCheck, check_artifact
 from omnigraph.contract.graph_check import check_graph
 from omnigraph.export_job import TargetProduct, TracedProgram, traced_program
@@ -79,6 +80,7 @@ def export(
     options = ExportOptions.of(options, given)
     jobs = plan_jobs(target, options)
     check_out(jobs, out)
+    signer = Signer(options.sign) if options.sign is not None else None
     work = _Export(options, jobs, Steps(progress, total=2 + 3 * len(jobs)))
     source, samples, facts = work.resolve(model)
     paths = artifact_paths(source.name, jobs, out)
@@ -95,6 +97,9 @@ def export(
         limits = tuple(limit for item in traced for limit in item.limits)
         if samples is not None:
             save_statistics(options.quantizing, facts)
+        if signer is not None:
+            for each in staged:
+                signer.sign(each.directory)
         return [work.publish(*each, limits) for each in zip(staged, checks, strict=True)]
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from omnigraph.cli.parser import add_command
 from omnigraph.errors import UsageError
 from omnigraph.report import table
 
+if TYPE_CHECKING:
+    from omnigraph.runtimes.base import Session
 #: Outputs of at most this many values are printed as JSON.
 _MOST_VALUES = 1024
 
@@ -40,16 +42,36 @@ def add_artifact_commands(commands: Any) -> None:
 
     verify = add_command(commands, "verify", _verify, "re-run the golden pair on this machine")
     verify.add_argument("artifact", metavar="ARTIFACT")
+    verify.add_argument(
+        "--allow-missing", action="store_true", help="pass over programs without a golden pair"
+    )
     _device_options(verify)
 
 
 def _device_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, gpu, npu")
     command.add_argument("--threads", type=int, metavar="N", help="threads of one run")
+    add_trusted(command)
+
+
+def add_trusted(command: argparse.ArgumentParser) -> None:
+    """Add the option of the public keys that an artifact may be signed with."""
+    command.add_argument(
+        "--trusted",
+        action="append",
+        metavar="KEY",
+        help="refuse an artifact that this public key, a PEM file, has not signed",
+    )
+
+
+def _load(args: argparse.Namespace) -> Session:
+    return omnigraph.load(
+        args.artifact, device=args.device, threads=args.threads, trusted=args.trusted
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
-    with omnigraph.load(args.artifact, device=args.device, threads=args.threads) as session:
+    with _load(args) as session:
         specs = {spec.name: spec for spec in session.entry(args.program).inputs}
         feeds = {}
         for text in args.inputs:
@@ -135,8 +157,8 @@ def _write_npz(path: Path, outputs: dict[str, np.ndarray]) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    with omnigraph.load(args.artifact, device=args.device, threads=args.threads) as session:
-        checks = session.verify()
+    with _load(args) as session:
+        checks = session.verify(allow_missing=args.allow_missing)
     failed = [check for check in checks if not check.passed]
     if args.json:
         fields = [

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from omnigraph.cli.artifact_commands import add_trusted
 from omnigraph.cli.export_command import export_options
 from omnigraph.cli.output import print_json
 from omnigraph.cli.parser import add_command
@@ -36,6 +37,7 @@ def add_model_commands(commands: Any) -> None:
         action="store_true",
         help="load an artifact and show the kernel that runs each attention",
     )
+    add_trusted(inspect)
     _model_options(inspect)
 
     explain = add_command(
@@ -77,7 +79,10 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.after:
         return _inspect_after(args)
     fields = inspect(
-        args.subject, target=args.target, options=export_options(args, quantizes=False)
+        args.subject,
+        target=args.target,
+        options=export_options(args, quantizes=False),
+        trusted=args.trusted,
     )
     if args.kernels:
         from omnigraph.inspection.inspect import add_kernels

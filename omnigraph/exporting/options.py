@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from omnigraph.artifact.schema import MOST_RMS
 from omnigraph.errors import UsageError
 from omnigraph.head_variants.counts import parse_variants
 from omnigraph.option_field import names, option, set_field
@@ -137,6 +139,7 @@ class ExportOptions:
         verify_each: compare the numbers after every pass, too.
         passes: edits of each target's pipeline, joined by commas: "-name" leaves a pass out; "name"
             or "name:option=value" sets the options of a pass, or adds it where there is none.
+        sign: a PEM file with the Ed25519 private key that signs each artifact; None signs nothing.
         quantization: how to quantize.
         calibration: DATA for calibration, in place of that of ``quantization``.
 
@@ -187,6 +190,9 @@ class ExportOptions:
         "add passes (a name, or file.py:Class), or leave them out (-name)",
         metavar="A,B:OPTION=VALUE,-C",
     )
+    sign: str | os.PathLike[str] | None = option(
+        None, "sign the artifact with an Ed25519 private key, a PEM file", metavar="KEY"
+    )
     inputs: Mapping[str, Any] | None = None
     quantization: Quantization | None = None
     calibration: object | None = None
@@ -206,9 +212,11 @@ class ExportOptions:
                 expected=" or ".join(CACHE_TYPES),
                 hint="leave --kv-cache out for the model's own type",
             )
-        if self.rtol is not None and not (isinstance(self.rtol, float | int) and self.rtol > 0):
+        if self.rtol is not None and not (
+            isinstance(self.rtol, float | int) and 0 < self.rtol < MOST_RMS
+        ):
             raise UsageError(
-                "A tolerance must be a number above zero",
+                "A tolerance must be a number above zero, and below an output's own size, 1",
                 expected="such as 0.001",
                 found=repr(self.rtol),
                 hint="leave --rtol out for the one that follows from the precision",
