@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from omnigraph.contract.time_limit import limited
 from omnigraph.contract.tolerance import Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError, GraphError
 from omnigraph.external_weights import external_weights, tensor_bytes
@@ -149,7 +150,10 @@ class GraphRunner:
             values[value.name] = OrtValue.ortvalue_from_numpy(feeds[value.name])
         names = [value.name or "" for value in self.graph.graph.outputs]
         try:
-            results = self._session.run_with_ort_values(names, values)
+            with limited(f"Graph {self.graph.graph.name!r}") as options:
+                results = self._session.run_with_ort_values(names, values, options)
+        except GraphError:
+            raise
         except Exception as error:
             raise GraphError(
                 f"Graph {self.graph.graph.name!r} does not run in onnxruntime",
@@ -169,6 +173,7 @@ class FileRunner:
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
+        self._path = path
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), _plain_options(), providers=["CPUExecutionProvider"]
@@ -182,8 +187,15 @@ class FileRunner:
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs by name. Errors of onnxruntime are raised as they are."""
-        return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+        """The outputs by name. Errors of onnxruntime are raised as they are.
+
+        Raises:
+            GraphError: the run did not end within its time.
+        """
+        with limited(f"The file {self._path}") as options:
+            return dict(
+                zip(self.outputs, self._session.run(None, dict(feeds), options), strict=True)
+            )
 
 
 def _plain_options():  # type: ignore[no-untyped-def]
