@@ -13,7 +13,7 @@ BUILD  := $(BIN)/python -m build --quiet --no-isolation
 TIDY   := rm -rf *.egg-info
 
 .DEFAULT_GOAL := help
-.PHONY: help ready demo demo-all test test-all lint bench bench-quick dist clean
+.PHONY: help ready demo demo-all test test-all fuzz lint bench bench-quick dist clean
 
 help:  ## show the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ test: ready  ## the test suite, within 15 minutes on two cores
 
 test-all: ready  ## the test suite with the slow matrix
 	$(PYTEST)
+
+fuzz: ready  ## 10,000 damages to artifacts and models, within an hour or two
+	$(BIN)/python -m benchmarks.fuzz
 
 lint: ready  ## ruff, and mypy on an installed copy
 	$(BIN)/ruff check .
