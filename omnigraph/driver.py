@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from omnigraph.artifact import publish, seal, staging
 from omnigraph.artifact.signature import Signer
 from omnigraph.contract.comparison import NumberCheck, check_artifact
 from omnigraph.contract.graph_check import check_graph
+from omnigraph.errors import ResourceError
 from omnigraph.export_job import TargetProduct, TracedProgram, traced_program
 from omnigraph.exporting.lower_program import LoweredProgram, lower_program
 from omnigraph.exporting.options import ExportOptions
@@ -46,9 +48,28 @@ from omnigraph.quantization.search import Search, choose_precisions
 from omnigraph.tracing.names import output_specs
 from omnigraph.tracing.trace import check_trace, reference_for, trace_within_limits
 
+_P, _R = ParamSpec("_P"), TypeVar("_R")
 _GOLDEN = {"batch": 2, "sequence": 5, "past": 3, "decoder_sequence": 4}
 
 
+def _memory_errors(export_: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Say what an export lacks where the system gives it no more memory."""
+
+    @functools.wraps(export_)
+    def named(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return export_(*args, **kwargs)
+        except MemoryError as error:
+            raise ResourceError(
+                "The export needs more memory than there is",
+                found=str(error) or None,
+                hint="give its dimensions smaller ranges with --dynamic, or use a larger machine",
+            ) from error
+
+    return named
+
+
+@_memory_errors
 def export(
     model: object,
     target: str | Sequence[str],

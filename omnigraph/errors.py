@@ -96,6 +96,12 @@ class DeviceError(OmniGraphError):
     kind = "device"
 
 
+class ResourceError(OmniGraphError):
+    """Work that needs more memory than the system gives."""
+
+    kind = "resource"
+
+
 class RunError(OmniGraphError):
     """The vendor's runtime failed while it ran a program; its own error is the cause."""
 
