@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import onnx_ir as ir
 
 import omnigraph
 from omnigraph.artifact import ProgramEntry
+from omnigraph.artifact.schema import may_be_empty
 from omnigraph.contract.reference import Reference
 from omnigraph.export_job import TargetProduct, TracedProgram
 from omnigraph.lowering import Target
-from omnigraph.program import Dim, dim_terms, evaluate_dim
+from omnigraph.program import Dim, TensorSpec, dim_terms, evaluate_dim
 
 
 def golden_name(program: str) -> str:
@@ -40,10 +42,15 @@ def build_manifest(
 ) -> dict[str, Any]:
     """The manifest but for its list of files: JSON-ready, and the same for the same export."""
     emission = product.emission
+    dims: dict[str, list[int | None]] = {}
+    for item in traced:
+        dims |= {dim: [allowed.min, allowed.max] for dim, allowed in item.dims.items()}
+    for item in traced:
+        dims = {**_unbounded(item), **dims}
     programs = {
         item.name: {
             **ProgramEntry(
-                item.inputs,
+                tuple(_needed(spec, dims) for spec in item.inputs),
                 item.outputs,
                 emission.files[item.name],
                 item.state,
@@ -62,10 +69,6 @@ def build_manifest(
         }
         for item in traced
     }
-    dims: dict[str, list[int | None]] = {}
-    for item in traced:
-        for dim, allowed in {**_unbounded(item), **item.dims}.items():
-            dims[dim] = [allowed.min, allowed.max]
     return {
         "name": name,
         "target": target.name,
@@ -82,17 +85,24 @@ def build_manifest(
     }
 
 
-def _unbounded(item: TracedProgram) -> dict[str, Dim]:
+def _needed(spec: TensorSpec, dims: Mapping[str, Sequence[int | None]]) -> TensorSpec:
+    """An input, which may be left out only where that means what it says: a past is then empty."""
+    if spec.role == "past" and not may_be_empty(spec.shape, dims):
+        return replace(spec, default=None)
+    return spec
+
+
+def _unbounded(item: TracedProgram) -> dict[str, list[int | None]]:
     """A range for each name and each sum in the shapes of the inputs, from its least size on.
 
     All are in the manifest, so that one that is missing there is noticed.
     """
-    found: dict[str, Dim] = {}
+    found: dict[str, list[int | None]] = {}
     for size in (size for spec in item.inputs for size in spec.shape if isinstance(size, str)):
         terms = dim_terms(size)
         least = {term: item.dims.get(term, Dim()).min for term in terms if not term.isdigit()}
-        found |= {term: Dim(minimum) for term, minimum in least.items()}
-        found[size] = Dim(evaluate_dim(size, least))
+        found |= {term: [minimum, None] for term, minimum in least.items()}
+        found[size] = [evaluate_dim(size, least), None]
     return found
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,14 +89,20 @@ _PROGRAM = record(
         "passes": each(record({"name": text, "changes": _COUNTS})),
         "attention": each(
             record(
-                {"fused": anything, "op": text},
-                {"node": text, "module": text, "form": text, "reason": text},
+                {"fused": anything, "op": text, "node": text},
+                {"module": text, "form": text, "reason": text},
             )
         ),
         "layers": each(
             record(
-                {"layer": text, "op": text, "weights": text, "activations": text},
-                {"bits": number(0.0), "block": integer(1)},
+                {
+                    "layer": text,
+                    "op": text,
+                    "weights": text,
+                    "activations": text,
+                    "bits": number(0.0),
+                },
+                {"block": integer(1)},
             )
         ),
     },
@@ -170,7 +176,7 @@ def _check_program(where: str, entry: Mapping[str, Any], manifest: Mapping[str, 
     if not outputs:
         raise Fault(f"{where}.outputs", "an output", "none")
     for spec in entry["inputs"]:
-        _check_default(f"{where}.inputs", spec)
+        _check_default(f"{where}.inputs", spec, manifest["dimensions"])
         for dim in _ranged(spec):
             if dim not in manifest["dimensions"]:
                 raise Fault(f"dimensions.{dim}", "a range, since inputs have this size", "none")
@@ -189,7 +195,7 @@ def _check_program(where: str, entry: Mapping[str, Any], manifest: Mapping[str, 
         )
 
 
-def _check_default(where: str, spec: Mapping[str, Any]) -> None:
+def _check_default(where: str, spec: Mapping[str, Any], dimensions: Mapping[str, Any]) -> None:
     default = spec.get("default")
     if default is None:
         return
@@ -197,9 +203,16 @@ def _check_default(where: str, spec: Mapping[str, Any]) -> None:
     usual = _DEFAULTS.get(spec.get("role", ""), default)
     if default != usual:
         raise Fault(at, f"{usual} for a {spec['role']}", default)
+    if spec.get("role") == "past" and not may_be_empty(spec["shape"], dimensions):
+        raise Fault(at, "none, since a past that is left out is empty and this cannot be", default)
     with np.errstate(over="ignore"):
         if np.asarray(default).astype(spec["dtype"]) != np.float64(default):
             raise Fault(at, f"a value of {spec['dtype']}", default)
+
+
+def may_be_empty(shape: Sequence[int | str], dimensions: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether an axis of a shape may have size 0, by the ranges of the dimensions."""
+    return any(dim == 0 or (dim in dimensions and not dimensions[str(dim)][0]) for dim in shape)
 
 
 def _ranged(spec: Mapping[str, Any]) -> Iterator[str]:

@@ -160,7 +160,7 @@ def attention_text(sites: Sequence[Mapping[str, Any]]) -> str:
     """The fusion ledger of one program as a table, with equal sites in one row."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for site in sites:
-        became = f"{site['op']}: {site['form']}" if site["fused"] else "not fused"
+        became = f"{site['op']}: {site.get('form', '')}" if site["fused"] else "not fused"
         row = (became, site.get("reason", ""), site.get("kernel", ""))
         rows.setdefault(row, []).append(site.get("module") or site["node"])
     kernels = any(kernel for _, _, kernel in rows)

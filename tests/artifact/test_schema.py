@@ -95,6 +95,10 @@ WRONG = {
     "a default is text": put(f"{PROGRAM}.inputs.1.default", "1"),
     "a default that does not fit": put(f"{PROGRAM}.inputs.1", mask(300, "")),
     "a default that is not the role's": put(f"{PROGRAM}.inputs.1", mask(0, "mask")),
+    "a past that may be left out and cannot be empty": put(
+        f"{PROGRAM}.inputs.1",
+        {"name": "p", "dtype": "int8", "shape": ["length"], "default": 0, "role": "past"},
+    ),
     "a dimension is deleted": drop("dimensions.batch"),
     "a sum is deleted": drop("dimensions.past + length"),
     "all dimensions are deleted": put("dimensions", {}),
