@@ -85,7 +85,7 @@ class OfArtifact(Kind):
 
     def target(self, number: int) -> str:
         """The target whose artifact is damaged."""
-        return TARGETS[number % len(TARGETS)]
+        return generator("target", number).choice(TARGETS)
 
     def directory(self, target: str) -> Path:
         """The whole artifact, as a directory that may be changed and is made anew each time."""
@@ -191,7 +191,7 @@ class Models(Kind):
         path.write_bytes(damaged_model(self.model, generator("model", number)))
         out.unlink(missing_ok=True)
         try:
-            omnigraph.export(str(path), TARGETS[number % len(TARGETS)], out=out)
+            omnigraph.export(str(path), generator("target", number).choice(TARGETS), out=out)
         except OmniGraphError:
             return "WRONG: an artifact of a failed export" if out.exists() else "refused"
         with omnigraph.load(out, verify=True):

@@ -16,6 +16,7 @@ from omnigraph.artifact import ProgramEntry
 from omnigraph.errors import DeviceError
 from omnigraph.runtimes.base import Executable, Session
 from omnigraph.runtimes.kernels import Kernel
+from omnigraph.runtimes.variants import MISSED
 from omnigraph.runtimes.versions import check_version
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class OnnxSession(Session):
         entry = self.entry(program)
         if entry.golden is None:
             return None
-        feeds, _ = self.artifact.golden_pair(self._default if program is None else program)
+        name = self._default if program is None else program
+        feeds, _ = self.artifact.golden_pair(name, without=(MISSED,))
         with tempfile.TemporaryDirectory() as scratch:
             options = _onnxruntime().SessionOptions()
             options.enable_profiling = True
