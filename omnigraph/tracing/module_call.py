@@ -15,6 +15,7 @@ from torch import nn
 from omnigraph.errors import TraceError
 from omnigraph.program import Case, Program
 from omnigraph.tracing.names import own_path
+from omnigraph.tracing.transformers_forms import forgotten_lengths
 
 #: Folders whose files are not the source of a model: torch's, and this one.
 NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
@@ -60,7 +61,7 @@ def flatten_outputs(result: Any) -> tuple[torch.Tensor, ...]:
 
 def run(program: Program, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The outputs of a program's module, for inputs by name."""
-    with unfused_layers(), torch.no_grad():
+    with unfused_layers(), forgotten_lengths(program.module), torch.no_grad():
         return ModuleCall(program)(*(inputs[spec.name] for spec in program.inputs))
 
 
@@ -71,7 +72,7 @@ def returned(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
         TraceError: it does not run on them.
     """
     try:
-        with unfused_layers(), torch.no_grad():
+        with unfused_layers(), forgotten_lengths(module), torch.no_grad():
             return module(**{name: tensor.clone() for name, tensor in inputs.items()})
     except Exception as error:
         raise TraceError(

@@ -31,6 +31,7 @@ from omnigraph.tracing.names import keep_provenance, name_dimensions, name_tenso
 from omnigraph.tracing.reference import reference_for
 from omnigraph.tracing.sizes import example_case
 from omnigraph.tracing.specialization import SpecializationWatch, check_open, narrowed_error
+from omnigraph.tracing.transformers_forms import traceable_forms
 
 
 def graph_of_module(program: Program) -> Graph:
@@ -68,9 +69,9 @@ def _exported(program: Program) -> tuple[torch.export.ExportedProgram, tuple[Con
         {i: torch.export.Dim.DYNAMIC for i, d in enumerate(spec.shape) if isinstance(d, str)}
         for spec in program.inputs
     )
-    watch = SpecializationWatch(call, program)
+    watch, forms = SpecializationWatch(call, program), traceable_forms(program.module)
     try:
-        with _quiet(), watch, unfused_layers(), torch.no_grad():
+        with _quiet(), watch, unfused_layers(), forms, torch.no_grad():
             exported = torch.export.export(
                 call,
                 tuple(inputs[spec.name] for spec in program.inputs),
