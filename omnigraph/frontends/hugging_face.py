@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +12,89 @@ import torch
 from torch import nn
 
 from omnigraph.errors import UsageError
+from omnigraph.frontends.hugging_face_inputs import (
+    BATCH,
+    DECODER,
+    SEQUENCE,
+    Examples,
+    arguments,
+    example_inputs,
+    run,
+    token_ids,
+)
 from omnigraph.frontends.module import program_from_module
+from omnigraph.frontends.position_tables import longest_lengths
 from omnigraph.program import Dim, Program
+from omnigraph.tracing.transformers_forms import forgotten_lengths
 
-#: Settings of a folder: the form of attention in the graph.
-_SETTINGS = ("attn_implementation",)
-_BATCH, _SEQUENCE, _DECODER, _PAST = 2, 7, 5, 3
+#: Settings of a folder, and their values: the forms of attention and of experts that the model is
+#: compared in, and the type that its weights are rounded to before they are widened to float32.
+SETTINGS: Mapping[str, Sequence[str]] = {
+    "attn_implementation": ("eager", "sdpa"),
+    "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
+    "dtype": ("float32", "bfloat16", "float16"),
+}
+_PAST = 3
+#: Layers of a past that `DynamicCache` can keep whole; a window is then in the mask alone.
+_WHOLE_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
 
-def programs_from_folder(
-    folder: Path, *, settings: Mapping[str, str] | None = None
-) -> tuple[Program, ...]:
-    """The programs of a folder that ``save_pretrained`` wrote; nothing is looked up elsewhere.
-
-    ``forward`` is the whole model without a cache. A causal language model that keeps plain keys
-    and values has ``decode``, too, which takes a past and gives the past of the next call.
+@dataclass(frozen=True)
+class FolderModel:
+    """What a folder gives.
 
     Args:
-        settings: ``attn_implementation``, "eager" or "sdpa"; by default the model's own choice.
+        config: the architecture's name.
+        not_made: programs that one would expect and that are not made: why, by name.
+    """
+
+    programs: tuple[Program, ...]
+    config: Mapping[str, Any]
+    not_made: Mapping[str, str]
+
+
+def model_from_folder(folder: Path, *, settings: Mapping[str, str] | None = None) -> FolderModel:
+    """The programs of a folder that ``save_pretrained`` wrote; nothing is looked up elsewhere.
+
+    ``forward`` is the whole model without a cache. A causal language model that keeps keys and
+    values has ``decode``, too, which takes a past and gives the past of the next call.
+
+    Args:
+        settings: of `SETTINGS`; by default the model's own choice, in float32.
 
     Raises:
         UsageError: the folder, its architecture or its weights are not such as can be compiled.
     """
-    for key in settings or {}:
-        if key not in _SETTINGS:
-            raise UsageError(
-                f"A Hugging Face folder has no setting {key!r}",
-                expected=" or ".join(_SETTINGS),
-                hint="its configuration goes with its weights, and cannot be changed here",
-            )
-    model = _load(folder, dict(settings or {}))
-    programs = [_forward(model, folder)]
-    if (decode := _decode(model)) is not None:
-        programs.append(decode)
-    return tuple(programs)
+    chosen = dict(settings or {})
+    _check_settings(chosen)
+    model = _load(folder, chosen)
+    examples = example_inputs(model, folder)
+    longest = _longest(model, examples)
+    programs, not_made = [_forward(model, examples, longest)], {}
+    for name in examples.unused:
+        not_made[f"forward with {name}"] = "the model runs without, and so does its program"
+    layers, why = _past(model)
+    if layers:
+        programs.append(_decode(model, layers, longest))
+    elif why:
+        not_made["decode"] = why
+    config = model.config
+    described = {"model_type": config.model_type, "architectures": list(config.architectures)}
+    return FolderModel(tuple(programs), described, not_made)
+
+
+def _check_settings(settings: Mapping[str, str]) -> None:
+    for key, value in settings.items():
+        known = SETTINGS.get(key)
+        if known is not None and value in known:
+            continue
+        what = f"no setting {key!r}" if known is None else f"no {key}={value}"
+        raise UsageError(
+            f"A Hugging Face folder has {what}",
+            expected="; ".join(f"{name}={'|'.join(forms)}" for name, forms in SETTINGS.items()),
+            found=f"{key}={value}",
+            hint="the other fields of its configuration go with its weights",
+        )
 
 
 def _load(folder: Path, settings: Mapping[str, str]) -> Any:
@@ -55,7 +103,7 @@ def _load(folder: Path, settings: Mapping[str, str]) -> Any:
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{folder} is a Hugging Face folder, and transformers is not installed",
-            hint="pip install transformers",
+            hint="pip install 'omnigraph[hugging-face]'",
         ) from error
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -76,9 +124,8 @@ def _load(folder: Path, settings: Mapping[str, str]) -> Any:
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
-                dtype=torch.float32,
                 output_loading_info=True,
-                **settings,
+                **{**settings, "dtype": getattr(torch, settings.get("dtype", "float32"))},
             )
     except Exception as error:
         raise _unreadable(folder, "model.safetensors", error) from error
@@ -89,7 +136,7 @@ def _load(folder: Path, settings: Mapping[str, str]) -> Any:
             found=f"none for {', '.join(missing[:3])}" + (" and more" if missing[3:] else ""),
             hint="architectures in config.json names the class that the weights were saved from",
         )
-    return model.eval()
+    return model.float().eval()  # what is computed in float32 is compared
 
 
 @contextmanager
@@ -120,7 +167,7 @@ class _Forward(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.options = {"use_cache": False} if "use_cache" in _arguments(model) else {}
+        self.options = {"use_cache": False} if "use_cache" in arguments(model) else {}
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         outputs = self.model(**inputs, **self.options, return_dict=True)
@@ -162,44 +209,17 @@ class _Decode(nn.Module):
         }
 
 
-def _forward(model: Any, folder: Path) -> Program:
-    examples: dict[str, torch.Tensor] = {}
-    axes: dict[str, dict[int, str]] = {}
-    main = model.main_input_name
-    if main == "pixel_values":
-        examples[main] = torch.randn(_BATCH, model.config.num_channels, *_image_size(model))
-        axes[main] = {0: "batch"}
-    elif main == "input_ids":
-        prefixes = [("", "sequence", _SEQUENCE)]
-        if model.config.is_encoder_decoder:
-            prefixes.append(("decoder_", "decoder_sequence", _DECODER))
-        for prefix, dim, length in prefixes:
-            for name, tensor in _tokens(model, length).items():
-                if prefix + name in _arguments(model):
-                    examples[prefix + name] = tensor
-                    axes[prefix + name] = {0: "batch", 1: dim}
-    else:
-        raise UsageError(
-            f"The model in {folder} takes {main!r}, for which no examples can be made",
-            expected="a model of input_ids or pixel_values",
-            found=f"{type(model).__name__}, of {main}",
-            hint="write a factory that gives the model and example inputs: file.py:factory",
-        )
-    program = program_from_module(_Forward(model), examples, dynamic=axes)
-    return _bounded(_defaulted(program), model)
+def _forward(model: Any, examples: Examples, longest: Mapping[str, int]) -> Program:
+    program = program_from_module(_Forward(model), examples.inputs, dynamic=examples.axes)
+    dims = {**program.dims, **examples.dims}
+    return _bounded(replace(_defaulted(program), dims=dims), longest)
 
 
-def _decode(model: Any) -> Program | None:
-    """The step with a past; None for a model without a past of plain keys and values."""
-    if model.config.is_encoder_decoder or not model.can_generate():
-        return None
-    if not {_cache_argument(model), "attention_mask", "input_ids"} <= _arguments(model):
-        return None
-    layers = _past_layers(model)
-    if not layers:
-        return None
-    examples = _tokens(model, _SEQUENCE)
-    examples["attention_mask"] = torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.int64)
+def _decode(model: Any, layers: Sequence[Any], longest: Mapping[str, int]) -> Program:
+    """The step with a past of these layers."""
+    ids = token_ids(model, SEQUENCE)
+    seen = torch.ones(BATCH, _PAST + SEQUENCE, dtype=torch.int64)
+    examples = {"input_ids": ids, "attention_mask": seen}
     axes = {
         "input_ids": {0: "batch", 1: "sequence"},
         "attention_mask": {0: "batch", 1: "past + sequence"},
@@ -215,38 +235,41 @@ def _decode(model: Any) -> Program | None:
         _Decode(model, len(layers)), examples, name="decode", dynamic=axes
     )
     dims = {**program.dims, "past": Dim(0)}
-    return _bounded(replace(_defaulted(program), dims=dims, state=tuple(state)), model)
+    return _bounded(replace(_defaulted(program), dims=dims, state=tuple(state)), longest)
 
 
-def _past_layers(model: Any) -> list[Any]:
-    """The layers of the past after a few tokens, if each keeps its keys and values whole."""
-    with torch.no_grad():
-        outputs = model(**_tokens(model, _PAST), use_cache=True, return_dict=True)
+def _past(model: Any) -> tuple[list[Any], str]:
+    """The layers of the past after a few tokens; or none, and why a step with them is not made."""
+    if not model.can_generate():
+        return [], ""
+    if model.config.is_encoder_decoder:
+        return [], "the step of a decoder with an encoder, which keeps two caches, is not made yet"
+    needed = {_cache_argument(model), "attention_mask", "input_ids"}
+    if missing := sorted(needed - arguments(model)):
+        return [], f"the model takes no {' and no '.join(missing)}"
+    ids = token_ids(model, _PAST)
+    try:
+        with forgotten_lengths(model), torch.no_grad():
+            outputs = model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                use_cache=True,
+                return_dict=True,
+            )
+    except Exception as error:
+        return [], f"the model does not run on tokens alone: {str(error).splitlines()[0][:200]}"
     past = outputs.get(_cache_argument(model)) or outputs.get("past_key_values")
     layers = list(getattr(past, "layers", ()))
-    return layers if all(type(layer).__name__ == "DynamicLayer" for layer in layers) else []
+    others = {type(layer).__name__ for layer in layers} - _WHOLE_LAYERS
+    if not layers or others:
+        found = ", ".join(sorted(others)) or type(past).__name__
+        return [], f"its past is no keys and values that can be joined ({found})"
+    return layers, ""
 
 
 def _cache_argument(model: nn.Module) -> str:
     """The name of a model's argument for its past: ``cache`` in newer ones."""
-    return "cache" if "cache" in _arguments(model) else "past_key_values"
-
-
-def _tokens(model: Any, length: int) -> dict[str, torch.Tensor]:
-    """Token ids that reach from the first to the last of the vocabulary, and a mask of ones."""
-    rows = model.get_input_embeddings().num_embeddings
-    ids = torch.randint(0, rows, (_BATCH, length), generator=torch.Generator().manual_seed(0))
-    ids[0, 0], ids[-1, -1] = 0, rows - 1
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _image_size(model: Any) -> tuple[int, int]:
-    size = model.config.image_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _arguments(model: nn.Module) -> set[str]:
-    return set(inspect.signature(model.forward).parameters)
+    return "cache" if "cache" in arguments(model) else "past_key_values"
 
 
 def _defaulted(program: Program) -> Program:
@@ -256,25 +279,23 @@ def _defaulted(program: Program) -> Program:
     return replace(program, inputs=tuple(specs))
 
 
-def _bounded(program: Program, model: nn.Module) -> Program:
-    """The program with its lengths bounded by its tables of learned positions."""
-    rows = [
-        # Rows in front that stand for padding, or are left out, as the architectures have them.
-        module.num_embeddings
-        - (0 if module.padding_idx is None else module.padding_idx + 1)
-        - int(getattr(module, "offset", 0))
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-        and path.endswith(("position_embeddings", "wpe", "embed_positions"))
-    ]
-    if not rows:
-        return program
-    longest = min(rows)
+def _longest(model: Any, examples: Examples) -> dict[str, int]:
+    """The lengths to which tables of learned positions bound the inputs."""
+    lengths = {"sequence": SEQUENCE, "decoder_sequence": DECODER}
+    named = {dim for axes in examples.axes.values() for dim in axes.values()}
+    return longest_lengths(
+        model,
+        lambda: run(model, examples.inputs),
+        {dim: length for dim, length in lengths.items() if dim in named},
+    )
+
+
+def _bounded(program: Program, longest: Mapping[str, int]) -> Program:
     dims = dict(program.dims)
-    for name in ("sequence", "decoder_sequence"):
+    for name, length in longest.items():
         if name in dims:
-            dims[name] = Dim(dims[name].min, longest)
-    if "past" in dims:
-        dims["past"] = Dim(0, longest - 1)
-        dims["past + sequence"] = Dim(1, longest)
+            dims[name] = Dim(dims[name].min, length)
+    if "past" in dims and (length := longest.get("sequence", 0)):
+        dims["past"] = Dim(0, length - 1)
+        dims["past + sequence"] = Dim(1, length)
     return replace(program, dims=dims)

@@ -26,11 +26,21 @@ _FILES = (".onnx", ".pt2")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model's name, its programs (the default one first), and its configuration if it has one."""
+    """A model's name, its programs (the default one first), and its configuration if it has one.
+
+    Args:
+        not_made: programs that one would expect and that are not made: why, by name.
+    """
 
     name: str
     programs: tuple[Program, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    not_made: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a manifest says of the model: its configuration, and the programs not made."""
+        not_made = {"not_made": dict(self.not_made)} if self.not_made else {}
+        return {"config": dict(self.config), **not_made}
 
 
 def resolve(
@@ -50,7 +60,7 @@ def resolve(
             of Hugging Face wrote; a ``torch.nn.Module`` with ``inputs``; or Programs themselves.
         config: of "omninet": tiny, small or seed.
         settings: of "omninet": fields of its configuration; of a factory: its keyword arguments;
-            of a Hugging Face folder: ``attn_implementation``.
+            of a Hugging Face folder: the form of attention and of experts, and the dtype.
         inputs: example inputs by name: all of them where ``model`` is a module, and any of them
             where it is a file.
 
@@ -133,15 +143,10 @@ def _from_folder(
         )
     if _is_omninet(folder):
         return _from_checkpoint(folder, settings)
-    from omnigraph.frontends.hugging_face import programs_from_folder
+    from omnigraph.frontends.hugging_face import model_from_folder
 
-    programs = programs_from_folder(folder, settings=settings)
-    config = programs[0].module.model.config
-    return ModelSource(
-        folder.resolve().name,
-        programs,
-        {"model_type": config.model_type, "architectures": list(config.architectures)},
-    )
+    found = model_from_folder(folder, settings=settings)
+    return ModelSource(folder.resolve().name, found.programs, found.config, found.not_made)
 
 
 def _is_omninet(folder: Path) -> bool:

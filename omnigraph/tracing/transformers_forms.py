@@ -58,8 +58,8 @@ def forgotten_lengths(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _batched_experts(module: nn.Module) -> Iterator[None]:
-    found = [m.config for m in module.modules() if hasattr(m, _EXPERTS_MARK)]
-    configs = {id(config): config for config in found}.values()
+    experts: list[Any] = [m for m in module.modules() if hasattr(m, _EXPERTS_MARK)]
+    configs = {id(config): config for config in (part.config for part in experts)}.values()
     # Not by the setter of transformers, which sets the configurations inside of this one, too.
     before = [config._experts_implementation_internal for config in configs]
     try:
