@@ -121,7 +121,8 @@ def export(
         if signer is not None:
             for each in staged:
                 signer.sign(each.directory)
-        return [work.publish(*each, limits) for each in zip(staged, checks, strict=True)]
+        done = zip(staged, checks, strict=True)
+        return [work.publish(each, found, limits, source.not_made) for each, found in done]
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,7 @@ class _Export:
     ) -> list[NumberCheck]:
         """Seal the staged artifact, run it, and compare every output with torch."""
         job, directory, product = staged.job, staged.directory, staged.product
-        manifest = build_manifest(source.name, source.config, job.target, product, traced)
+        manifest = build_manifest(source.name, source.to_dict(), job.target, product, traced)
         if variants is not None:
             manifest["variants"] = variants.manifest
         with self.steps.step(f"contract of {job.target.name}", product.seconds):
@@ -315,7 +316,11 @@ class _Export:
             )
 
     def publish(
-        self, staged: _Staged, checks: Sequence[NumberCheck], limits: tuple[str, ...]
+        self,
+        staged: _Staged,
+        checks: Sequence[NumberCheck],
+        limits: tuple[str, ...],
+        not_made: Mapping[str, str],
     ) -> ExportReport:
         """Move the checked artifact to its path."""
         product = staged.product
@@ -333,4 +338,5 @@ class _Export:
             product.layers,
             product.quantization,
             limits,
+            not_made,
         )

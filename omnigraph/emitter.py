@@ -67,5 +67,5 @@ class Emitter:
             graph=None,
         )
         write_golden(directory / golden_name(lowered.name), self.golden)
-        seal(directory, build_manifest("bisection", {}, self.target, product, [traced]))
+        seal(directory, build_manifest("bisection", {"config": {}}, self.target, product, [traced]))
         return self.target.open_session(Artifact(directory, check_hashes=False))

@@ -35,12 +35,16 @@ def write_golden(path: Path, golden: Reference) -> None:
 
 def build_manifest(
     name: str,
-    config: Mapping[str, Any],
+    model: Mapping[str, Any],
     target: Target,
     product: TargetProduct,
     traced: Sequence[TracedProgram],
 ) -> dict[str, Any]:
-    """The manifest but for its list of files: JSON-ready, and the same for the same export."""
+    """The manifest but for its list of files: JSON-ready, and the same for the same export.
+
+    Args:
+        model: what `ModelSource.to_dict` says of the model.
+    """
     emission = product.emission
     dims: dict[str, list[int | None]] = {}
     for item in traced:
@@ -80,7 +84,7 @@ def build_manifest(
         "programs": programs,
         "default_program": traced[0].name,
         "dimensions": dims,
-        "model": {"config": dict(config)},
+        "model": dict(model),
         "tools": _tool_versions(),
     }
 

@@ -29,8 +29,8 @@ MODEL is one of:
   model.onnx               of any exporter; compared with the file itself in onnxruntime
   model.pt2                written by torch.export.save
 
---set sets fields of the model's configuration (for a folder: attn_implementation=eager), and
-options of the targets (compute=sm89,sm120).
+--set sets fields of the model's configuration (for a folder: attn_implementation=eager,
+experts_implementation=batched_mm, dtype=bfloat16), and options of the targets (compute=sm89,sm120).
 """
 
 
@@ -70,6 +70,8 @@ def _export(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"artifacts": [report.to_dict() for report in reports]})
         return 0
+    for name, why in reports[0].not_made.items():
+        print(f"not made: {name}: {why}", file=sys.stderr)
     for report in reports:
         rows = [
             (c.program, c.output, f"{c.deviation.rms:.1e}", f"{c.tolerance.rms:.1e}", c.case)

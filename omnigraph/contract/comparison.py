@@ -47,6 +47,7 @@ class Bounds:
     outputs: Sequence[Outputs] | None = None
     noise: Mapping[str, Noise] | None = None
 
+
 _NOWHERE: Mapping[str, Mapping[str, str]] = {}
 
 

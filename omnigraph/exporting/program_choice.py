@@ -27,6 +27,7 @@ def choose_programs(
             raise UsageError(
                 f"{source.name} has no program {name!r}",
                 expected=" or ".join(known),
+                found=source.not_made.get(name),
                 hint="leave --programs out to compile all of them",
             )
     chosen = [p for p in source.programs if names is None or p.name in names]

@@ -30,6 +30,13 @@ class ExportReport:
     quantization: Mapping[str, Any] = field(default_factory=dict)
     #: The limits of the model's own that a dimension has, in words.
     limits: tuple[str, ...] = ()
+    #: Programs that one would expect and that were not made: why, by name.
+    not_made: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The programs of the artifact."""
+        return tuple(dict.fromkeys(check.program for check in self.checks))
 
     @property
     def deviation(self) -> Deviation:
@@ -46,6 +53,8 @@ class ExportReport:
             "target": self.target,
             "precision": self.precision,
             "bytes": self.bytes,
+            "programs": list(self.programs),
+            "not_made": dict(self.not_made),
             "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
             "contract": [check.to_dict() for check in self.checks],
             "attention": {

@@ -83,7 +83,7 @@ def _inspect_model(subject: Subject) -> dict[str, Any]:
             "passes": [{"name": r.name, "changes": r.changes} for r in records if r.modified],
             "attention": [site.to_dict() for site in attention_sites(graph, records)],
         }
-    return {"model": {"config": dict(source.config)}, "name": source.name, "programs": programs}
+    return {"model": source.to_dict(), "name": source.name, "programs": programs}
 
 
 def describe_text(found: Mapping[str, Any]) -> str:
@@ -107,6 +107,8 @@ def describe_text(found: Mapping[str, Any]) -> str:
         )
     else:
         lines.append(found["name"])
+    for name, why in found.get("model", {}).get("not_made", {}).items():
+        lines += ["", f"no program {name}: {why}"]
     for name, program in found["programs"].items():
         lines += ["", f"program {name}", _tensors_text(program), "", _ops_text(program)]
         rows = [
