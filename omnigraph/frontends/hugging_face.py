@@ -24,6 +24,11 @@ from omnigraph.frontends.hugging_face_inputs import (
 )
 from omnigraph.frontends.module import program_from_module
 from omnigraph.frontends.position_tables import longest_lengths
+from omnigraph.frontends.sentence_embedding import (
+    SentenceEmbedding,
+    UnknownStage,
+    sentence_embedding,
+)
 from omnigraph.program import Dim, Program
 from omnigraph.tracing.transformers_forms import forgotten_lengths
 
@@ -67,10 +72,11 @@ def model_from_folder(folder: Path, *, settings: Mapping[str, str] | None = None
     """
     chosen = dict(settings or {})
     _check_settings(chosen)
-    model = _load(folder, chosen)
+    pooling, not_made = _pooling(folder)
+    model = _load(folder, chosen, headless=pooling is not None)
     examples = example_inputs(model, folder)
     longest = _longest(model, examples)
-    programs, not_made = [_forward(model, examples, longest)], {}
+    programs = [_forward(_Forward(model, pooling), examples, longest)]
     for name in examples.unused:
         not_made[f"forward with {name}"] = "the model runs without, and so does its program"
     layers, why = _past(model)
@@ -81,6 +87,17 @@ def model_from_folder(folder: Path, *, settings: Mapping[str, str] | None = None
     config = model.config
     described = {"model_type": config.model_type, "architectures": list(config.architectures)}
     return FolderModel(tuple(programs), described, not_made)
+
+
+def _pooling(folder: Path) -> tuple[SentenceEmbedding | None, dict[str, str]]:
+    """What a folder of sentence-transformers adds to its model, or why it is left out."""
+    try:
+        return sentence_embedding(folder), {}
+    except UnknownStage as error:
+        why = str(error)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        why = f"its modules.json or its stages are damaged: {type(error).__name__}: {error}"
+    return None, {"forward with sentence_embedding": why.splitlines()[0]}
 
 
 def _check_settings(settings: Mapping[str, str]) -> None:
@@ -97,7 +114,8 @@ def _check_settings(settings: Mapping[str, str]) -> None:
         )
 
 
-def _load(folder: Path, settings: Mapping[str, str]) -> Any:
+def _load(folder: Path, settings: Mapping[str, str], *, headless: bool) -> Any:
+    """The model of a folder, in float32; ``headless`` leaves out the head it was trained with."""
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -118,6 +136,8 @@ def _load(folder: Path, settings: Mapping[str, str]) -> Any:
             found=name,
             hint="code that lies beside a model is not run: write a factory, file.py:factory",
         )
+    if headless:
+        kind, name = transformers.AutoModel, f"the model in {name}"
     try:
         with _no_progress(transformers.utils.logging):
             model, found = kind.from_pretrained(
@@ -164,18 +184,22 @@ def _unreadable(folder: Path, file: str, error: Exception) -> UsageError:
 class _Forward(nn.Module):
     """The outputs of a model without a cache, by Hugging Face's names."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, pooling: nn.Module | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.pooling = model, pooling
         self.options = {"use_cache": False} if "use_cache" in arguments(model) else {}
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         outputs = self.model(**inputs, **self.options, return_dict=True)
-        return {
+        named = {
             name: value
             for name, value in outputs.items()
             if isinstance(value, torch.Tensor) and not name.startswith("encoder_")
         }
+        if self.pooling is not None:
+            vectors = named["last_hidden_state"]
+            named["sentence_embedding"] = self.pooling(vectors, inputs["attention_mask"])
+        return named
 
 
 class _Decode(nn.Module):
@@ -209,8 +233,8 @@ class _Decode(nn.Module):
         }
 
 
-def _forward(model: Any, examples: Examples, longest: Mapping[str, int]) -> Program:
-    program = program_from_module(_Forward(model), examples.inputs, dynamic=examples.axes)
+def _forward(module: _Forward, examples: Examples, longest: Mapping[str, int]) -> Program:
+    program = program_from_module(module, examples.inputs, dynamic=examples.axes)
     dims = {**program.dims, **examples.dims}
     return _bounded(replace(_defaulted(program), dims=dims), longest)
 

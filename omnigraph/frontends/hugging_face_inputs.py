@@ -7,7 +7,6 @@ that its signature names, until it does. What must be known beside is data, in `
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from omnigraph.errors import UsageError
+from omnigraph.frontends.json_fields import read_json
 from omnigraph.program import Dim
 
 BATCH, SEQUENCE, DECODER = 2, 7, 5
@@ -262,10 +262,9 @@ class _Fields:
 
     def _preprocessors(self) -> Iterator[Mapping[str, Any]]:
         for name in _PREPROCESSORS:
-            if (self.folder / name).is_file():
-                found = json.loads((self.folder / name).read_text(encoding="utf-8"))
-                yield found
-                yield from (inside for inside in found.values() if isinstance(inside, dict))
+            found = read_json(self.folder / name)
+            yield found
+            yield from (inside for inside in found.values() if isinstance(inside, dict))
 
 
 def _height_and_width(size: Any) -> tuple[int, int] | None:

@@ -78,6 +78,9 @@ def test_images_are_as_large_as_the_preprocessor_makes_them(folder: Folder, tmp_
     assert shapes(resolve(folder("dinov2"))) == {"pixel_values": ("batch", 3, 16, 16)}
     assert shapes(resolve(folder("convnext"))) == {"pixel_values": ("batch", 3, 224, 224)}
     save("dinov2", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"preprocessor_config.json cannot be read"):
+        resolve(tmp_path)
     said = {"do_center_crop": True, "size": {"shortest_edge": 40}}
     for fields, pixels in [({"crop_size": {"height": 24, "width": 32}}, (24, 32)), ({}, (40, 40))]:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({**said, **fields}))
