@@ -227,10 +227,14 @@ TORCH = {
     "omnigraph.tracing.module_call",
     "omnigraph.tracing.reference",
     "omnigraph.tracing.torch_export",
+    "omnigraph.tracing.transformers_forms",
     "omnigraph.frontends.onnx_module",
     "omnigraph.frontends.onnx_program",
+    "omnigraph.frontends.position_tables",
     "omnigraph.frontends.pt2_file",
+    "omnigraph.frontends.sentence_embedding",
     "omnigraph.frontends.hugging_face",
+    "omnigraph.frontends.hugging_face_inputs",
 }
 
 
