@@ -6,6 +6,7 @@ from benchmarks import (
     conformance,
     export_seed,
     head_pruning,
+    hugging_face_folders,
     kernels,
     latency,
     position_bias,
@@ -17,6 +18,7 @@ from benchmarks import (
 BENCHMARKS = (
     session_overhead,
     conformance,
+    hugging_face_folders,
     position_bias,
     sparse_attention,
     head_pruning,

@@ -2,13 +2,14 @@
 
 ``python -m benchmarks.hugging_face_folders`` exports each folder for onnx and openvino in fp32,
 compares the artifact with transformers at other shapes than the contract's, and prints a table.
-``--only bert,clip`` takes some of the folders. The table is kept in
-``benchmarks/results/hugging_face_folders.txt``.
+``--only bert,clip`` takes some of the folders. The whole table goes to
+``benchmarks/results/hugging_face_folders.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from omnigraph.errors import OmniGraphError
 from omnigraph.report import table
 
 TESTS = Path(__file__).parent.parent / "tests"
-RESULTS = Path(__file__).parent / "results" / "hugging_face_folders.txt"
+RESULTS = Path(__file__).parent / "results" / "hugging_face_folders.json"
 HEADER = ("folder", "target", "programs", "error", "not made, or refused")
 TARGETS = ("onnx", "openvino")
 
@@ -35,10 +36,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of folders, joined by commas")
     names = [name for name in parser.parse_args().only.split(",") if name]
     rows = [row for name in names or FOLDERS for row in _rows(name)]
-    text = table(HEADER, rows)
-    print(text)
+    print(table(HEADER, rows))
     if not names:
-        RESULTS.write_text(text + "\n")
+        found = [dict(zip(HEADER, row, strict=True)) for row in rows]
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _rows(name: str) -> list[tuple[str, ...]]:
