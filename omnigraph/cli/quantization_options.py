@@ -41,6 +41,12 @@ def report_quantization(found: Mapping[str, Any]) -> None:
                 f"at 95 of 100)",
                 file=sys.stderr,
             )
+    if unseen := found.get("unseen_weights"):
+        print(
+            f"{unseen:,} weights are rounded to the nearest, not with compensation: their inputs "
+            f"were zero in every calibration sample",
+            file=sys.stderr,
+        )
     if "source" not in found:
         return
     about = f"{found['samples']} samples of {found['source']}, ranges by {found['method']}"

@@ -146,6 +146,7 @@ def manifest_fields(
         "choices": dict(options.choices),
         **({"budget": dict(budget)} if budget else {}),
         "compensated": len(facts.rounded),
+        "unseen_weights": sum(found.unseen for found in facts.rounded.values()),
         "deviation": dict(deviations),
     }
     if (statistics := facts.statistics) is not None:

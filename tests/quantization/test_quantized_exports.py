@@ -165,6 +165,40 @@ def test_four_bits_in_groups_and_with_and_without_zero_points(
         assert kinds == {("int4" if symmetric else "uint4", group)}
 
 
+def never_zero() -> Iterator[dict[str, np.ndarray]]:
+    """Samples in which the last two of six features are always zero."""
+    draw = np.random.default_rng(3)
+    for _ in range(12):
+        features = draw.standard_normal((1, 9, 64)).astype(np.float32)
+        features[..., -2:] = 0
+        yield {"input": features}
+
+
+def wide_layer():
+    """A layer of 64 features, and inputs in which all of them are used."""
+    import torch
+
+    torch.manual_seed(0)
+    return torch.nn.Linear(64, 32), {"input": torch.randn(2, 5, 64)}
+
+
+def test_weights_that_calibration_never_needed_are_kept_and_counted(tmp_path: Path, capsys):
+    out = str(tmp_path / "a.omni")
+    arguments = ["export", f"{__file__}:wide_layer", "--target", "onnx", "--out", out]
+    arguments += ["--precision", "int4-weights", "--calibration", f"{__file__}:never_zero"]
+    assert main(arguments) == 0
+    assert "64 weights are rounded to the nearest" in capsys.readouterr().err
+    assert inspect(out)["quantization"]["unseen_weights"] == 2 * 32
+    only = np.zeros((1, 1, 64), np.float32)
+    only[..., -2:] = 1
+    layer = wide_layer()[0]
+    expected = layer.weight[:, -2:].sum(1) + layer.bias
+    with omnigraph.load(out) as session:
+        (found,) = session.run(input=only).values()
+    error = found[0, 0] - expected.detach().numpy()
+    assert np.abs(error).max() < 0.03  # two roundings of a fifteenth of 0.25, and the runtime's own
+
+
 def test_without_data_it_is_said_loudly(tmp_path: Path, capsys):
     arguments = ["export", "omninet", "--config", "tiny", "--set", "kind=encoder", "--target"]
     out = ["--out", str(tmp_path / "a.omni")]

@@ -64,12 +64,15 @@ class RoundedWeight:
         scales: float32 [N], or [blocks, N].
         zeros: in the type of ``quantized`` and the shape of ``scales``; None where symmetric.
         grid: the grid.
+        unseen: how many of these weights were rounded to the nearest although the others were
+            rounded with compensation: calibration never saw their terms.
     """
 
     quantized: np.ndarray
     scales: np.ndarray
     zeros: np.ndarray | None
     grid: WeightGrid
+    unseen: int = 0
 
     def dequantized(self) -> np.ndarray:
         """The weight that the runtime computes with: float32 [K, N]."""
@@ -151,6 +154,9 @@ def compensate(
     ("act order"). It minimizes the squared error of the *outputs*; `fit_grid` chooses the scales,
     with the activations' mean squares as importance.
 
+    A term whose activation was zero in every sample has no error to compensate. Its weights are
+    rounded to the nearest: another input may need them. (The paper's own code sets them to zero.)
+
     Args:
         weight: float32 [K, N].
         moments: [K, K], the sum over samples of x xᵀ for activations x.
@@ -159,11 +165,13 @@ def compensate(
     terms = weight.shape[0]
     work = weight.astype(np.float32).copy()
     squares = np.diag(moments).astype(np.float64)
-    dead = squares <= 0
+    unseen = squares <= 0
+    mean = squares[~unseen].mean() if not unseen.all() else np.float64(1)
+    # A term that was not seen counts little in the choice of scales, but it counts.
+    importance = np.where(unseen, damping, squares.astype(np.float32) / mean)
+    scales, zeros = fit_grid(work, grid, importance if importance.any() else None)
     hessian = moments.astype(np.float64)
-    hessian[dead, dead] = 1.0
-    work[dead] = 0.0
-    scales, zeros = fit_grid(work, grid, squares.astype(np.float32) / max(squares.mean(), 1e-30))
+    hessian[unseen, unseen] = mean
     order = np.argsort(-squares, kind="stable")
     by_scale = _over_terms(scales, grid.block, terms)[order] if grid.block else scales
     by_zero = None
@@ -191,7 +199,7 @@ def compensate(
         work[stop:] -= upper[start:stop, stop:].T @ errors
     in_order = np.empty_like(quantized)
     in_order[order] = quantized
-    return RoundedWeight(in_order, scales, zeros, grid)
+    return RoundedWeight(in_order, scales, zeros, grid, int(unseen.sum()) * weight.shape[1])
 
 
 def _inverse_factor(hessian: np.ndarray) -> np.ndarray:
