@@ -42,9 +42,10 @@ from omnigraph.progress import StepProgress, Steps
 from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.kv_cache import quantize_caches
 from omnigraph.quantization.quantize import manifest_fields, save_statistics
+from omnigraph.quantization.quantized_program import Search
 from omnigraph.quantization.real_inputs import with_real_inputs
 from omnigraph.quantization.samples import Samples, prepare
-from omnigraph.quantization.search import Search, choose_precisions
+from omnigraph.quantization.search import choose_precisions
 from omnigraph.tracing.names import output_specs
 from omnigraph.tracing.trace import check_trace, reference_for, trace_within_limits
 
@@ -164,7 +165,8 @@ class _Export:
             self._outputs.check({program.name: program.outputs for program in programs})
             samples, facts = None, QuantizationFacts()
             if any(job.quantizes for job in self.jobs):
-                prepared = prepare(options.quantizing, programs)
+                judges = any(job.judges(options.quantizing) for job in self.jobs)
+                prepared = prepare(options.quantizing, programs, judges=judges)
                 programs, samples, facts = prepared.programs, prepared.samples, prepared.facts
             elif options.kv_cache is not None:
                 programs = with_real_inputs(programs)
@@ -219,7 +221,7 @@ class _Export:
         """Run a target's passes on each program and compile it; also gives all facts known then."""
         budget: Mapping[str, Any] = {}
         if samples is not None and job.quantizes:
-            facts, budget = self._choices(job, traced[0], samples, facts)
+            facts, budget = self._choices(job, traced, samples, facts)
         seconds: dict[str, float] = {}
         lowered: list[LoweredProgram] = []
         with self.steps.step(f"passes for {job.target.name}", seconds):
@@ -262,7 +264,7 @@ class _Export:
     def _choices(
         self,
         job: TargetJob,
-        item: TracedProgram,
+        traced: Sequence[TracedProgram],
         samples: Samples,
         facts: QuantizationFacts,
     ) -> tuple[QuantizationFacts, Mapping[str, Any]]:
@@ -275,8 +277,8 @@ class _Export:
             return facts, {}
         self.steps.progress(f"choose precisions for {job.target.name}")
         search = Search(job.target, job.asked, job.pipeline, options, job.settings)
-        calibrator = Calibrator(options, samples, item, self.steps.progress)
-        found = choose_precisions(search, calibrator, facts)
+        calibrators = [Calibrator(options, samples, i, self.steps.progress) for i in traced]
+        found = choose_precisions(search, calibrators, facts)
         return found.facts, found.manifest
 
     def _quantization(

@@ -29,16 +29,19 @@ def quantization_of(args: argparse.Namespace) -> Quantization:
 
 def report_quantization(found: Mapping[str, Any]) -> None:
     """Print the plan of a budget and the calibration data; warn of random token ids."""
-    from omnigraph.quantization.budget import plan_text
     from omnigraph.quantization.data import RANDOM
+    from omnigraph.quantization.held_out import ENOUGH
+    from omnigraph.quantization.plan_report import loss_lines, plan_text
 
     if budget := found.get("budget"):
         print(plan_text(budget))
-        if "loss" in budget:
+        for line in loss_lines(budget):
+            print(line, file=sys.stderr)
+        if seen := budget.get("seen_in_calibration"):
             print(
-                f"{budget['measure']} on {budget['evaluation']}: {budget['found']:.4f} for "
-                f"{budget['model']:.4f}, {budget['loss']:+.3%} (below {budget['loss_upper']:+.3%} "
-                f"at 95 of 100)",
+                f"warning: {seen} EVALUATION SAMPLES ARE CALIBRATION SAMPLES: others lose more.\n"
+                f"hint: --evaluation DATA, or {ENOUGH} samples of calibration data or more, of "
+                "which a part is then held out",
                 file=sys.stderr,
             )
     if unseen := found.get("unseen_weights"):

@@ -13,6 +13,7 @@ from omnigraph.exporting.options import ExportOptions
 from omnigraph.lowering import Target, find_target
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.precision import carrier_of
+from omnigraph.quantization.options import Quantization
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class TargetJob:
     def quantizes(self) -> bool:
         """Whether weights become integers or float8."""
         return self.target.schemes[self.precision] is not None
+
+    def judges(self, options: Quantization) -> bool:
+        """Whether a loss is measured, to choose the precision of each layer within a bound."""
+        return options.with_defaults(self.asked, runs_here=False).max_loss is not None
 
 
 def plan_jobs(target: str | Sequence[str], options: ExportOptions) -> list[TargetJob]:

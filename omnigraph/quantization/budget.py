@@ -3,8 +3,12 @@
 A unit is a layer, or an embedding with the logits that share its table. Each unit is quantized by
 itself, and its loss is measured on the evaluation set. Units are then sorted by the ratio of saving
 to loss, the best first, and a binary search finds how many of them fit into the bound together,
-measured on the whole set. The upper end of the loss's confidence interval counts, not the loss that
-this set happens to give.
+measured on the whole set and on every program. The upper end of the loss's confidence interval
+counts, not the loss that this set happens to give.
+
+All this is measured on the quantized Graphs in onnxruntime. The choice is then measured once more
+on the target itself, where that runs here: its kernels may round what the Graph does not say. If
+the loss is beyond the bound there, the last layers step back, until it is not.
 """
 
 from __future__ import annotations
@@ -18,16 +22,11 @@ from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import linear_layers, tables
 from omnigraph.precision import FLOAT, bits_of
 from omnigraph.progress import Progress, silent
-from omnigraph.quantization.evaluation import Loss, Run, Sample, loss_of
+from omnigraph.quantization.judge import Judge, Losses
 from omnigraph.quantization.region_timing import RegionTimes
-from omnigraph.report import table
 
-#: Samples for the loss of one unit; the loss of a choice is measured on all samples.
-_SENSITIVITY_SAMPLES = 32
 #: A measured loss of zero or less counts as this: nothing is free.
 _LEAST_LOSS = 1e-6
-#: Quantizes the program by choices for every layer, and gives what runs it.
-Quantize = Callable[[Mapping[str, str]], Run]
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,13 @@ class Plan:
 
     Args:
         choices: of every unit.
-        loss: on the evaluation set; None where none was measured.
+        losses: on the evaluation set; None where none was measured.
+        stepped_back: layers that fitted the bound in onnxruntime, but not on the target.
     """
 
     choices: tuple[Choice, ...]
-    loss: Loss | None
+    losses: Losses | None
+    stepped_back: tuple[str, ...] = ()
 
     @property
     def by_layer(self) -> dict[str, str]:
@@ -95,13 +96,27 @@ class Plan:
         return {layer: choice.precision for choice in self.choices for layer in choice.layers}
 
 
-def units_of(graph: Graph, is_kept: Callable[[str], bool]) -> list[Unit]:
-    """The units of a float Graph, without those that are kept in float."""
-    found = linear_layers(graph)
+def units_of(graphs: Sequence[Graph], is_kept: Callable[[str], bool]) -> list[Unit]:
+    """The units of the float Graphs of a model's programs, without those kept in float.
+
+    Units of two programs that share a layer are one.
+    """
+    units: list[Unit] = []
+    for unit in (unit for graph in graphs for unit in _units(graph)):
+        same = [known for known in units if set(known.layers).intersection(unit.layers)]
+        place = units.index(same[0]) if same else len(units)
+        layers = dict.fromkeys(layer for known in (*same, unit) for layer in known.layers)
+        units = [known for known in units if known not in same]
+        units.insert(place, Unit(tuple(layers), max(known.weights for known in (*same, unit))))
+    return [unit for unit in units if not any(is_kept(layer) for layer in unit.layers)]
+
+
+def _units(graph: Graph) -> list[Unit]:
+    """The units of one Graph."""
     lookups = {lookup.weight: lookup.layer for lookup in tables(graph)}
     units: list[Unit] = []
     taken: set[str] = set()
-    for linear in found:
+    for linear in linear_layers(graph):
         mate = lookups.pop(linear.weight, None)
         layers = (linear.layer,) if mate is None else (mate, linear.layer)
         if not taken.intersection(layers):
@@ -110,7 +125,7 @@ def units_of(graph: Graph, is_kept: Callable[[str], bool]) -> list[Unit]:
     for weight, layer in lookups.items():
         if layer not in taken and weight.const_value is not None:
             units.append(Unit((layer,), weight.const_value.size))
-    return [unit for unit in units if not any(is_kept(layer) for layer in unit.layers)]
+    return units
 
 
 @dataclass(frozen=True)
@@ -129,8 +144,7 @@ class BudgetSearch:
     Args:
         units: what may be quantized.
         candidates: what each may become, the finest first.
-        quantize: quantizes the program by choices.
-        samples: the evaluation set; empty without a bound on the loss.
+        judge: measures losses.
         times: of each unit's region, by place in ``units``; empty where none was measured.
         progress: called with what is being done.
     """
@@ -139,12 +153,11 @@ class BudgetSearch:
         self,
         units: Sequence[Unit],
         candidates: Sequence[str],
-        quantize: Quantize,
-        samples: Sequence[Sample],
+        judge: Judge,
         times: Mapping[int, RegionTimes],
         progress: Progress = silent,
     ) -> None:
-        self._units, self._quantize, self._samples = units, quantize, samples
+        self._units, self._judge = units, judge
         self._times, self._progress = times, progress
         self._rejected: dict[int, list[str]] = {}
         self._open = {
@@ -166,43 +179,66 @@ class BudgetSearch:
         """Choose with a loss of ``most`` at most; None takes every step that saves something.
 
         Raises:
-            UsageError: there is a bound, and no samples to measure a loss on.
+            UsageError: there is a bound, and too few samples to measure a loss on.
         """
         if most is None:
             steps = self._steps()
-            chosen = self._after(steps, len(steps))
-            return self._plan(chosen, self._loss_of(chosen) if self._samples else None, False)
-        if not self._samples:
+            return self._plan(steps, len(steps), len(steps), None)
+        self._check_samples()
+        self._measure()
+        steps = self._steps()
+        fits, losses = self._most_that_fit(steps, len(steps), most, self._judge.on_graphs)
+        accepted = fits
+        if self._judge.runs_on_target:
+            self._progress("measure the choice on the target")
+            accepted, losses = self._most_that_fit(steps, fits, most, self._judge.on_target)
+        return self._plan(steps, accepted, fits, losses)
+
+    def _check_samples(self) -> None:
+        for program in self._judge.counted:
+            if program.rows < 2:
+                raise UsageError(
+                    f"A bound on the loss cannot be kept on one sample of {program.source}",
+                    expected="two samples or more: how much they differ says what others lose",
+                    found=f"{program.rows} for program {program.name!r}",
+                    hint="give --evaluation DATA, with a hundred samples or so",
+                )
+        if not self._judge.counted:
             raise UsageError(
                 "A bound on the loss needs data to measure it on",
                 expected="--evaluation DATA, of the same forms as --calibration",
                 hint="use other data than for calibration",
             )
-        self._measure()
-        steps = self._steps()
-        fits, most_steps, loss = 0, len(steps), None
-        tried = most_steps  # try all of them first: often they are within the bound
-        while fits < most_steps:
-            found = self._loss_of(self._after(steps, tried))
-            self._progress(f"{tried} of {len(steps)} steps: {found}")
-            if found.upper <= most:
-                fits, loss = tried, found
+
+    def _most_that_fit(
+        self,
+        steps: Sequence[_Step],
+        limit: int,
+        most: float,
+        measure: Callable[[Mapping[str, str]], Losses],
+    ) -> tuple[int, Losses]:
+        """How many of the first ``limit`` steps are within the bound together, and their losses."""
+        fits, losses = 0, None
+        tried = limit  # try all of them first: often they are within the bound
+        while fits < limit:
+            found = measure(self._choices(self._after(steps, tried)))
+            self._progress(f"{tried} of {len(steps)} steps: {found.program}, {found.worst}")
+            if found.within(most):
+                fits, losses = tried, found
             else:
-                most_steps = tried - 1
-            tried = (fits + most_steps + 1) // 2
-        chosen = self._after(steps, fits)
-        return self._plan(chosen, loss or self._loss_of(chosen), fits < len(steps))
+                limit = tried - 1
+            tried = (fits + limit + 1) // 2
+        return fits, losses or measure(self._choices(self._after(steps, fits)))
 
     def _measure(self) -> None:
         """The loss of each unit alone, in each precision."""
-        some = self._samples[:_SENSITIVITY_SAMPLES]
         for place, precisions in self._open.items():
+            layers = self._units[place].layers
             for precision in precisions:
-                run = self._quantize(self._choices({place: precision}))
-                found = loss_of(run, some)
-                name = self._units[place].layers[-1]
-                self._progress(f"loss of {name} in {precision}: {found}")
-                self._losses[place, precision] = found.relative
+                found = self._judge.alone(layers, self._choices({place: precision}))
+                if found is not None:
+                    self._progress(f"loss of {layers[-1]} in {precision}: {found}")
+                    self._losses[place, precision] = found.relative
 
     def _steps(self) -> list[_Step]:
         """Every step that saves something, in the order of saving for loss, the best first."""
@@ -237,31 +273,39 @@ class BudgetSearch:
             for layer in unit.layers
         }
 
-    def _loss_of(self, chosen: Mapping[int, str]) -> Loss:
-        return loss_of(self._quantize(self._choices(chosen)), self._samples)
-
-    def _plan(self, chosen: Mapping[int, str], loss: Loss | None, spent: bool) -> Plan:
+    def _plan(
+        self, steps: Sequence[_Step], accepted: int, fits: int, losses: Losses | None
+    ) -> Plan:
+        """The plan of the first ``accepted`` steps; ``fits`` of them fitted off the target."""
+        chosen, spent = self._after(steps, accepted), fits < len(steps)
+        back = {step.place for step in steps[accepted:fits]}
         choices = []
         for place, unit in enumerate(self._units):
             precision = chosen.get(place, FLOAT)
             shown = precision if precision != FLOAT else next(iter(self._open[place]), None)
-            times = self._times.get(place)
-            both = None
-            if times is not None and shown is not None:
-                both = times.milliseconds[FLOAT], times.milliseconds[shown]
-            elif times is not None:
-                fastest = min(v for k, v in times.milliseconds.items() if k != FLOAT)
-                both = times.milliseconds[FLOAT], fastest
             choices.append(
                 Choice(
                     unit.layers,
                     precision,
                     self._losses.get((place, shown)) if shown is not None else None,
-                    both,
-                    self._reason(place, precision, spent),
+                    self._milliseconds(place, shown),
+                    "beyond the budget on the target, within it in onnxruntime"
+                    if place in back
+                    else self._reason(place, precision, spent),
                 )
             )
-        return Plan(tuple(choices), loss)
+        layers = [layer for place in sorted(back) for layer in self._units[place].layers]
+        return Plan(tuple(choices), losses, tuple(layers))
+
+    def _milliseconds(self, place: int, precision: str | None) -> tuple[float, float] | None:
+        """The times of a unit's region, in float and quantized; the fastest where all are slow."""
+        times = self._times.get(place)
+        if times is None:
+            return None
+        quantized = {k: v for k, v in times.milliseconds.items() if k != FLOAT}
+        if precision is not None:
+            return times.milliseconds[FLOAT], times.milliseconds[precision]
+        return times.milliseconds[FLOAT], min(quantized.values())
 
     def _reason(self, place: int, precision: str, spent: bool) -> str:
         if precision == FLOAT and not self._open[place]:
@@ -289,38 +333,3 @@ def _in_turn(steps: Sequence[_Step], precisions: Mapping[int, Sequence[str]]) ->
                 waiting.remove(step)
                 break
     return ordered
-
-
-def plan_text(fields: Mapping[str, Any]) -> str:
-    """The table of a plan, from its JSON fields, for a person."""
-    rows = []
-    for row in fields["layers"]:
-        times = row.get("milliseconds")
-        rows.append(
-            (
-                " and ".join(row["layers"]),
-                row["choice"],
-                f"{row['loss']:+.3%}" if "loss" in row else "",
-                f"{times['float']:.3f}" if times else "",
-                f"{times['quantized']:.3f}" if times else "",
-                row["reason"],
-            )
-        )
-    return table(("layer", "choice", "loss alone", "ms float", "ms quantized", "reason"), rows)
-
-
-def plan_fields(plan: Plan, most: float | None, source: str) -> dict[str, Any]:
-    """A plan as JSON-ready fields, for manifest and report."""
-    fields: dict[str, Any] = {"layers": [choice.to_dict() for choice in plan.choices]}
-    if plan.loss is not None:
-        fields |= {
-            "evaluation": source,
-            "measure": plan.loss.measure,
-            "model": plan.loss.model,
-            "found": plan.loss.found,
-            "loss": plan.loss.relative,
-            "loss_upper": plan.loss.upper,
-        }
-    if most is not None:
-        fields["max_loss"] = most
-    return fields

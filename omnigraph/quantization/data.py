@@ -275,16 +275,16 @@ def _as_input(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
     return np.ascontiguousarray(array, dtype)
 
 
-def random_data(program: Program, samples: int) -> list[Feeds]:
+def random_data(program: Program, samples: int, *, seed: int = 1000) -> list[Feeds]:
     """Samples that are drawn, of one sequence each, as the program draws its own inputs.
 
     A few long and a few short ones are enough: more of them show nothing new.
     """
     drawn: list[Feeds] = []
-    for seed in range(min(samples, _RANDOM_SAMPLES)):
-        length = _RANDOM_LENGTH if seed % 2 == 0 else _BEGINNINGS[seed // 2 % len(_BEGINNINGS)]
+    for place in range(min(samples, _RANDOM_SAMPLES)):
+        length = _RANDOM_LENGTH if place % 2 == 0 else _BEGINNINGS[place // 2 % len(_BEGINNINGS)]
         sizes = fit_sizes(program, {"batch": 1, "past": 0}, length)
-        case = Case("calibration", sizes, seed=1000 + seed)
+        case = Case("calibration", sizes, seed=seed + place)
         inputs = program.make_inputs(case)
         drawn.append({name: np.asarray(value.cpu().numpy()) for name, value in inputs.items()})
     return drawn

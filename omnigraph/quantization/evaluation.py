@@ -5,29 +5,34 @@ those are the targets of the logits [B, T, V], and negative ones do not count. W
 the target of each position is the next one of the tokens that the logits are of: those of the
 decoder, where there is one. Padding, by the mask of those tokens, does not count. A program without
 logits is judged by agreement: the root mean square of its outputs' differences from the model's,
-relative to the outputs' own.
+relative to the outputs' own. A sample without any target counts only where no sample has one.
+
+Each row of a batch is a sample of its own, by which the upper end of the loss is estimated
+(`omnigraph.quantization.confidence`). Rows count as independent of each other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from omnigraph.errors import UsageError
 from omnigraph.program import TensorSpec, mask_of
+from omnigraph.quantization.confidence import upper_ratio
 
 Feeds = Mapping[str, np.ndarray]
 Run = Callable[[Feeds], Mapping[str, np.ndarray]]
 
 #: The array of DATA that is no input of the program.
-_LABELS = "labels"
+LABELS = "labels"
 #: Positions whose logits are worked on in float64 at a time.
 _POSITIONS = 1024
-#: Standard errors above the mean: 5 of 100 results are higher.
-_ONE_SIDED = 1.645
+#: float64 has no exp of more.
+_MOST_NATS = 700.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,21 +42,18 @@ class Sample:
     Args:
         feeds: inputs by name.
         targets: [B, T] int64, what the logits are to predict, -1 where nothing is; or None.
-        nats: the model's sum of cross-entropies of the targets.
+        nats: [B], the model's sum of cross-entropies of the targets of each row.
         outputs: the model's, by name, where there are no targets.
         logits: the name of the output that predicts the targets.
+        rows: how many samples this is: B, or 1 where an output has no batch axis.
     """
 
     feeds: Feeds
     targets: np.ndarray | None
-    nats: float
+    nats: np.ndarray
     outputs: Mapping[str, np.ndarray]
     logits: str = ""
-
-    @property
-    def count(self) -> int:
-        """How many targets there are."""
-        return 0 if self.targets is None else int((self.targets >= 0).sum())
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,28 +64,46 @@ class Loss:
         measure: "perplexity" or "agreement".
         model: the model's perplexity; 0 for agreement.
         found: the perplexity found, or the relative error.
-        doubt: the standard error of ``relative``, by how it differs from sample to sample.
+        upper: the upper end of ``relative``: 95 of 100 sets of such samples give less. Infinite
+            where it is not known, as for a single sample.
+        rows: how many samples it was measured on.
     """
 
     measure: str
     model: float
     found: float
-    doubt: float = 0.0
+    upper: float = math.inf
+    rows: int = 1
 
     @property
     def relative(self) -> float:
         """The growth of the perplexity, or the error, as a part of one: 0.005 is 0.5%."""
         return self.found / self.model - 1 if self.measure == "perplexity" else self.found
 
-    @property
-    def upper(self) -> float:
-        """The upper end of ``relative``: 95 of 100 sets of such samples give less."""
-        return self.relative + _ONE_SIDED * self.doubt
-
     def __str__(self) -> str:
         if self.measure == "perplexity":
-            return f"perplexity {self.found:.4f} for {self.model:.4f}, {self.relative:+.3%}"
-        return f"outputs differ by {self.found:.3%}"
+            text = f"perplexity {self.found:.4f} for {self.model:.4f}, {self.relative:+.3%}"
+        else:
+            text = f"outputs differ by {self.found:.3%}"
+        return f"{text} ({upper_text(self.to_dict()['loss_upper'])})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The loss as JSON-ready fields; an upper end that is not known is None."""
+        return {
+            "measure": self.measure,
+            "model": self.model,
+            "found": self.found,
+            "loss": self.relative,
+            "loss_upper": self.upper if math.isfinite(self.upper) else None,
+            "samples": self.rows,
+        }
+
+
+def upper_text(upper: float | None) -> str:
+    """The upper end of a loss for a person; None is not known."""
+    if upper is None:
+        return "how much more other samples lose is not known"
+    return f"below {upper:+.3%} at 95 of 100"
 
 
 def sample_of(
@@ -92,6 +112,8 @@ def sample_of(
     given: Feeds,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
+    *,
+    predicts: bool = True,
 ) -> Sample:
     """An evaluation sample, by what the model gives.
 
@@ -101,22 +123,26 @@ def sample_of(
         given: what the evaluation data hold, perhaps with ``labels``.
         inputs: the program's, with their roles.
         outputs: the program's, with their roles.
+        predicts: whether tokens follow from those before, so that logits can predict them; random
+            ones do not.
 
     Raises:
         UsageError: ``labels`` are not of the shape of the logits.
     """
     found = run(feeds)
     logits = next((spec for spec in outputs if spec.role == "logits"), None)
-    if logits is not None and found[logits.name].ndim == 3:
+    if predicts and logits is not None and found[logits.name].ndim == 3:
         shape = found[logits.name].shape[:2]
-        if (labels := given.get(_LABELS)) is not None:
+        if (labels := given.get(LABELS)) is not None:
             targets: np.ndarray | None = targets_of_labels(labels, shape)
         else:
             targets = next_tokens(feeds, inputs, logits, shape)
-        if targets is not None:
-            nats = cross_entropy(found[logits.name], targets)
-            return Sample(feeds, targets, nats, {}, logits.name)
-    return Sample(feeds, None, 0.0, dict(found))
+        if targets is not None and (targets >= 0).any():
+            nats = _row_nats(found[logits.name], targets)
+            return Sample(feeds, targets, nats, {}, logits.name, len(targets))
+    by_row = bool(outputs) and all(spec.shape[:1] == ("batch",) for spec in outputs)
+    rows = len(found[outputs[0].name]) if by_row else 1
+    return Sample(feeds, None, np.zeros(rows), dict(found), rows=rows)
 
 
 def targets_of_labels(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -178,29 +204,37 @@ def loss_of(run: Run, samples: Sequence[Sample]) -> Loss:
     """
     if not samples:
         raise UsageError("The evaluation data has no samples", hint="see --evaluation DATA")
-    if any(sample.targets is None for sample in samples):
-        return _agreement(run, samples)
-    counts = np.array([sample.count for sample in samples], np.float64)
-    model = np.array([sample.nats for sample in samples])
-    found = np.array(
-        [
-            cross_entropy(run(sample.feeds)[sample.logits], sample.targets)
-            for sample in samples
-            if sample.targets is not None
-        ]
-    )
+    judged = [sample for sample in samples if sample.targets is not None]
+    return _perplexity(run, judged) if judged else _agreement(run, samples)
+
+
+def _perplexity(run: Run, samples: Sequence[Sample]) -> Loss:
+    """The growth of the perplexity, over all samples."""
+    rows: list[tuple[int, float, float]] = []  # targets, and nats of the model and of the program
+    for sample in samples:
+        assert sample.targets is not None
+        nats = _row_nats(run(sample.feeds)[sample.logits], sample.targets)
+        counts = (sample.targets >= 0).sum(axis=1)
+        rows += [row for row in zip(counts, sample.nats, nats, strict=True) if row[0]]
+    counts, model, found = np.array(rows, np.float64).T
     total = counts.sum()
-    more = (found.sum() - model.sum()) / total  # nats a target
-    # Of a ratio of sums over samples, the error by their residuals (Cochran 1977, section 6.4).
-    residuals = found - model - more * counts
-    size = len(samples)
-    doubt = math.sqrt(float(residuals @ residuals) * size / max(1, size - 1)) / total
     return Loss(
         "perplexity",
-        math.exp(model.sum() / total),
-        math.exp(found.sum() / total),
-        math.exp(more) * doubt,
+        _exp(model.sum() / total),
+        _exp(found.sum() / total),
+        _exp(upper_ratio(found - model, counts)) - 1,
+        len(rows),
     )
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats <= _MOST_NATS else math.inf
+
+
+def _row_nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """[B], the cross-entropy of each row, summed over its targets."""
+    rows = zip(logits, targets, strict=True)
+    return np.array([cross_entropy(row[None], given[None]) for row, given in rows])
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -225,16 +259,41 @@ def _nats(logits: np.ndarray, targets: np.ndarray) -> float:
     return float((np.log(np.exp(wide).sum(axis=1)) - chosen).sum())
 
 
-def _agreement(run: Run, samples: Iterable[Sample]) -> Loss:
-    """The largest relative error of an output, over all samples."""
-    squares: dict[str, float] = {}
-    sizes: dict[str, float] = {}
+def _agreement(run: Run, samples: Sequence[Sample]) -> Loss:
+    """The largest relative error of an output, over all samples.
+
+    Its upper end is the largest of the outputs': that of the worst output is among them.
+    """
+    squares: dict[str, list[np.ndarray]] = {}
+    sizes: dict[str, list[np.ndarray]] = {}
     for sample in samples:
         results = run(sample.feeds)
         for name, reference in sample.outputs.items():
             error = results[name].astype(np.float64) - reference
-            squares[name] = squares.get(name, 0.0) + float(np.square(error).sum())
-            size = float(np.square(reference, dtype=np.float64).sum())
-            sizes[name] = sizes.get(name, 0.0) + size
-    errors = [math.sqrt(squares[name] / sizes[name]) for name in squares if sizes[name]]
-    return Loss("agreement", 0.0, max(errors, default=0.0))
+            squares.setdefault(name, []).append(_row_squares(error, sample.rows))
+            sizes.setdefault(name, []).append(_row_squares(reference, sample.rows))
+    worst = Loss("agreement", 0.0, 0.0, 0.0)
+    for name in squares:
+        found = _relative_error(np.concatenate(squares[name]), np.concatenate(sizes[name]))
+        worst = Loss(
+            "agreement", 0.0, max(worst.found, found[0]), max(worst.upper, found[1]), found[2]
+        )
+    return worst
+
+
+def _row_squares(array: np.ndarray, rows: int) -> np.ndarray:
+    """[rows], the sum of the squares of each."""
+    return np.square(array, dtype=np.float64).reshape(rows, -1).sum(axis=1)
+
+
+def _relative_error(squares: np.ndarray, sizes: np.ndarray) -> tuple[float, float, int]:
+    """The relative error of an output, its upper end, and the rows that they were found on.
+
+    Infinite where the program gives NaN, or gives something where the model gives only zeros.
+    """
+    if not np.isfinite(squares.sum()) or (not sizes.sum() and squares.sum()):
+        return math.inf, math.inf, len(squares)
+    if not sizes.sum():
+        return 0.0, 0.0 if len(squares) > 1 else math.inf, len(squares)
+    upper = upper_ratio(squares, sizes)
+    return math.sqrt(squares.sum() / sizes.sum()), math.sqrt(max(upper, 0.0)), len(squares)

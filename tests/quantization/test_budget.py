@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,61 +19,62 @@ from omnigraph.lowering import find_target
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.pipelines import common
+from omnigraph.program import TensorSpec
 from omnigraph.quantization.budget import BudgetSearch, Unit, units_of
-from omnigraph.quantization.evaluation import (
-    Loss,
-    loss_of,
-)
+from omnigraph.quantization.evaluation import Loss, loss_of, sample_of
+from omnigraph.quantization.judge import Judge, JudgedProgram
 from omnigraph.quantization.options import Quantization, checked_loss
+from omnigraph.quantization.plan_report import plan_fields
 from omnigraph.quantization.region_timing import RegionTimes, Timing, regions, time_regions
 
 RNG = np.random.default_rng(0)
 
 
 LOSSES = {"a": 0.001, "b": 0.004, "c": 0.002}
+FEEDS = [{"input_ids": RNG.integers(0, 9, (1, 30))} for _ in range(6)]
+SAMPLES = [sample(shifted(0.0), feeds) for feeds in FEEDS]
 
 
-def by_choices(choices):
+def by_choices(_: str, choices, more: float = 1.0):
     """A program whose perplexity grows by the loss of each layer; twice that in four bits."""
-    total = sum(
+    total = more * sum(
         LOSSES[layer] * (2 if "4" in precision else 1)
         for layer, precision in choices.items()
         if precision != "float"
     )
-
-    def run(feeds):
-        logits = shifted(0.0)(feeds)["logits"]
-        return {
-            "logits": logits - np.float32(0) if not total else shifted(total * 3)(feeds)["logits"]
-        }
-
-    return run
+    return shifted(total * 3)
 
 
-def search(candidates=("int8",), times=None, sizes=(100, 100, 100)) -> BudgetSearch:
-    feeds = [{"input_ids": RNG.integers(0, 9, (1, 30))} for _ in range(6)]
-    samples = [sample(shifted(0.0), f) for f in feeds]
+@contextmanager
+def on_a_worse_target(name: str, choices):
+    """The same on a target whose kernels lose half as much again."""
+    yield by_choices(name, choices, 1.5)
+
+
+def search(
+    candidates=("int8",), times=None, sizes=(100, 100, 100), compile_=None, samples=SAMPLES
+) -> BudgetSearch:
     units = [Unit((name,), size) for name, size in zip("abc", sizes, strict=True)]
-    return BudgetSearch(units, candidates, by_choices, samples, times or {})
+    program = JudgedProgram("forward", frozenset("abc"), samples, "six samples")
+    judge = Judge([program] if samples else [], by_choices, compile_)
+    return BudgetSearch(units, candidates, judge, times or {})
 
 
 def loss_with(**choices: str) -> float:
-    feeds = [{"input_ids": RNG.integers(0, 9, (1, 30))} for _ in range(6)]
-    samples = [sample(shifted(0.0), f) for f in feeds]
     everything = {"a": "float", "b": "float", "c": "float", **choices}
-    return loss_of(by_choices(everything), samples).relative
+    return loss_of(by_choices("forward", everything), SAMPLES).relative
 
 
 def test_a_budget_takes_the_cheapest_losses_first_and_stops():
     two = loss_with(a="int8", c="int8")
     plan = search().run(two * 1.01)
     assert plan.by_layer == {"a": "int8", "b": "float", "c": "int8"}
-    assert plan.loss is not None and plan.loss.upper <= two * 1.01
+    assert plan.losses is not None and plan.losses.worst.upper <= two * 1.01
     reasons = {choice.layers[0]: choice.reason for choice in plan.choices}
     assert reasons == {"a": "kept", "b": "the budget is spent", "c": "kept"}
     assert set(search().run(1.0).by_layer.values()) == {"int8"}
     nothing = search().run(0.0)
-    assert set(nothing.by_layer.values()) == {"float"} and nothing.loss.relative == 0
+    assert set(nothing.by_layer.values()) == {"float"} and nothing.losses.worst.relative == 0
 
 
 def test_what_saves_most_for_its_loss_comes_first():
@@ -103,9 +105,68 @@ def test_the_gate_rejects_what_is_not_faster():
 
 
 def test_a_bound_needs_something_to_measure_on():
-    empty = BudgetSearch([Unit(("a",), 1)], ("int8",), by_choices, [], {})
     with pytest.raises(UsageError, match="--evaluation DATA"):
-        empty.run(0.1)
+        search(samples=()).run(0.1)
+
+
+def test_a_bound_cannot_be_kept_on_one_sample():
+    assert loss_of(shifted(0.0), SAMPLES[:1]).upper == np.inf
+    with pytest.raises(UsageError, match="cannot be kept on one sample"):
+        search(samples=SAMPLES[:1]).run(0.1)
+    both = {"input_ids": RNG.integers(0, 9, (2, 30))}  # two rows of a batch are two samples
+    plan = search(samples=[sample(shifted(0.0), both)]).run(1.0)
+    assert set(plan.by_layer.values()) == {"int8"}
+
+
+def test_what_the_target_loses_more_steps_back_and_is_said():
+    bound = loss_with(a="int8", c="int8") * 1.01
+    plan = search(compile_=on_a_worse_target).run(bound)
+    assert plan.by_layer == {"a": "int8", "b": "float", "c": "float"}
+    assert plan.stepped_back == ("c",)
+    assert plan.losses is not None and plan.losses.worst.upper <= bound
+    reasons = {choice.layers[0]: choice.reason for choice in plan.choices}
+    assert reasons["c"] == "beyond the budget on the target, within it in onnxruntime"
+    assert reasons["b"] == "the budget is spent"
+    same = search(compile_=lambda n, c: nullcontext(by_choices(n, c))).run(bound)
+    assert same.by_layer == search().run(bound).by_layer and not same.stepped_back
+
+
+def test_every_program_counts():
+    def of_both(name: str, choices):
+        return by_choices(name, choices, {"forward": 1.0, "decode": 3.0}[name])
+
+    programs = [
+        JudgedProgram(name, frozenset("abc"), SAMPLES, "six samples")
+        for name in ("forward", "decode")
+    ]
+    judge = Judge(programs, of_both, None)
+    units = [Unit((name,), 100) for name in "abc"]
+    bound = loss_with(a="int8", c="int8") * 1.01
+    plan = BudgetSearch(units, ("int8",), judge, {}).run(bound)
+    assert plan.by_layer == {"a": "int8", "b": "float", "c": "float"}
+    fields = plan_fields(plan, judge, bound, "target onnx")
+    assert fields["program"] == "decode" and fields["loss_upper"] <= bound
+    assert set(fields["programs"]) == {"forward", "decode"}
+
+
+def test_a_program_without_logits_counts_for_layers_that_no_other_has():
+    outputs = [TensorSpec("y", "float32", ("batch", 3))]
+    hidden = [
+        sample_of(lambda f: {"y": f["x"]}, feeds, feeds, (), outputs)
+        for feeds in ({"x": RNG.standard_normal((2, 3))} for _ in range(3))
+    ]
+
+    def counted(*layers: str) -> list[str]:
+        programs = [
+            JudgedProgram("forward", frozenset("abc"), SAMPLES, ""),
+            JudgedProgram("encode", frozenset(layers), hidden, ""),
+        ]
+        return [program.name for program in Judge(programs, by_choices, None).counted]
+
+    assert counted("a", "b") == ["forward"]
+    assert counted("a", "d") == ["forward", "encode"]
+    alone = Judge([JudgedProgram("encode", frozenset("a"), hidden, "")], by_choices, None)
+    assert [program.name for program in alone.counted] == ["encode"]
 
 
 @pytest.mark.parametrize(
@@ -124,10 +185,11 @@ def test_what_is_no_bound(text):
 def test_units_are_layers_and_what_shares_a_table(traced):
     graph = traced("forward", kind="decoder").graph.clone()
     run_passes(graph, common())
-    units = units_of(graph, lambda layer: layer.endswith("down"))
+    units = units_of([graph, graph], lambda layer: layer.endswith("down"))
     names = [unit.layers for unit in units]
     assert ("token_embedding", "output") in names
     assert not any("down" in name for layers in names for name in layers)
+    assert sorted(names) == sorted(set(names))
     assert len(regions(graph)) == 2 * 4 + 1  # two layers: q, k and v; output; up; down; logits
 
 
@@ -207,4 +269,7 @@ def test_a_gate_needs_the_target_here(tmp_path: Path):
 
 
 def test_a_loss_prints_for_a_person():
-    assert str(Loss("agreement", 0.0, 0.0123)) == "outputs differ by 1.230%"
+    found = Loss("agreement", 0.0, 0.0123)
+    assert str(found).startswith("outputs differ by 1.230% (how much more other samples lose")
+    found = Loss("agreement", 0.0, 0.0123, 0.02, 9)
+    assert str(found) == "outputs differ by 1.230% (below +2.000% at 95 of 100)"

@@ -97,4 +97,77 @@ def test_the_upper_end_of_a_loss_covers_what_other_samples_give():
 def test_programs_without_logits_are_judged_by_agreement():
     feeds = [{"x": RNG.standard_normal((2, 3))} for _ in range(4)]
     samples = [sample_of(lambda f: {"y": f["x"]}, f, f, (), ()) for f in feeds]
-    assert loss_of(lambda f: {"y": f["x"] * 1.02}, samples).relative == pytest.approx(0.02)
+    found = loss_of(lambda f: {"y": f["x"] * 1.02}, samples)
+    assert found.relative == pytest.approx(0.02) and found.upper == pytest.approx(0.02)
+
+
+OUTPUTS = (TensorSpec("y", "float32", ("batch", 40)), TensorSpec("z", "float32", ("batch", 1)))
+
+
+def test_the_upper_end_of_an_agreement_covers_what_other_samples_give():
+    rng = np.random.default_rng(6)
+
+    def draw(count: int):
+        feeds = [{"x": rng.standard_normal((2, 40))} for _ in range(count)]
+        return [sample_of(of_model, f, f, (), OUTPUTS) for f in feeds]
+
+    def of_model(feeds):
+        return {"y": feeds["x"], "z": feeds["x"][:, :1]}
+
+    def noisy(feeds):
+        noise = np.random.default_rng(abs(hash(feeds["x"].tobytes())) % 2**32)
+        level = noise.uniform(0, 0.04, (2, 1))
+        return {
+            "y": feeds["x"] + level * noise.standard_normal((2, 40)),
+            "z": feeds["x"][:, :1] * 1.001,
+        }
+
+    truth = loss_of(noisy, draw(3000)).relative
+    assert truth == pytest.approx(0.04 / np.sqrt(3), rel=0.05)
+    below = [loss_of(noisy, draw(10)).upper >= truth for _ in range(200)]
+    assert 182 <= sum(below) <= 198  # 95 of 100
+
+
+@pytest.mark.parametrize("outputs", [OUTPUTS[:1], ()])
+def test_one_sample_says_nothing_of_others(outputs):
+    feeds = {"x": RNG.standard_normal((1, 40))}
+    one = [sample_of(lambda f: {"y": f["x"]}, feeds, feeds, (), outputs)]
+    for by in (1.0, 1.01):
+        found = loss_of(lambda f, by=by: {"y": f["x"] * by}, one)
+        assert found.upper == np.inf and found.to_dict()["loss_upper"] is None
+    one = [sample(shifted(0.0), {"input_ids": RNG.integers(0, 9, (1, 30))})]
+    assert loss_of(shifted(0.1), one).upper == np.inf
+
+
+def test_rows_of_a_batch_are_samples():
+    ids = RNG.integers(0, 9, (6, 30))
+    ids[3] = ids[2]
+    together = loss_of(shifted(0.1), [sample(shifted(0.0), {"input_ids": ids})])
+    apart = [sample(shifted(0.0), {"input_ids": row[None]}) for row in ids]
+    assert together == loss_of(shifted(0.1), apart) and together.rows == 6
+
+
+def test_samples_without_a_target_do_not_count_where_others_have_one():
+    feeds = [{"input_ids": RNG.integers(0, 9, (1, length))} for length in (30, 1, 30)]
+    samples = [sample(shifted(0.0), f) for f in feeds]
+    assert samples[1].targets is None
+    assert loss_of(shifted(0.1), samples) == loss_of(shifted(0.1), samples[::2])
+    labels = {"labels": np.full((1, 30), -100)}
+    assert sample(shifted(0.0), feeds[0], labels).targets is None
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_no_number_is_beyond_every_bound(wrong: float):
+    feeds = [{"input_ids": RNG.integers(0, 9, (1, 30))} for _ in range(3)]
+    samples = [sample(shifted(0.0), f) for f in feeds]
+
+    def broken(f):
+        return {"logits": np.full((*f["input_ids"].shape, 9), wrong, np.float32)}
+
+    with np.errstate(invalid="ignore"):
+        assert not loss_of(broken, samples).upper <= 1e9
+    plain = [sample_of(lambda f: {"y": f["x"]}, f, f, (), ()) for f in ({"x": np.ones(3)},) * 2]
+    assert loss_of(lambda f: {"y": f["x"] * wrong}, plain).upper == np.inf
+    zero = [sample_of(lambda f: {"y": f["x"]}, f, f, (), ()) for f in ({"x": np.zeros(3)},) * 2]
+    assert loss_of(lambda f: {"y": f["x"] + 1}, zero).upper == np.inf
+    assert loss_of(lambda f: {"y": f["x"]}, zero).upper == 0

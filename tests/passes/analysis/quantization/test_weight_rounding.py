@@ -183,7 +183,10 @@ def test_terms_that_were_never_seen_are_rounded_to_the_nearest(grid: WeightGrid,
 @pytest.mark.parametrize("grid", [INT8, *BLOCKED], ids=str)
 def test_a_layer_that_was_never_reached_is_rounded_to_the_nearest(grid: WeightGrid):
     array = weights(64, 6)
-    found, plain = compensate(array, np.zeros((64, 64), np.float32), grid), round_weight(array, grid)
+    found, plain = (
+        compensate(array, np.zeros((64, 64), np.float32), grid),
+        round_weight(array, grid),
+    )
     np.testing.assert_array_equal(found.dequantized(), plain.dequantized())
     assert found.unseen == array.size
 
