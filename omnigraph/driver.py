@@ -14,6 +14,7 @@ from omnigraph.artifact import publish, seal, staging
 from omnigraph.artifact.signature import Signer
 from omnigraph.contract.comparison import NumberCheck, check_artifact
 from omnigraph.contract.graph_check import check_graph
+from omnigraph.contract.greedy_tokens import TokenAgreement, TokenCount
 from omnigraph.errors import ResourceError
 from omnigraph.export_job import TargetProduct, TracedProgram, traced_program
 from omnigraph.exporting.lower_program import LoweredProgram, lower_program
@@ -40,6 +41,7 @@ from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.program import Case, Program, fit_sizes
 from omnigraph.progress import StepProgress, Steps
 from omnigraph.quantization.gather import Calibrator
+from omnigraph.quantization.greedy import greedy_tokens
 from omnigraph.quantization.kv_cache import quantize_caches
 from omnigraph.quantization.quantize import manifest_fields, save_statistics
 from omnigraph.quantization.quantized_program import Search
@@ -49,7 +51,8 @@ from omnigraph.quantization.search import choose_precisions
 from omnigraph.tracing.names import output_specs
 from omnigraph.tracing.trace import check_trace, reference_for, trace_within_limits
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _GOLDEN = {"batch": 2, "sequence": 5, "past": 3, "decoder_sequence": 4}
 
 
@@ -106,7 +109,7 @@ def export(
     work = _Export(options, jobs, Steps(progress, total=2 + 3 * len(jobs)))
     source, samples, facts = work.resolve(model)
     paths = artifact_paths(source.name, jobs, out)
-    traced, variants = work.trace(source)
+    traced, variants = work.trace(source, samples)
     source = replace(source, programs=())  # no step below needs torch's modules
     with ExitStack() as stack:
         directories = [stack.enter_context(staging(path)) for path in paths]
@@ -139,6 +142,19 @@ class _Staged:
     path: Path
     directory: Path
     product: TargetProduct
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What the contract found of one target's artifact.
+
+    Args:
+        numbers: the worst deviation of each output.
+        tokens: how many greedy tokens are torch's, for each program of a language model.
+    """
+
+    numbers: Sequence[NumberCheck]
+    tokens: Sequence[TokenAgreement]
 
 
 @dataclass(frozen=True)
@@ -178,11 +194,13 @@ class _Export:
 
     # -- trace -------------------------------------------------------------------------------------
 
-    def trace(self, source: ModelSource) -> tuple[list[TracedProgram], Variants | None]:
+    def trace(
+        self, source: ModelSource, samples: Samples | None
+    ) -> tuple[list[TracedProgram], Variants | None]:
         """Each program as a Graph with torch's results; and the variants with fewer heads."""
         names = ", ".join(program.name for program in source.programs)
         with self.steps.step(f"trace {names}"):
-            done = [self._trace(program) for program in source.programs]
+            done = [self._trace(program, samples) for program in source.programs]
         programs, traced = [program for program, _ in done], [item for _, item in done]
         importance = self.options.importance
         keeps = self.options.heads
@@ -191,7 +209,7 @@ class _Export:
         variants = make_variants(programs, traced, keeps, importance)
         return [*traced, *variants.programs], variants
 
-    def _trace(self, program: Program) -> tuple[Program, TracedProgram]:
+    def _trace(self, program: Program, samples: Samples | None) -> tuple[Program, TracedProgram]:
         """The program as far as its module goes, and its trace."""
         program, graph = trace_within_limits(program)
         check_graph(graph, "trace")
@@ -201,9 +219,11 @@ class _Export:
         golden = Case("golden", fit_sizes(program, _GOLDEN), "left", seed=len(cases))
         references.append(reference_for(program, golden))
         outputs = output_specs(graph)
+        greedy = greedy_tokens(program, references[:-1], outputs, samples)
         references = self._outputs.apply(graph, program.inputs, outputs, references)
         state = self._outputs.state(outputs, program.state)
         traced = traced_program(program, graph, output_specs(graph), state, references)
+        traced.greedy = greedy
         if self.options.kv_cache is not None:
             traced = quantize_caches(traced, program)
         return program, traced
@@ -298,7 +318,7 @@ class _Export:
         source: ModelSource,
         traced: Sequence[TracedProgram],
         variants: Variants | None,
-    ) -> list[NumberCheck]:
+    ) -> _Checked:
         """Seal the staged artifact, run it, and compare every output with torch."""
         job, directory, product = staged.job, staged.directory, staged.product
         manifest = build_manifest(source.name, source.to_dict(), job.target, product, traced)
@@ -307,20 +327,30 @@ class _Export:
         with self.steps.step(f"contract of {job.target.name}", product.seconds):
             for item in traced:
                 write_golden(directory / golden_name(item.name), item.golden)
-            seal(directory, manifest)
-            return check_artifact(
+            files = seal(directory, manifest)["files"]
+            run, where = job.target.run_emitted, f"target {job.target.name}"
+            if not product.emission.executes_here:
+                run, where = run_lowered, f"onnxruntime, not {where}"
+            tokens = TokenCount({item.name: item.greedy for item in traced}, where)
+            checks = check_artifact(
                 directory,
                 {item.name: item.references for item in traced},
                 product.bounds,
-                job.target.run_emitted if product.emission.executes_here else run_lowered,
+                tokens.counting(run),
                 job.target.run_unrounded,
                 product.places,
             )
+            if job.quantizes and tokens.found:
+                found = [agreement.to_dict() for agreement in tokens.found]
+                product.quantization = {**product.quantization, "greedy_tokens": found}
+                manifest["quantization"] = dict(product.quantization)
+                seal(directory, manifest, files=files)
+        return _Checked(checks, tokens.found)
 
     def publish(
         self,
         staged: _Staged,
-        checks: Sequence[NumberCheck],
+        checked: _Checked,
         limits: tuple[str, ...],
         not_made: Mapping[str, str],
     ) -> ExportReport:
@@ -334,11 +364,12 @@ class _Export:
             product.precision,
             size,
             {**self.steps.seconds, **product.seconds},
-            checks,
+            checked.numbers,
             product.records,
             product.ledger,
             product.layers,
             product.quantization,
             limits,
             not_made,
+            checked.tokens,
         )

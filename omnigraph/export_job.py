@@ -12,6 +12,7 @@ from omnigraph.contract.graph_check import (
     rounded_activations,
     rounding_depth,
 )
+from omnigraph.contract.greedy_tokens import GreedyTokens
 from omnigraph.contract.reference import Reference
 from omnigraph.graph import Graph
 from omnigraph.ledger.attention import AttentionSite
@@ -40,6 +41,8 @@ class TracedProgram:
     rounded_activations: int = 0
     #: What the model's own limits are, in words.
     limits: tuple[str, ...] = ()
+    #: The greedy tokens of a language model.
+    greedy: GreedyTokens = field(default_factory=GreedyTokens)
 
     def copy_graph(self) -> Graph:
         """A copy of the Graph as traced."""

@@ -21,22 +21,33 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 
 
-def seal(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ``manifest`` into a staged directory, with the size and sha256 of each file there."""
+def seal(
+    directory: Path, manifest: Mapping[str, Any], *, files: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write ``manifest`` into a staged directory, with the size and sha256 of each file there.
+
+    Args:
+        files: sizes and hashes, where no file changed since they were computed.
+    """
+    sealed: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest}
+    sealed["files"] = dict(files) if files is not None else _hashed(directory)
+    sealed["integrity"] = integrity_of(sealed)
+    text = json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    return sealed
+
+
+def _hashed(directory: Path) -> dict[str, Any]:
+    """The size and sha256 of each file, by its path in the artifact."""
     files = {
         path.relative_to(directory).as_posix(): path
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name not in (MANIFEST, SIGNATURE)
     }
-    sealed: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest}
-    sealed["files"] = {
+    return {
         name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for name, path in files.items()
     }
-    sealed["integrity"] = integrity_of(sealed)
-    text = json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    (directory / MANIFEST).write_text(text, encoding="utf-8")
-    return sealed
 
 
 def integrity_of(manifest: Mapping[str, Any]) -> str:

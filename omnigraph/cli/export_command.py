@@ -83,6 +83,8 @@ def _export(args: argparse.Namespace) -> int:
         for limit in report.limits:
             print(limit)
         report_quantization(report.quantization)
+        for agreement in report.greedy_tokens:
+            print(agreement)
         print(
             f"{report.path}  {report.target} {report.precision}  {size_text(report.bytes)}  "
             f"within its contract"

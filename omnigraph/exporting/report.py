@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnigraph.contract.comparison import NumberCheck
+from omnigraph.contract.greedy_tokens import TokenAgreement
 from omnigraph.contract.tolerance import Deviation
 from omnigraph.ledger.attention import AttentionSite
 from omnigraph.ledger.precision import LayerPrecision
@@ -38,6 +39,9 @@ class ExportReport:
         """The programs of the artifact."""
         return tuple(dict.fromkeys(check.program for check in self.checks))
 
+    #: How many greedy tokens are torch's, for each program of a language model.
+    greedy_tokens: Sequence[TokenAgreement] = ()
+
     @property
     def deviation(self) -> Deviation:
         """The worst deviation from torch over every program, output and input set."""
@@ -63,4 +67,5 @@ class ExportReport:
             "layers": {name: [row.to_dict() for row in rows] for name, rows in self.layers.items()},
             "quantization": dict(self.quantization),
             "limits": list(self.limits),
+            "greedy_tokens": [agreement.to_dict() for agreement in self.greedy_tokens],
         }

@@ -151,10 +151,10 @@ class Feedings:
             yield whole
             if self.dims is not None and number <= _SAMPLES_SPLIT:
                 for length in _BEGINNINGS:
-                    yield _beginning(whole, self.inputs, self.dims, length)
+                    yield beginning(whole, self.inputs, self.dims, length)
 
 
-def _beginning(
+def beginning(
     feeds: Feeds, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim], length: int
 ) -> Feeds:
     """The first so many positions of a sample, or the fewest that the program takes."""

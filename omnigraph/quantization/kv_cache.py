@@ -41,6 +41,10 @@ def quantize_caches(item: TracedProgram, program: Program) -> TracedProgram:
         outputs=_in_int8(item.outputs, scales),
         references=[_converted(r, by_input, scales) for r in item.references],
         golden=_converted(item.golden, by_input, scales),
+        greedy=replace(
+            item.greedy,
+            references=[_converted(r, by_input, scales) for r in item.greedy.references],
+        ),
         rounded_activations=rounded_activations(item.graph),
     )
 

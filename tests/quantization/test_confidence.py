@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omnigraph.quantization.confidence import lower_proportion, student_t, upper_ratio
+from omnigraph.quantization.confidence import student_t, upper_ratio
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,3 @@ def test_the_upper_end_of_a_ratio_holds_for_95_of_100(rows: int):
     below = [upper_ratio(rng.normal(0.3, 1, rows), ones) >= 0.3 for _ in range(3000)]
     assert 0.937 <= np.mean(below) <= 0.963
     assert upper_ratio(np.zeros(1), np.ones(1)) == np.inf
-
-
-@pytest.mark.parametrize(
-    ("hits", "tries", "value"), [(10, 10, 0.78706), (50, 100, 0.41885), (0, 10, 0.0), (0, 0, 0.0)]
-)
-def test_the_lower_end_of_a_proportion_is_wilson_s(hits: int, tries: int, value: float):
-    assert lower_proportion(hits, tries) == pytest.approx(value, abs=1e-5)
