@@ -24,14 +24,16 @@ class QuantizationFacts:
 
     Args:
         statistics: of activations, by the name of the weight that each is multiplied with.
-        rounded: weights that were rounded with compensation, by name. All others are rounded to
-            the nearest.
+        rounded: weights that were rounded with compensation, by name and grid: targets store the
+            same weight on different grids. All others are rounded to the nearest.
         choices: the scheme of each layer that has one of its own, by module path; None leaves the
             layer in float.
     """
 
     statistics: Statistics | None = None
-    rounded: Mapping[str, RoundedWeight] = field(default_factory=dict, hash=False, repr=False)
+    rounded: Mapping[tuple[str, WeightGrid], RoundedWeight] = field(
+        default_factory=dict, hash=False, repr=False
+    )
     choices: Mapping[str, Scheme | None] = field(default_factory=dict, hash=False)
 
 

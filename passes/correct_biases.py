@@ -98,7 +98,7 @@ class CorrectBiases(QuantizingPass):
         weight = linear.weight.const_value.numpy()
         if linear.channel_axis == 0:
             weight = weight.T
-        rounded = self.known.rounded.get(linear.weight.name or "")
-        if rounded is None or rounded.grid != scheme.weights:
+        rounded = self.known.rounded.get((linear.weight.name or "", scheme.weights))
+        if rounded is None:
             rounded = round_weight(weight, scheme.weights)
         return weight - rounded.dequantized()

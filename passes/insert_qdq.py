@@ -152,9 +152,7 @@ class InsertQdq(QuantizingPass):
         if (known := stored_before(graph, name)) is not None:
             return known
         assert weight.const_value is not None and weight.name is not None
-        rounded = self.known.rounded.get(weight.name)
-        if rounded is not None and rounded.grid != grid:
-            rounded = None
+        rounded = self.known.rounded.get((weight.name, grid))
         return _store(graph, weight.const_value, name, channel_axis, grid, rounded)
 
 

@@ -111,21 +111,23 @@ class Calibrator:
         layers: Sequence[tuple[LinearLayer, WeightGrid]],
         graph: Graph,
         facts: QuantizationFacts,
-    ) -> dict[str, RoundedWeight]:
+    ) -> dict[tuple[str, WeightGrid], RoundedWeight]:
         """The rounded weights, with new ones, compensated by second moments of activations."""
         rounded = dict(facts.rounded)
-        new = [(linear, grid) for linear, grid in layers if linear.weight.name not in rounded]
+        new = {
+            key: linear
+            for linear, grid in layers
+            if (key := (linear.weight.name or "", grid)) not in rounded
+        }
         feeds = self.samples.of(self.item) if new else None
         if feeds is None:
             return rounded
-        by_name = {linear.weight.name: (linear, grid) for linear, grid in new}
-        moments_of = second_moments(
-            graph, [linear for linear, _ in new], feeds, progress=self.progress
-        )
-        for name, moments in moments_of:
-            self.progress(f"round {name} with compensation")
-            linear, grid = by_name[name]
-            rounded[name] = compensate(_terms_first(linear), moments, grid)
+        moments_of = second_moments(graph, list(new.values()), feeds, progress=self.progress)
+        for found, moments in moments_of:
+            for (name, grid), linear in new.items():
+                if name == found:
+                    self.progress(f"round {name} with compensation")
+                    rounded[name, grid] = compensate(_terms_first(linear), moments, grid)
         return rounded
 
 

@@ -141,12 +141,14 @@ def manifest_fields(
         deviations: by program, of the quantized Graph from torch, rms.
         budget: the plan of a search for the precision of each layer; empty without a search.
     """
+    # By name: several targets may store one weight on different grids.
+    unseen = {name: found.unseen for (name, _), found in facts.rounded.items()}
     fields: dict[str, Any] = {
         "keep": list(options.keep),
         "choices": dict(options.choices),
         **({"budget": dict(budget)} if budget else {}),
-        "compensated": len(facts.rounded),
-        "unseen_weights": sum(found.unseen for found in facts.rounded.values()),
+        "compensated": len(unseen),
+        "unseen_weights": sum(unseen.values()),
         "deviation": dict(deviations),
     }
     if (statistics := facts.statistics) is not None:
