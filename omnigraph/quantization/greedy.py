@@ -38,15 +38,22 @@ def greedy_tokens(
     known = _of(references, program, outputs)
     if not known:
         return GreedyTokens()
-    data = None if samples is None else samples.evaluation or samples.data
-    if data is not None and data.suits(program.inputs):
-        feeds = _from(data, program)
-        return GreedyTokens(_of(_computed(feeds, program), program, outputs), data.source)
-    if samples is not None and program.name in samples.drawn:
-        feeds = iter(samples.drawn[program.name])
-        return GreedyTokens(_of(_computed(feeds, program), program, outputs), RANDOM)
+    for source, feeds in _sources(program, samples):
+        if found := _of(_computed(feeds, program), program, outputs):
+            return GreedyTokens(found, source)
     ids = RANDOM if samples is None or samples.data is None else f"ids of {samples.data.source}"
     return GreedyTokens(known, f"the contract's inputs, with {ids}")
+
+
+def _sources(program: Program, samples: Samples | None) -> Iterator[tuple[str, Iterator[Feeds]]]:
+    """The names and the samples of what suits a program, the best first."""
+    if samples is None:
+        return
+    data = samples.evaluation or samples.data
+    if data is not None and data.suits(program.inputs):
+        yield data.source, _from(data, program)
+    if program.name in samples.drawn:
+        yield RANDOM, iter(samples.drawn[program.name])
 
 
 def _of(
@@ -75,8 +82,20 @@ def _computed(samples: Iterator[Feeds], program: Program) -> Iterator[Reference]
     for feeds in samples:
         if positions >= _POSITIONS:
             return
+        if not _allowed(feeds, program):
+            continue
         positions += _positions(feeds, program)
         yield reference_on(program, feeds)
+
+
+def _allowed(feeds: Feeds, program: Program) -> bool:
+    """Whether a program takes these sizes: data may lack a past that it needs."""
+    return all(
+        size in program.dims[dim]
+        for spec in program.inputs
+        for dim, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        if isinstance(dim, str) and dim in program.dims
+    )
 
 
 def _positions(feeds: Feeds, program: Program) -> int:

@@ -83,18 +83,19 @@ class Samples:
             yield from ((feeds, feeds) for feeds in _typed(self.drawn_others, item) or ())
             return
         needed = {spec.name for spec in item.inputs if spec.default is None}
-        for raw in islice(self.evaluation.read(), self.evaluation.samples):
+        for number, raw in enumerate(islice(self.evaluation.read(), self.evaluation.samples), 1):
+            where = f"sample {number} of {self.evaluation.source}"
             given = dict(self.evaluation.named(raw, item.inputs))
             for other, run in others:
                 lacking = needed - set(given)
                 wanted = lacking.intersection(spec.name for spec in other.outputs)
                 if wanted and self.evaluation.suits(other.inputs):
                     own = self.evaluation.named(raw, other.inputs)
-                    found = run(fit(own, other.inputs, self.evaluation_source))
+                    found = run(fit(own, other.inputs, where))
                     given |= {name: found[name] for name in wanted}
             if not needed <= set(given):
                 return
-            yield fit(given, item.inputs, self.evaluation_source), raw
+            yield fit(given, item.inputs, where), raw
 
 
 def _typed(drawn: Mapping[str, Sequence[Feeds]], item: TracedProgram) -> list[Feeds] | None:
