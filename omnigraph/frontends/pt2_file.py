@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
+from torch.export.pt2_archive._package import load_pt2
 from torch.utils import _pytree as pytree
 
 from omnigraph.errors import UsageError
 from omnigraph.frontends.module import program_from_module
+from omnigraph.frontends.pt2_safety import check_no_code
 from omnigraph.program import Dim, Program, dim_terms
 
 #: Where the program's own modules stand in the wrapper.
@@ -45,7 +47,7 @@ class ExportedModule(nn.Module):
 
 
 def program_from_pt2(path: Path, *, inputs: Mapping[str, Any] | None = None) -> Program:
-    """The program ``forward`` of a file that ``torch.export.save`` wrote.
+    """The program ``forward`` of a file that ``torch.export.save`` wrote. It runs no code of it.
 
     Its dimensions are those that were declared dynamic when it was exported, with their ranges.
     Axis 0 is called ``batch`` and axis 1 ``sequence``, since the file does not keep the names.
@@ -54,11 +56,15 @@ def program_from_pt2(path: Path, *, inputs: Mapping[str, Any] | None = None) -> 
         inputs: example tensors by name, in place of those in the file.
 
     Raises:
-        UsageError: the file cannot be read, or has no example inputs.
+        UsageError: the file cannot be read without running code of its own, or has no example
+            inputs.
         TraceError: it does not run on its example.
     """
     try:
-        exported = torch.export.load(path)
+        check_no_code(path)
+        exported = load_pt2(path).exported_programs["model"]
+    except UsageError:
+        raise
     except Exception as error:
         text = str(error).strip() or type(error).__name__
         raise UsageError(

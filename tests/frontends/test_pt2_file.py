@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from plain_transformer import example, open_shapes
 from torch import nn
 
 import omnigraph
+from omnigraph.errors import UsageError
 from omnigraph.frontends.resolve import resolve
 from omnigraph.graph import MODULE_KEY
 from omnigraph.input_sets import contract_cases
@@ -71,3 +78,74 @@ def test_an_exported_program_is_called_by_the_names_of_its_tensors(tmp_path: Pat
     expected = feeds["parts_left"] ** 2 + feeds["parts_right"] + feeds["bias"]
     np.testing.assert_allclose(reference.outputs["sum"], expected, rtol=1e-6)
     omnigraph.export(program, "onnx", out=tmp_path / "weighted.omni")
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def changed(path: Path, entry: str, change: Callable[[bytes], bytes]) -> Path:
+    """A copy of an archive in which one entry is changed."""
+    copy = path.with_name(f"changed-{path.name}")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w") as new:
+        found = [info for info in old.infolist() if info.filename.endswith(entry)]
+        assert found, entry
+        for info in old.infolist():
+            data = old.read(info)
+            new.writestr(info, change(data) if info in found else data)
+    return copy
+
+
+@pytest.fixture
+def plain_file(tmp_path: Path) -> Path:
+    exported = torch.export.export(
+        nn.Linear(4, 4), (torch.randn(3, 4),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    torch.export.save(exported, tmp_path / "plain.pt2")
+    return tmp_path / "plain.pt2"
+
+
+def pickled(value: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+def test_a_file_that_would_run_code_is_refused_before_it_does(tmp_path: Path, plain_file: Path):
+    mark = tmp_path / "mark"
+    call = f"__import__('pathlib').Path({str(mark)!r}).touch()"
+    config = "data/weights/model_weights_config.json"
+
+    def use_pickle(data: bytes) -> bytes:
+        return data.replace(b'"use_pickle": false', b'"use_pickle": true')
+
+    def sized(expression: str) -> Callable[[bytes], bytes]:
+        text = json.dumps(expression).encode()
+        return lambda data: re.sub(rb'"expr_str": "[^"]*"', b'"expr_str": ' + text, data)
+
+    cases = [
+        ("sample_inputs/model.pt", lambda _: pickled(((Touch(mark),), {})), "a pickle of"),
+        ("weights/weight_0", lambda _: pickled(Touch(mark)), None),
+        ("models/model.json", sized(call), "a size that is no expression"),
+        ("models/model.json", sized(f"sympify({call!r})"), "a size that is no expression"),
+        ("models/model.json", sized("Symbol.__base__"), "a size that is no expression"),
+        (
+            "models/model.json",
+            lambda data: data.replace(b"{", b'{"__enum__": 1,', 1),
+            "the name of a module to import",
+        ),
+    ]
+    for entry, change, reason in cases:
+        path = changed(plain_file, entry, change)
+        if reason is None:
+            path, reason = changed(path, config, use_pickle), "a pickle of"
+        with pytest.raises(UsageError, match=f"would run code of its own.*found {reason}"):
+            resolve(path)
+    assert not mark.exists()
+    assert resolve(plain_file).programs[0].outputs == ("output",)
