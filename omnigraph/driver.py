@@ -28,9 +28,10 @@ from omnigraph.exporting.plan import (
     plan_jobs,
 )
 from omnigraph.exporting.program_choice import choose_programs
-from omnigraph.exporting.report import ExportReport
+from omnigraph.exporting.report import ExportReport, Remarks
 from omnigraph.external_weights import release_memory
 from omnigraph.frontends.resolve import ModelSource, resolve
+from omnigraph.frontends.training_modes import TrainingModes
 from omnigraph.graph import count_ops, places
 from omnigraph.head_variants.variants import Variants, make_variants
 from omnigraph.input_sets import contract_cases
@@ -105,11 +106,25 @@ def export(
     options = ExportOptions.of(options, given)
     jobs = plan_jobs(target, options)
     check_out(jobs, out)
-    signer = Signer(options.sign) if options.sign is not None else None
     work = _Export(options, jobs, Steps(progress, total=2 + 3 * len(jobs)))
-    source, samples, facts = work.resolve(model)
+    with TrainingModes() as modes:
+        return _run(work, model, modes, out)
+
+
+def _run(
+    work: _Export, model: object, modes: TrainingModes, out: str | os.PathLike[str] | None
+) -> list[ExportReport]:
+    """All steps of an export."""
+    jobs, sign = work.jobs, work.options.sign
+    signer = Signer(sign) if sign is not None else None
+    source, samples, facts = work.resolve(model, modes)
     paths = artifact_paths(source.name, jobs, out)
     traced, variants = work.trace(source, samples)
+    remarks = Remarks(
+        tuple(limit for item in traced for limit in item.limits),
+        source.not_made,
+        {program.name: program.left_out for program in source.programs if program.left_out},
+    )
     source = replace(source, programs=())  # no step below needs torch's modules
     with ExitStack() as stack:
         directories = [stack.enter_context(staging(path)) for path in paths]
@@ -119,14 +134,13 @@ def export(
             staged.append(_Staged(job, path, directory, product))
         release_memory()  # no step below needs the weights
         checks = [work.check(each, source, traced, variants) for each in staged]
-        limits = tuple(limit for item in traced for limit in item.limits)
         if samples is not None:
-            save_statistics(options.quantizing, facts)
+            save_statistics(work.options.quantizing, facts)
         if signer is not None:
             for each in staged:
                 signer.sign(each.directory)
         done = zip(staged, checks, strict=True)
-        return [work.publish(each, found, limits, source.not_made) for each, found in done]
+        return [work.publish(each, found, remarks) for each, found in done]
 
 
 @dataclass(frozen=True)
@@ -167,7 +181,9 @@ class _Export:
 
     # -- resolve -----------------------------------------------------------------------------------
 
-    def resolve(self, model: object) -> tuple[ModelSource, Samples | None, QuantizationFacts]:
+    def resolve(
+        self, model: object, modes: TrainingModes
+    ) -> tuple[ModelSource, Samples | None, QuantizationFacts]:
         """The model's programs, the samples to calibrate on, and the facts known so far."""
         options = self.options
         with self.steps.step("model"):
@@ -176,6 +192,7 @@ class _Export:
                 config=options.config,
                 settings=model_settings(self.jobs, options),
                 inputs=options.inputs,
+                modes=modes,
             )
             programs = choose_programs(source, options.programs, options.dynamic or {})
             self._outputs.check({program.name: program.outputs for program in programs})
@@ -351,8 +368,7 @@ class _Export:
         self,
         staged: _Staged,
         checked: _Checked,
-        limits: tuple[str, ...],
-        not_made: Mapping[str, str],
+        remarks: Remarks,
     ) -> ExportReport:
         """Move the checked artifact to its path."""
         product = staged.product
@@ -369,7 +385,6 @@ class _Export:
             product.ledger,
             product.layers,
             product.quantization,
-            limits,
-            not_made,
             checked.tokens,
+            remarks,
         )

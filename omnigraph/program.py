@@ -189,6 +189,7 @@ class Program:
         declared: the dimensions whose range a person gave.
         limits: a sentence on each range that follows a limit of the module, found by running it.
         axes_hint: how to name the axes that vary, where the names were guessed; else "".
+        left_out: what the module returns beside tensors, which no artifact gives: path and type.
 
     Raises:
         UsageError: two tensors of one name, a dimension that is no name, or a role that there is
@@ -210,6 +211,7 @@ class Program:
     declared: frozenset[str] = frozenset()
     limits: tuple[str, ...] = ()
     axes_hint: str = ""
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [*(spec.name for spec in self.inputs), *self.outputs]

@@ -233,6 +233,7 @@ TORCH = {
     "omnigraph.frontends.position_tables",
     "omnigraph.frontends.pt2_file",
     "omnigraph.frontends.sentence_embedding",
+    "omnigraph.frontends.pt2_safety",
     "omnigraph.frontends.hugging_face",
     "omnigraph.frontends.hugging_face_inputs",
 }

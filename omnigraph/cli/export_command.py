@@ -80,11 +80,16 @@ def _export(args: argparse.Namespace) -> int:
         print(table(("program", "worst output", "error (rms)", "tolerance", "input set"), rows))
         seconds = ", ".join(f"{step} {value:.1f} s" for step, value in report.seconds.items())
         print(seconds, file=sys.stderr)
-        for limit in report.limits:
+        for limit in report.remarks.limits:
             print(limit)
         report_quantization(report.quantization)
         for agreement in report.greedy_tokens:
             print(agreement)
+        for program, texts in report.remarks.left_out.items():
+            print(
+                f"note: program {program} leaves out what is no tensor: {', '.join(texts)}",
+                file=sys.stderr,
+            )
         print(
             f"{report.path}  {report.target} {report.precision}  {size_text(report.bytes)}  "
             f"within its contract"

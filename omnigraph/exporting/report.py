@@ -16,8 +16,45 @@ from omnigraph.passes.base import PassRecord
 
 
 @dataclass(frozen=True)
+class Remarks:
+    """What an export says of its model beside numbers.
+
+    Args:
+        limits: the limits of the model's own that a dimension has, in words.
+        not_made: programs that one would expect and that were not made: why, by name.
+        left_out: what each program's module returned beside tensors: path and type.
+    """
+
+    limits: tuple[str, ...] = ()
+    not_made: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The remarks as JSON-ready fields."""
+        return {
+            "limits": list(self.limits),
+            "not_made": dict(self.not_made),
+            "left_out": {name: list(texts) for name, texts in self.left_out.items()},
+        }
+
+
+@dataclass(frozen=True)
 class ExportReport:
-    """The artifact of one target, its error against torch, and the seconds of each step."""
+    """The artifact of one target, its error against torch, and the seconds of each step.
+
+    Args:
+        path: of the artifact.
+        precision: that was asked for; "float" types where "auto" quantized nothing.
+        bytes: the size of all files.
+        seconds: of each step.
+        checks: each output of each program in each input set, compared with torch.
+        passes: what each pass did, by program.
+        ledger: what each attention became, by program.
+        layers: the precision of each layer, by program.
+        quantization: calibration data, budget and plan; empty where nothing was quantized.
+        greedy_tokens: how many are torch's, for each program of a language model.
+        remarks: on the model.
+    """
 
     path: Path
     target: str
@@ -29,18 +66,20 @@ class ExportReport:
     ledger: Mapping[str, Sequence[AttentionSite]]
     layers: Mapping[str, Sequence[LayerPrecision]] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
-    #: The limits of the model's own that a dimension has, in words.
-    limits: tuple[str, ...] = ()
-    #: Programs that one would expect and that were not made: why, by name.
-    not_made: Mapping[str, str] = field(default_factory=dict)
+    greedy_tokens: Sequence[TokenAgreement] = ()
+    remarks: Remarks = field(default_factory=Remarks)
 
     @property
     def programs(self) -> tuple[str, ...]:
         """The programs of the artifact."""
         return tuple(dict.fromkeys(check.program for check in self.checks))
 
-    #: How many greedy tokens are torch's, for each program of a language model.
-    greedy_tokens: Sequence[TokenAgreement] = ()
+    def __repr__(self) -> str:
+        return (
+            f"ExportReport({str(self.path)!r}, target={self.target!r}, "
+            f"precision={self.precision!r}, bytes={self.bytes}, "
+            f"error={self.deviation.rms:.1e}, programs={list(self.programs)})"
+        )
 
     @property
     def deviation(self) -> Deviation:
@@ -66,6 +105,6 @@ class ExportReport:
             },
             "layers": {name: [row.to_dict() for row in rows] for name, rows in self.layers.items()},
             "quantization": dict(self.quantization),
-            "limits": list(self.limits),
             "greedy_tokens": [agreement.to_dict() for agreement in self.greedy_tokens],
+            **self.remarks.to_dict(),
         }

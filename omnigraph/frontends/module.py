@@ -9,6 +9,7 @@ import numpy as np
 
 from omnigraph.errors import TraceError, UsageError
 from omnigraph.frontends.roles import with_roles
+from omnigraph.frontends.training_modes import in_eval_mode
 from omnigraph.program import Case, Dim, Program, TensorSpec, dim_terms, evaluate_dim
 from omnigraph.tracing.module_call import flatten_outputs, returned
 
@@ -34,7 +35,7 @@ def program_from_module(
 
     Args:
         module: called with the inputs by name, in eval mode, which it is put into. What it returns
-            beside tensors (None, caches) is left out.
+            beside tensors (numbers, caches) is left out, and listed in ``left_out``.
         inputs: example tensors of any sizes; values of other sizes are drawn like them: integers
             from their range, floats with their mean and deviation. A tensor of two values that is
             a mask (booleans, 0 and 1, 0 and a large negative number) is mostly the one that the
@@ -59,7 +60,8 @@ def program_from_module(
         )
         for key, tensor in example.items()
     )
-    outputs = _output_names(returned(module.eval(), example), taken=set(example))
+    result = returned(in_eval_mode(module), example)
+    outputs, left_out = _output_names(result, taken=set(example)), tuple(_left_out(result))
     dims = {t: Dim(1) for s in specs for d in s.shape if isinstance(d, str) for t in dim_terms(d)}
 
     def make_inputs(case: Case) -> dict[str, Tensor]:
@@ -83,6 +85,7 @@ def program_from_module(
         named,
         make_inputs,
         example=_example_sizes(example, axes),
+        left_out=left_out,
         axes_hint=_axes_hint(example, axes) if dynamic is None else "",
     )
     return with_roles(program)
@@ -210,16 +213,28 @@ def _output_names(result: Any, taken: set[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _paths(result: Any, prefix: str = "") -> Iterator[str]:
+def _paths(result: Any) -> Iterator[str]:
     """The path to each tensor in what a module returned, in the order of ``flatten_outputs``."""
+    return (path for path, value in _leaves(result) if flatten_outputs(value))
+
+
+def _left_out(result: Any) -> Iterator[str]:
+    """The path and the type of each value that is no tensor, but for None."""
+    for path, value in _leaves(result):
+        if value is not None and not flatten_outputs(value):
+            yield f"{path} ({type(value).__name__})"
+
+
+def _leaves(result: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value in what a module returned, with its path, depth first."""
     if isinstance(result, Mapping):
         for key, value in result.items():
-            yield from _paths(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(result, list | tuple):
         for position, value in enumerate(result):
-            yield from _paths(value, f"{prefix or 'output'}.{position}")
-    elif flatten_outputs(result):
-        yield prefix or "output"
+            yield from _leaves(value, f"{prefix or 'output'}.{position}")
+    else:
+        yield prefix or "output", result
 
 
 def _dtype(tensor: Tensor) -> str:

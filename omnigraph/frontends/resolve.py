@@ -14,6 +14,7 @@ from typing import Any
 
 from omnigraph.errors import OmniGraphError, UsageError
 from omnigraph.frontends.roles import with_roles
+from omnigraph.frontends.training_modes import TrainingModes, in_eval_mode
 from omnigraph.program import Program
 
 _FORMS = (
@@ -49,8 +50,9 @@ def resolve(
     config: str | None = None,
     settings: Mapping[str, str] | None = None,
     inputs: Mapping[str, Any] | None = None,
+    modes: TrainingModes | None = None,
 ) -> ModelSource:
-    """Find a model and its programs.
+    """Find a model and its programs. Their modules are put into eval mode.
 
     Args:
         model: "omninet"; "file.py:factory" or "package.module:factory", a callable without
@@ -63,12 +65,13 @@ def resolve(
             of a Hugging Face folder: the form of attention and of experts, and the dtype.
         inputs: example inputs by name: all of them where ``model`` is a module, and any of them
             where it is a file.
+        modes: remembers the modes that the modules had.
 
     Raises:
         UsageError: there is no such model, factory, configuration or field.
         TraceError: the module does not run on its example inputs.
     """
-    settings = dict(settings or {})
+    settings, modes = dict(settings or {}), modes or TrainingModes()
     if model == "omninet":
         return _omninet(config, settings)
     if config is not None:
@@ -76,8 +79,9 @@ def resolve(
     if isinstance(model, os.PathLike) or (isinstance(model, str) and is_model_path(model)):
         return _from_path(Path(model), settings, inputs)
     if isinstance(model, str):
-        return _from_factory(model, settings)
-    programs = _as_programs(model if inputs is None else (model, inputs), type(model).__name__)
+        return _from_factory(model, settings, modes)
+    made = model if inputs is None else (model, inputs)
+    programs = _as_programs(made, type(model).__name__, modes)
     return ModelSource(type(programs[0].module).__name__.lower(), programs)
 
 
@@ -190,7 +194,7 @@ def find_callable(text: str) -> Callable[..., Any]:
     return _callable(where, name)
 
 
-def _from_factory(text: str, settings: Mapping[str, str]) -> ModelSource:
+def _from_factory(text: str, settings: Mapping[str, str], modes: TrainingModes) -> ModelSource:
     where, _, name = text.rpartition(":")
     if not where or not name:
         raise UsageError(
@@ -210,7 +214,7 @@ def _from_factory(text: str, settings: Mapping[str, str]) -> ModelSource:
             found=f"{type(error).__name__}: {error}",
             hint="it is called with the --set values as keyword arguments; --traceback shows where",
         ) from error
-    return ModelSource(name, _as_programs(made, text))
+    return ModelSource(name, _as_programs(made, text, modes))
 
 
 def _callable(where: str, attribute: str) -> Callable[..., Any]:
@@ -247,14 +251,17 @@ def _callable(where: str, attribute: str) -> Callable[..., Any]:
     return factory
 
 
-def _as_programs(made: object, where: str) -> tuple[Program, ...]:
+def _as_programs(made: object, where: str, modes: TrainingModes) -> tuple[Program, ...]:
     if isinstance(made, Program):
-        return (with_roles(made),)
+        made = (made,)
     if isinstance(made, Sequence) and made and all(isinstance(p, Program) for p in made):
+        for program in made:
+            _evaluate(program.module, modes)
         return tuple(with_roles(program) for program in made)
     if isinstance(made, Sequence) and len(made) in (2, 3) and isinstance(made[1], Mapping):
         from omnigraph.frontends.module import program_from_module
 
+        _evaluate(made[0], modes)
         return (program_from_module(made[0], made[1], dynamic=made[2] if made[2:] else None),)
     raise UsageError(
         f"{where} gives no model",
@@ -262,3 +269,10 @@ def _as_programs(made: object, where: str) -> tuple[Program, ...]:
         found=type(made).__name__,
         hint='return model, {"input_ids": torch.randint(0, 1000, (2, 16))}',
     )
+
+
+def _evaluate(module: object, modes: TrainingModes) -> None:
+    """Put a module of the caller into eval mode; what is no module is refused elsewhere."""
+    if callable(getattr(module, "modules", None)):
+        modes.keep(module)  # type: ignore[arg-type]
+        in_eval_mode(module)  # type: ignore[arg-type]

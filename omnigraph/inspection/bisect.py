@@ -26,7 +26,8 @@ from omnigraph.exporting.lower_program import float_tolerance
 from omnigraph.exporting.options import OF_MODEL, ExportOptions
 from omnigraph.exporting.plan import TargetJob, model_settings, plan_jobs
 from omnigraph.exporting.program_choice import choose_programs
-from omnigraph.frontends.resolve import resolve
+from omnigraph.frontends.resolve import ModelSource, resolve
+from omnigraph.frontends.training_modes import TrainingModes
 from omnigraph.graph import Graph, describe
 from omnigraph.input_sets import contract_cases
 from omnigraph.lowering import Lowered, Target
@@ -134,9 +135,20 @@ def bisect(
     (job,) = plan_jobs([target], asked)
     if until is not None:
         job = replace(job, pipeline=job.pipeline.until(until))
-    source = resolve(
-        model, config=asked.config, settings=model_settings([job], asked), inputs=asked.inputs
-    )
+    with TrainingModes() as modes:
+        source = resolve(
+            model,
+            config=asked.config,
+            settings=model_settings([job], asked),
+            inputs=asked.inputs,
+            modes=modes,
+        )
+        return _bisect(job, asked, source, progress, until is None)
+
+
+def _bisect(
+    job: TargetJob, asked: ExportOptions, source: ModelSource, progress: Progress, to_the_end: bool
+) -> list[Parting]:
     programs = choose_programs(source, asked.programs, asked.dynamic or {})
     samples, facts = None, QuantizationFacts()
     if job.quantizes:
@@ -146,7 +158,7 @@ def bisect(
         facts = replace(facts, choices=choices)
     partings = []
     for program in programs:
-        bisection = _Bisection(job, asked, samples, progress, until is None)
+        bisection = _Bisection(job, asked, samples, progress, to_the_end)
         found, facts = bisection.run(program, facts)
         partings += [found] if found is not None else []
     return partings

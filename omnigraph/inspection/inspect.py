@@ -15,6 +15,8 @@ from omnigraph.report import size_text, table
 
 if TYPE_CHECKING:
     from omnigraph.inspection.stages import Subject
+    from omnigraph.passes.pipeline import Pipeline
+    from omnigraph.program import Program
 
 
 def inspect(
@@ -62,28 +64,36 @@ def inspect(
 
 
 def _inspect_model(subject: Subject) -> dict[str, Any]:
+    from omnigraph.frontends.training_modes import TrainingModes
+
+    pipeline = subject.pipeline()
+    with TrainingModes() as modes:
+        source = subject.source(modes)
+        programs = {
+            program.name: _inspect_program(program, pipeline) for program in source.programs
+        }
+    return {"model": {"config": dict(source.config)}, "name": source.name, "programs": programs}
+
+
+def _inspect_program(program: Program, pipeline: Pipeline) -> dict[str, Any]:
     from omnigraph.graph import count_ops
     from omnigraph.ledger.attention import attention_sites
     from omnigraph.passes.base import run_passes
     from omnigraph.tracing.names import output_specs
     from omnigraph.tracing.trace import trace_within_limits
 
-    pipeline, source = subject.pipeline(), subject.source()
-    programs = {}
-    for program in source.programs:
-        program, graph = trace_within_limits(program)
-        traced = dict(sorted(count_ops(graph).items()))
-        outputs = [spec.to_dict() for spec in output_specs(graph)]
-        records = run_passes(graph, pipeline)
-        programs[program.name] = {
-            "inputs": [spec.to_dict() for spec in program.inputs],
-            "outputs": outputs,
-            "traced_ops": traced,
-            "ops": dict(sorted(count_ops(graph).items())),
-            "passes": [{"name": r.name, "changes": r.changes} for r in records if r.modified],
-            "attention": [site.to_dict() for site in attention_sites(graph, records)],
-        }
-    return {"model": source.to_dict(), "name": source.name, "programs": programs}
+    program, graph = trace_within_limits(program)
+    traced = dict(sorted(count_ops(graph).items()))
+    outputs = [spec.to_dict() for spec in output_specs(graph)]
+    records = run_passes(graph, pipeline)
+    return {
+        "inputs": [spec.to_dict() for spec in program.inputs],
+        "outputs": outputs,
+        "traced_ops": traced,
+        "ops": dict(sorted(count_ops(graph).items())),
+        "passes": [{"name": r.name, "changes": r.changes} for r in records if r.modified],
+        "attention": [site.to_dict() for site in attention_sites(graph, records)],
+    }
 
 
 def describe_text(found: Mapping[str, Any]) -> str:

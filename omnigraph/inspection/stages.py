@@ -18,7 +18,9 @@ from omnigraph.precision import carrier_of
 
 if TYPE_CHECKING:
     from omnigraph.frontends.resolve import ModelSource
+    from omnigraph.frontends.training_modes import TrainingModes
     from omnigraph.lowering import Target
+    from omnigraph.program import Program
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,11 @@ class Subject:
         target.check_precision(precision)
         return target.passes(precision, options.passes, options.quantizing.four_bits)
 
-    def source(self) -> ModelSource:
+    def source(self, modes: TrainingModes) -> ModelSource:
         """The model, with the programs and ranges of the options.
+
+        Args:
+            modes: remembers the modes that the modules had.
 
         Raises:
             UsageError: there is no such model, program or dimension.
@@ -92,7 +97,11 @@ class Subject:
         of_target = target.options if target is not None else ()
         settings = {k: v for k, v in (options.settings or {}).items() if k not in of_target}
         source = resolve(
-            self.model, config=options.config, settings=settings, inputs=options.inputs
+            self.model,
+            config=options.config,
+            settings=settings,
+            inputs=options.inputs,
+            modes=modes,
         )
         programs = choose_programs(source, options.programs, options.dynamic or {})
         return replace(source, programs=programs)
@@ -114,26 +123,28 @@ def stages(subject: Subject, after: str) -> list[Stage]:
     Raises:
         UsageError: there is no such pass.
     """
-    from omnigraph.tracing.trace import trace_within_limits
+    from omnigraph.frontends.training_modes import TrainingModes
 
     before, last = _split(subject.pipeline(), after)
-    found = []
-    for program in subject.source().programs:
-        program, graph = trace_within_limits(program)
-        run_passes(graph, before)
-        start = graph.clone()
-        records = run_passes(graph, last)
-        found.append(
-            Stage(
-                program.name,
-                graph_text(start),
-                graph_text(graph),
-                after if after in ("trace", *STAGES) else records[-1].name,
-                tuple(finding for record in records for finding in record.findings),
-                picture(start, graph, after) if records else "",
-            )
-        )
-    return found
+    with TrainingModes() as modes:
+        return [_stage(program, after, before, last) for program in subject.source(modes).programs]
+
+
+def _stage(program: Program, after: str, before: Sequence[Pass], last: Sequence[Pass]) -> Stage:
+    from omnigraph.tracing.trace import trace_within_limits
+
+    program, graph = trace_within_limits(program)
+    run_passes(graph, before)
+    start = graph.clone()
+    records = run_passes(graph, last)
+    return Stage(
+        program.name,
+        graph_text(start),
+        graph_text(graph),
+        after if after in ("trace", *STAGES) else records[-1].name,
+        tuple(finding for record in records for finding in record.findings),
+        picture(start, graph, after) if records else "",
+    )
 
 
 def _split(pipeline: Pipeline, after: str) -> tuple[Sequence[Pass], Sequence[Pass]]:

@@ -203,6 +203,27 @@ def net():
     assert not out.exists()
 
 
+def test_what_an_export_leaves_out_is_said(capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        """
+import torch
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return {"y": x * 2, "steps": 3, "cache": object()}
+def net():
+    return Net(), {"x": torch.ones(2, 3)}
+"""
+    )
+    arguments = ("export", f"{tmp_path / 'mine.py'}:net", "--target", "onnx")
+    status, _, errors = run(capsys, *arguments, "--out", tmp_path / "net.omni")
+    assert status == 0
+    said = "note: program forward leaves out what is no tensor: steps (int), cache (object)"
+    assert said in errors.splitlines()
+    status, text, _ = run(capsys, *arguments, "--out", tmp_path / "net.omni", "--json")
+    (report,) = json.loads(text)["artifacts"]
+    assert report["left_out"] == {"forward": ["steps (int)", "cache (object)"]}
+
+
 def test_numbers_too_far_exit_with_status_1(capsys, tmp_path):
     out = tmp_path / "net.omni"
     status, _, errors = run(

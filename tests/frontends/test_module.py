@@ -265,3 +265,18 @@ def test_a_module_that_does_not_run_on_its_example():
 def test_a_module_that_returns_no_tensor(returned: Any):
     module = Module(lambda m, x: returned)
     assert "returns no tensors" in refusal(TraceError, module, {"x": floats()})
+
+
+class Cache:
+    """What no artifact can give."""
+
+
+def test_what_is_left_out_is_listed():
+    returned = (None, 3, {"cache": Cache(), "none": None, "names": ["a"]}, [])
+    program = program_from_module(Module(lambda m, x: (m.layer(x), *returned)), {"x": floats()})
+    assert program.outputs == ("output.0",)
+    assert program.left_out == (
+        "output.2 (int)",
+        "output.3.cache (Cache)",
+        "output.3.names.0 (str)",
+    )

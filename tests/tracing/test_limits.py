@@ -60,7 +60,7 @@ def test_a_limit_of_the_module_becomes_the_largest_size(case: str, path: Path):
     function, children, most = TABLES[case]
     module = Small(function, **children)
     report = export(module, {"x": floats(2, 9, 8)}, LENGTH, path)
-    (limit,) = report.limits
+    (limit,) = report.remarks.limits
     assert (
         f"dimension 'length' of program 'forward' is 1:{most}: at {most + 1} the module " in limit
     )
@@ -81,13 +81,13 @@ def test_a_range_that_is_declared_beyond_the_limit_is_refused(path: Path):
 def test_an_open_end_that_is_declared_goes_as_far_as_the_module(path: Path):
     module = Small(looked_up, table=nn.Embedding(40, 8))
     report = export(module, {"x": floats(2, 9, 8)}, LENGTH, path, "length=4:")
-    assert "is 4:40" in report.limits[0]
+    assert "is 4:40" in report.remarks.limits[0]
 
 
 def test_a_limit_of_the_batch(path: Path):
     module = Small(lambda m, x: m.layer(x) + m.rows[: x.shape[0]], rows=torch.randn(4, 1, 8))
     report = export(module, {"x": floats(2, 9, 8)}, LENGTH, path)
-    assert "dimension 'batch' of program 'forward' is 1:4" in report.limits[0]
+    assert "dimension 'batch' of program 'forward' is 1:4" in report.remarks.limits[0]
     check(module, path, {"x": floats(4, 3, 8)}, {"x": floats(1, 3, 8)})
 
 
@@ -101,7 +101,7 @@ def test_a_limit_of_a_sum(path: Path):
     axes = {**LENGTH, "past": {0: "batch", 1: "past"}}
     inputs = {"x": floats(2, 9, 8), "past": floats(2, 4, 8)}
     report = export(module, inputs, axes, path, "past=0:")
-    assert "'length + past' of program 'forward' has at most 40" in report.limits
+    assert "'length + past' of program 'forward' has at most 40" in report.remarks.limits
     sizes = [(1, 39), (40, 0), (20, 20), (1, 0)]
     check(module, path, *({"x": floats(1, t, 8), "past": floats(1, p, 8)} for t, p in sizes))
     program = program_from_module(module, inputs, dynamic=axes)
@@ -132,7 +132,7 @@ WAVES = {"samples": {0: "batch", 1: "samples"}}
 def test_a_limit_of_the_module_becomes_the_least_size(path: Path):
     module = Waves()
     report = export(module, {"samples": floats(2, 800)}, WAVES, path)
-    (limit,) = report.limits
+    (limit,) = report.remarks.limits
     assert "dimension 'samples' of program 'forward' is 400:: at 399 the module fails" in limit
     assert "test_limits.py:" in limit
     check(module, path, *({"samples": floats(*s)} for s in [(1, 400), (3, 401), (2, 1999)]))
@@ -157,7 +157,7 @@ def test_both_ends(path: Path):
 
     module = Small(function, table=torch.randn(60, 8))
     report = export(module, {"x": floats(2, 9, 8)}, LENGTH, path)
-    assert "is 6:65: at 5 the module fails" in report.limits[0]
+    assert "is 6:65: at 5 the module fails" in report.remarks.limits[0]
     check(module, path, *({"x": floats(*s, 8)} for s in [(1, 6), (3, 7), (1, 65)]))
 
 
@@ -165,8 +165,8 @@ def test_height_and_width_of_pictures(path: Path):
     module = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.GELU(), nn.Conv2d(4, 4, 2))
     axes = {"input": {0: "batch", 2: "height", 3: "width"}}
     report = export(module, {"input": floats(2, 3, 32, 24)}, axes, path)
-    assert sorted(limit[11:17] for limit in report.limits) == ["height", "width'"]
-    assert all("is 16:" in limit for limit in report.limits)
+    assert sorted(limit[11:17] for limit in report.remarks.limits) == ["height", "width'"]
+    assert all("is 16:" in limit for limit in report.remarks.limits)
 
     class Named(nn.Module):
         def forward(self, input: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def test_channels_that_were_taken_for_a_length_say_how_to_name_the_axes(path: Pa
     assert ".item()" not in message
     axes = {"input": {0: "batch", 2: "length"}}
     report = export(module, {"input": floats(2, 8, 40)}, axes, path)
-    assert "dimension 'length' of program 'forward' is 3:" in report.limits[0]
+    assert "dimension 'length' of program 'forward' is 3:" in report.remarks.limits[0]
 
 
 # -- what is left alone ----------------------------------------------------------------------------
