@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from graph_checks import EXACT, graph_from_text
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import Tolerance, deviations
@@ -11,6 +10,7 @@ from omnigraph.graph import Graph, count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_attention import FuseAttention
+from omnigraph.testing import EXACT, graph_from_text
 
 PASS = FuseAttention()
 QKV = "float[B,4,T,8] q, float[B,4,S,8] k, float[B,4,S,8] v"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from graph_checks import graph_from_text, store_weights
 
 from omnigraph.graph import Graph
+from omnigraph.testing import graph_from_text, store_weights
 
 LAYER = """g (float[N,4] x, float[4,8] w, float[8] b) => (float[N,8] y) {
     product = MatMul(x, w)

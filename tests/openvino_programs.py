@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import openvino as ov
-from graph_checks import graph_from_signature
 
 from omnigraph.lowering.base import Emission, Lowered
 from omnigraph.lowering.openvino.target import TARGET
 from omnigraph.passes.base import run_passes
 from omnigraph.program import Dim, TensorSpec
+from omnigraph.testing import graph_from_signature
 
 CORE = ov.Core()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from graph_checks import EXACT, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.contract.tolerance import deviations
 from omnigraph.graph import Graph
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.fold_position_bias import FoldPositionBias
+from omnigraph.testing import EXACT, graph_with_weights
 
 SLOPES = -np.array([0.25, 0.0625], np.float32).reshape(2, 1, 1)
 LEAST = "least = Constant<value_float=-3.4028234663852886e38>() none = Constant<value_float=0.0>()"

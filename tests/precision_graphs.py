@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
-from graph_checks import graph_from_signature
 
 from omnigraph.passes.convert_precision import ConvertPrecision
+from omnigraph.testing import graph_from_signature
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 

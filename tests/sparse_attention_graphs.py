@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from graph_checks import EXACT, graph_from_text
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import deviations
 from omnigraph.graph import Graph
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
+from omnigraph.testing import EXACT, graph_from_text
 
 CAUSAL_WINDOW = (
     """a0 = LessOrEqual(j, i)  a1 = Sub(i, w)  a2 = Greater(j, a1)  seen = And(a0, a2)"""

@@ -29,6 +29,7 @@ LAYERS = (
     ("runtimes",),  # beside: what an application embeds
     ("models",),
     ("passes",),
+    ("testing",),  # beside: what tests of passes import
     ("tracing",),
     ("frontends",),
     ("lowering",),

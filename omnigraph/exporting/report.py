@@ -97,7 +97,6 @@ class ExportReport:
             "precision": self.precision,
             "bytes": self.bytes,
             "programs": list(self.programs),
-            "not_made": dict(self.not_made),
             "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
             "contract": [check.to_dict() for check in self.checks],
             "attention": {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import EXACT
 from linear_graphs import layer, weights
 
 from omnigraph.contract.graph_check import (
@@ -17,6 +16,7 @@ from omnigraph.contract.graph_check import (
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.errors import ContractError, GraphError
 from omnigraph.graph import MODULE_KEY, Graph
+from omnigraph.testing import EXACT
 
 # -- legality --------------------------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text, store_weights
 from linear_graphs import layer, weights
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import GraphError
 from omnigraph.graph import MODULE_KEY, SOURCE_KEY
+from omnigraph.testing import graph_from_text, store_weights
 
 
 @pytest.mark.parametrize("size", [4, 64], ids=["small", "large"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from graph_checks import graph_from_text
 
 from omnigraph.contract.graph_check import (
     longest_contraction,
     rounding_depth,
 )
+from omnigraph.testing import graph_from_text
 
 DEPTHS = {
     "nothing": ("g (float[N] x) => (float[N] y) { y = Identity(x) }", 0),

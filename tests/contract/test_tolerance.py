@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import tolerance_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviation, deviations, output_scales
 from omnigraph.graph import MODULE_KEY, Graph
+from omnigraph.testing import tolerance_of
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

@@ -7,7 +7,6 @@ again. The faster ones are here always, the rest is slow.
 from __future__ import annotations
 
 import pytest
-from graph_checks import tolerance_of
 from hugging_face_models import MODELS
 from hugging_face_programs import attention_calls, program
 
@@ -20,6 +19,7 @@ from omnigraph.input_sets import contract_cases
 from omnigraph.passes.base import PassRecord, run_passes
 from omnigraph.passes.pipelines import common
 from omnigraph.program import Program
+from omnigraph.testing import tolerance_of
 from omnigraph.tracing.trace import check_trace, reference_for, trace
 
 #: Forms of a model that is here in its other form, and takes long.

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graph_checks import graph_from_text
 
 from omnigraph.cli.main import main
 from omnigraph.contract.graph_check import GraphRunner
@@ -20,6 +19,7 @@ from omnigraph.passes.base import Pass
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.eliminate_identities import EliminateIdentities
 from omnigraph.program import TensorSpec
+from omnigraph.testing import graph_from_text
 
 CHAIN = """g (float[N,3] x) => (float[N,3] y)
     { a = Relu(x)  i = Identity(a)  b = Neg(i)  c = Exp(b)  y = Tanh(c) }"""

@@ -9,13 +9,13 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text
 
 from omnigraph.cli.main import main
 from omnigraph.errors import UsageError
 from omnigraph.exporting.options import ExportOptions
 from omnigraph.inspection.stages import Subject, explain, stages
 from omnigraph.ledger.graph_text import graph_diff, graph_text
+from omnigraph.testing import graph_from_text
 
 MODEL = """g (float[batch,sequence,64] x, bool[batch,1,sequence,sequence] mask)
     => (float[batch,sequence,64] y)

@@ -8,7 +8,6 @@ from pathlib import Path
 import onnx
 import onnx.parser
 import pytest
-from graph_checks import graph_from_text
 
 import omnigraph
 from omnigraph.artifact import Artifact
@@ -18,6 +17,7 @@ from omnigraph.ledger.attention import attention_sites, check_fused
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.decompose_attention import DecomposeAttention
 from omnigraph.runtimes.kernels import Kernel, kernels_of
+from omnigraph.testing import graph_from_text
 
 FUSED = """g (float[B,4,T,16] q, float[B,2,T,16] k, float[B,2,T,16] v, bool[B,1,T,T] m)
     => (float[B,4,T,16] y) { y = Attention<softcap=5.0>(q, k, v, m) }"""

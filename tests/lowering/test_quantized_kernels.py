@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graph_checks import graph_with_weights
 
 import omnigraph
 from omnigraph.contract.graph_check import GraphRunner
@@ -22,6 +21,7 @@ from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.program import Case, Dim, TensorSpec
 from omnigraph.runtimes.openvino import sums_saturate
+from omnigraph.testing import graph_with_weights
 
 RNG = np.random.default_rng(0)
 TERMS, CHANNELS = 256, 128

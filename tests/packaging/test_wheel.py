@@ -9,7 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from clean_environment import FILES, SOURCES, build, make_environment, run
+from clean_environment import FILES, ROOT, SOURCES, build, make_environment, run
+from markdown_blocks import blocks
 
 from omnigraph.artifact import Artifact
 
@@ -181,3 +182,21 @@ def test_python_exports_with_a_target_of_ones_own(environment, checkout: Path, t
         ran = run([environment.python, "-c", EXPORT_AND_RUN, "abacus", out], place)
         assert "(1, 3, 64)" in ran
         assert Artifact(out).target == "abacus"
+
+
+def test_the_pass_that_the_documentation_shows_is_tested_without_torch(environment, tmp_path: Path):
+    """As its reader would, with nothing of this checkout but the wheel."""
+    shown = blocks((ROOT / "docs/passes.md").read_text(encoding="utf-8"))
+    (name,) = (b.file_name for b in shown if (b.file_name or "").startswith("test_"))
+    for block in shown:
+        if block.file_name is not None:
+            (tmp_path / block.file_name).write_text(block.text)
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is not here')")
+    (tmp_path / "where.py").write_text("import omnigraph.testing as it; print(it.__file__)")
+    assert str(environment.folder) in run([environment.python, "where.py"], tmp_path)
+    pytest_ = (environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert "2 passed" in run([*pytest_, name], tmp_path)
+    broken = (tmp_path / name).read_text().replace("{ y = Relu(x) }", "{ y = Abs(x) }")
+    (tmp_path / "test_broken.py").write_text(broken)
+    with pytest.raises(AssertionError, match=r"-y = Abs\(x\)\n.*\+y = Relu\(x\)"):
+        run([*pytest_, "test_broken.py"], tmp_path)

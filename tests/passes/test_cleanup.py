@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import assert_pass, graph_from_text, graph_text, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import GraphError
@@ -21,6 +20,7 @@ from omnigraph.passes.fold_reshape_shapes import FoldReshapeShapes
 from omnigraph.passes.fold_weight_transposes import FoldWeightTransposes
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.share_constants import ShareConstants
+from omnigraph.testing import assert_pass, graph_from_text, graph_text, graph_with_weights
 
 RNG = np.random.default_rng(0)
 X23 = {"x": RNG.standard_normal((2, 3)).astype(np.float32)}

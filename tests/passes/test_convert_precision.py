@@ -6,7 +6,6 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text
 from precision_graphs import HALVES, convert, dtypes, graph_of
 
 from omnigraph.contract.graph_check import GraphRunner
@@ -16,6 +15,7 @@ from omnigraph.graph import MODULE_KEY, count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.convert_precision import ConvertPrecision
+from omnigraph.testing import graph_from_text
 
 LEAST = float(np.finfo(np.float32).min)
 

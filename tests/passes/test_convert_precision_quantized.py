@@ -6,12 +6,12 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_with_weights
 from precision_graphs import HALVES, convert, dtypes
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.graph import count_ops
+from omnigraph.testing import graph_with_weights
 
 QUANTIZED = """g (float[B,16] x, float[16] scale, int8[16,8] codes, float[8] steps, float step,
     int8 zero) => (float[B,8] y) {

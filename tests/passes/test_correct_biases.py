@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from graph_checks import assert_miss, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.graph import Graph
@@ -15,6 +14,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.correct_biases import CorrectBiases
 from omnigraph.passes.insert_qdq import InsertQdq
+from omnigraph.testing import assert_miss, graph_with_weights
 
 RNG = np.random.default_rng(0)
 K, N = 64, 16

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import EXACT, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from omnigraph.graph import Graph, count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.decompose_partial_rotary import DecomposePartialRotary
 from omnigraph.passes.fuse_rotary import FuseRotary
+from omnigraph.testing import EXACT, assert_pass, graph_from_text
 
 PARTIAL = """y = RotaryEmbedding<interleaved={interleaved}, rotary_embedding_dim={size}>
     (x, c, s)"""

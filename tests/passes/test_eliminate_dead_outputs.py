@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_outputs import EliminateDeadOutputs
 from omnigraph.passes.hoist_selections import HoistSelections
 from omnigraph.passes.pipelines import canonical
+from omnigraph.testing import assert_pass, graph_from_text
 
 RNG = np.random.default_rng(0)
 TWO = (

@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_with_weights, store_weights
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import Tolerance, deviations
@@ -15,6 +14,7 @@ from omnigraph.errors import GraphError
 from omnigraph.graph import MODULE_KEY, count_ops
 from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
+from omnigraph.testing import graph_with_weights, store_weights
 
 
 def graph_of(body: str, **weights: np.ndarray) -> ir.Model:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text, graph_with_weights, tolerance_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from position_bias_graphs import (
@@ -29,6 +28,13 @@ from omnigraph.graph import declare_ranges
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.fold_position_bias import FoldPositionBias
 from omnigraph.passes.pipelines import canonical
+from omnigraph.testing import (
+    assert_miss,
+    assert_pass,
+    graph_from_text,
+    graph_with_weights,
+    tolerance_of,
+)
 
 # -- one row per head ------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import assert_miss, graph_from_text, graph_with_weights
 from position_bias_graphs import (
     ALIBI,
     CLAMPED,
@@ -26,6 +25,7 @@ from omnigraph.passes.analysis.position.toeplitz import Toeplitz
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.fold_position_bias import FoldPositionBias
 from omnigraph.passes.pipelines import canonical
+from omnigraph.testing import assert_miss, graph_from_text, graph_with_weights
 
 # -- a Toeplitz row --------------------------------------------------------------------------------
 

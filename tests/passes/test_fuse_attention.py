@@ -21,12 +21,12 @@ from attention_spellings import (
     graph,
     tensors,
 )
-from graph_checks import assert_miss, assert_pass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.graph import Graph
+from omnigraph.testing import assert_miss, assert_pass
 
 # Scales and the softcap ---------------------------------------------------------------------------
 

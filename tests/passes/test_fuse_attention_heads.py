@@ -19,7 +19,6 @@ from attention_spellings import (
     graph,
     tensors,
 )
-from graph_checks import EXACT, assert_pass
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.tolerance import deviations
@@ -28,6 +27,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.fuse_attention import FuseAttention
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
+from omnigraph.testing import EXACT, assert_pass
 
 # Heads and layouts --------------------------------------------------------------------------------
 

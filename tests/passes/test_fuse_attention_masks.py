@@ -19,7 +19,8 @@ from attention_spellings import (
     graph,
     tensors,
 )
-from graph_checks import assert_pass, graph_text
+
+from omnigraph.testing import assert_pass, graph_text
 
 # Masks --------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_gelu import FuseGelu
 from omnigraph.passes.lift_constants import LiftConstants
+from omnigraph.testing import assert_miss, assert_pass, graph_from_text
 
 #: 1 + erf(x) cancels where x is negative, and the runtimes' erf and tanh are polynomials of their
 #: own: the difference is a few roundings of 1, and outputs there are far smaller than 1.

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_norm import FuseNorm
 from omnigraph.passes.lift_constants import LiftConstants
+from omnigraph.testing import assert_miss, assert_pass, graph_from_text
 
 #: Written out in half, each of some ten steps rounds; the op rounds at its end.
 HALF = Tolerance(rms=8 * 2.0**-11, peak=64 * 2.0**-11)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from graph_checks import assert_miss, assert_outputs, assert_pass, graph_with_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from omnigraph.graph import count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.fuse_projections import FuseProjections
 from omnigraph.passes.pipelines import canonical
+from omnigraph.testing import assert_miss, assert_outputs, assert_pass, graph_with_weights
 
 RNG = np.random.default_rng(0)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_rotary import FuseRotary
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.pipelines import canonical
+from omnigraph.testing import assert_miss, assert_pass, graph_from_text
 
 TABLE = np.repeat(np.arange(10, dtype=np.float32)[:, None], 4, axis=1) * (0.1, 0.5, 0.7, 1.1)
 CONSTANTS = """i0 = Constant<value_ints=[0]>()  i1 = Constant<value_ints=[1]>()

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.fuse_swiglu import FuseSwiglu
 from omnigraph.passes.lift_constants import LiftConstants
+from omnigraph.testing import assert_miss, assert_pass, graph_from_text
 
 CONSTANTS = """zero = Constant<value_ints=[0]>()  four = Constant<value_ints=[4]>()
     six = Constant<value_ints=[6]>()  end = Constant<value_ints=[9223372036854775807]>()

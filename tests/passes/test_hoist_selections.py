@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.hoist_selections import HoistSelections
+from omnigraph.testing import assert_miss, assert_pass, graph_from_text
 
 RNG = np.random.default_rng(0)
 

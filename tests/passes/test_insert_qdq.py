@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import assert_miss, graph_text, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.errors import UnsupportedError
@@ -20,6 +19,7 @@ from omnigraph.passes.analysis.quantization.statistics import Observation, Stati
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
+from omnigraph.testing import assert_miss, graph_text, graph_with_weights
 
 #: Schemes by precision.
 SCHEMES = find_target("onnx").schemes

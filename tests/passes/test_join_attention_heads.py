@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import assert_miss, assert_outputs, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from omnigraph.graph import count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.join_attention_heads import JoinAttentionHeads
 from omnigraph.passes.pipelines import canonical
+from omnigraph.testing import assert_miss, assert_outputs, assert_pass, graph_from_text
 
 RNG = np.random.default_rng(0)
 PARTS = """hs = Constant<value_ints=[0,0,4,8]>() ks = Constant<value_ints=[0,0,2,8]>()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.graph import Graph, count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
+from omnigraph.testing import assert_miss, assert_pass, graph_from_text
 
 PASS = LegalizeAttentionAxes()
 RNG = np.random.default_rng(0)

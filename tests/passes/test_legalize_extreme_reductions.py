@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.legalize_extreme_reductions import LegalizeExtremeReductions
+from omnigraph.testing import assert_miss, assert_pass, graph_from_text
 
 PASS = LegalizeExtremeReductions()
 BEFORE = """g (float[N,3] x) => (float[N] y)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from graph_checks import assert_miss, assert_pass, graph_with_weights
 
 from omnigraph.passes.legalize_int8_weights import LegalizeInt8Weights
+from omnigraph.testing import assert_miss, assert_pass, graph_with_weights
 
 PASS = LegalizeInt8Weights()
 RNG = np.random.default_rng(0)

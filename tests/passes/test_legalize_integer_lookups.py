@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_with_weights
 
 from omnigraph.graph import Graph, count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omnigraph.passes.legalize_integer_lookups import LegalizeIntegerLookups
+from omnigraph.testing import assert_miss, assert_pass, graph_with_weights
 
 PASS = LegalizeIntegerLookups()
 RNG = np.random.default_rng(0)

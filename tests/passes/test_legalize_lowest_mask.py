@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import assert_pass, graph_from_text, graph_text
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.legalize_lowest_mask import LegalizeLowestMask
+from omnigraph.testing import assert_pass, graph_from_text, graph_text
 
 LOWEST = np.finfo(np.float32).min
 NEXT = np.nextafter(LOWEST, np.float32(0))

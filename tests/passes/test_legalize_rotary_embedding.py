@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graph_checks import assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.graph import Graph, count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.legalize_rotary_embedding import LegalizeRotaryEmbedding
+from omnigraph.testing import assert_pass, graph_from_text
 
 BY_ROW = """g (float[{b},2,T,8] x, float[{c},T,4] c, float[{c},T,4] s) => (float[{b},2,T,8] y)
     {{ y = RotaryEmbedding(x, c, s) }}"""

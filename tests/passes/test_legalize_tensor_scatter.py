@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graph_checks import assert_pass, graph_from_text
 from onnx.reference import ReferenceEvaluator
 from onnx_cases import node_tests
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.graph import OPSET, count_ops
 from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
+from omnigraph.testing import assert_pass, graph_from_text
 
 PASS = LegalizeTensorScatter()
 RNG = np.random.default_rng(0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import assert_pass, graph_from_text
 
 from omnigraph.graph import count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.legalize_unmasked_attention import LegalizeUnmaskedAttention
+from omnigraph.testing import assert_pass, graph_from_text
 
 PASS = LegalizeUnmaskedAttention()
 SHAPES = {"q": (2, 4, 5, 8), "k": (2, 4, 19, 8), "v": (2, 4, 19, 8)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import EXACT, assert_miss, assert_pass, graph_from_text
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sparse_attention_graphs import (
@@ -23,6 +22,7 @@ from omnigraph.contract.tolerance import Tolerance, deviations
 from omnigraph.graph import Graph, count_ops, declare_ranges
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
+from omnigraph.testing import EXACT, assert_miss, assert_pass, graph_from_text
 
 #: Half types store each result rounded, and either form rounds its scores once or twice more.
 HALF = Tolerance(rms=4 * 2.0**-11, peak=64 * 2.0**-11)

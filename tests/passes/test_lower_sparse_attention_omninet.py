@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-from graph_checks import assert_miss
 from sparse_attention_graphs import lowered
 
 from omnigraph.contract.graph_check import GraphRunner
@@ -15,6 +14,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
 from omnigraph.passes.pipelines import canonical
 from omnigraph.program import Case
+from omnigraph.testing import assert_miss
 
 #: Each row of the softmax is summed over other keys that count zero, so sums are reordered only;
 #: over two layers and their products such differences add up to a few tens of roundings.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_with_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.graph import Graph
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.pad_odd_channels import PadOddChannels
+from omnigraph.testing import assert_miss, assert_pass, graph_with_weights
 
 PASS = PadOddChannels(least=9)
 RNG = np.random.default_rng(0)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graph_checks import EXACT, assert_miss, assert_pass, graph_text
 from head_pruning_graphs import (
     FEEDS,
     GATE,
@@ -29,6 +28,7 @@ from omnigraph.graph import MODULE_KEY
 from omnigraph.passes.analysis.pruning.importance import least_important
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.prune_heads import PruneHeads
+from omnigraph.testing import EXACT, assert_miss, assert_pass, graph_text
 
 
 def test_a_constant_gate_leaves_the_heads_that_it_does_not_close():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import EXACT, assert_miss, graph_text
 from head_pruning_graphs import (
     FEEDS,
     GATE,
@@ -25,6 +24,7 @@ from omnigraph.contract.tolerance import deviations
 from omnigraph.graph import Graph
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.prune_heads import PruneHeads
+from omnigraph.testing import EXACT, assert_miss, graph_text
 
 GROUPED = f"""g (float[B,T,{C}] x, float[{C},8] wq, float[{C},4] wk, float[{C},4] wv,
       float[8,{C}] wo, int64[4] split, int64[4] split_key, int64[3] merge)

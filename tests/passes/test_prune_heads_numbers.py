@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from graph_checks import EXACT
 from head_pruning_graphs import C, graph_with, grouped_layer, shapes, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from omnigraph.models.programs import programs
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.pipelines import canonical
 from omnigraph.passes.prune_heads import PruneHeads
+from omnigraph.testing import EXACT
 from omnigraph.tracing.trace import reference_for
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graph_checks import assert_pass, graph_from_text, graph_with_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.fold_weight_transposes import FoldWeightTransposes
 from omnigraph.passes.share_weights import ShareWeights
+from omnigraph.testing import assert_pass, graph_from_text, graph_with_weights
 from omnigraph.tracing.trace import output_specs
 
 RNG = np.random.default_rng(0)

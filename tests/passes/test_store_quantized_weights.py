@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from graph_checks import assert_miss, graph_text, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.graph import Graph, count_ops
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.store_quantized_weights import StoreQuantizedWeights
+from omnigraph.testing import assert_miss, graph_text, graph_with_weights
 
 RNG = np.random.default_rng(0)
 V, C = 40, 32

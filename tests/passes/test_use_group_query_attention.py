@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graph_checks import assert_miss, assert_pass, graph_from_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from omnigraph.lowering import Lowered, find_target
 from omnigraph.lowering.onnx.kernels import CONTRIB_OPS
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.use_group_query_attention import UseGroupQueryAttention
+from omnigraph.testing import assert_miss, assert_pass, graph_from_text
 
 RNG = np.random.default_rng(0)
 MASKS = {

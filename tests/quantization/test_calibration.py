@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graph_checks import graph_with_weights
 
 from omnigraph.errors import UsageError
 from omnigraph.graph import Graph, declare_roles
@@ -15,6 +14,7 @@ from omnigraph.passes.analysis.quantization.linear_layers import linear_layers
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.quantization.calibration import METHODS, calibrate, second_moments
 from omnigraph.quantization.ranges import entropy, mse, percentile
+from omnigraph.testing import graph_with_weights
 
 RNG = np.random.default_rng(0)
 K = 24

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text
 
 import omnigraph
 from omnigraph.contract.graph_check import GraphRunner, check_graph
@@ -17,6 +16,7 @@ from omnigraph.graph import Graph
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.quantize_caches import QuantizeCaches
 from omnigraph.program import Case
+from omnigraph.testing import graph_from_text
 from omnigraph.tracing.trace import reference_for
 
 TINY = {"config": "tiny", "settings": {"kind": "decoder", "positions": "alibi"}}

@@ -33,10 +33,9 @@ def test_the_noise_that_is_foreseen_is_that_of_a_product(trace_of_one_product):
 
 @pytest.fixture(scope="module")
 def trace_of_one_product():
-    from graph_checks import graph_with_weights
-
     from omnigraph.contract.reference import Reference
     from omnigraph.program import Case
+    from omnigraph.testing import graph_with_weights
 
     weight = RNG.standard_normal((128, 64)).astype(np.float32)
     x = RNG.standard_normal((400, 128)).astype(np.float32)

@@ -13,7 +13,6 @@ import onnx_ir as ir
 import openvino as ov
 import pytest
 import torch
-from graph_checks import graph_from_text, graph_with_weights
 from onnx.reference import ReferenceEvaluator
 
 from omnigraph.artifact import Artifact, ProgramEntry, seal
@@ -27,6 +26,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.program import Dim, TensorSpec
 from omnigraph.runtimes import load
 from omnigraph.runtimes.base import Session
+from omnigraph.testing import graph_from_text, graph_with_weights
 
 HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 HIDDEN = 64

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text
 
 import omnigraph
 from omnigraph.artifact import MANIFEST, Artifact, seal
@@ -19,6 +18,7 @@ from omnigraph.lowering.base import Lowered
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.onnx.target import TARGET
 from omnigraph.program import TensorSpec
+from omnigraph.testing import graph_from_text
 
 
 def lowered(name: str, graph: Graph) -> Lowered:

@@ -10,7 +10,6 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_with_weights
 from tensorrt_programs import TARGET, lower
 
 from omnigraph.contract.graph_check import GraphRunner
@@ -20,6 +19,7 @@ from omnigraph.graph import Graph, count_ops
 from omnigraph.lowering import Lowered
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.program import Dim
+from omnigraph.testing import graph_with_weights
 
 RNG = np.random.default_rng(0)
 WIDTH, ROWS = 128, 5

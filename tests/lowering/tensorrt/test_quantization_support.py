@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text, graph_with_weights
 from tensorrt_programs import as_program, lower
 
 from omnigraph.errors import UnsupportedError
 from omnigraph.lowering.tensorrt.build import build_engine, rtx_flavour
 from omnigraph.lowering.tensorrt.support import refusal
 from omnigraph.program import Dim
+from omnigraph.testing import graph_from_text, graph_with_weights
 
 N = "float[n,8]"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text, store_weights
 
 from omnigraph.passes.analysis.attention.mask import MaskMeaning, difference, meaning, separate
 from omnigraph.passes.analysis.index import Length, Linear, NotClosed
+from omnigraph.testing import graph_from_text, store_weights
 
 PAST = Linear(0, ((Length("past"), 1),))
 #: Queries qi [T, 1] after a past, keys kj [1, S], for past P, T queries and S = P + T keys.

@@ -7,7 +7,6 @@ from math import inf
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text, graph_with_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +32,7 @@ from omnigraph.passes.analysis.index import (
     substitute,
 )
 from omnigraph.passes.insertion import Inserter
+from omnigraph.testing import graph_from_text, graph_with_weights
 
 NAMES = ("b", "h", "i", "j")
 POSITIONS = """zero = Constant<value_int=0>() one = Constant<value_int=1>()

@@ -1,7 +1,11 @@
-"""What tests of passes are written with: graphs from ONNX text, and one check for any pass."""
+"""What tests of passes are written with: graphs from ONNX text, and one check for any pass.
+
+It needs no torch: ``pip install 'omnigraph[testing]'``.
+"""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,7 +30,11 @@ EXACT = Tolerance(rms=8 * 2.0**-24, peak=64 * 2.0**-24)
 
 
 def graph_from_text(body: str) -> Graph:
-    """A Graph from ONNX text, ``g (float[N] x) => (float[N] y) { y = Relu(x) }`` for example."""
+    """A Graph from ONNX text, ``g (float[N] x) => (float[N] y) { y = Relu(x) }`` for example.
+
+    Raises:
+        onnx.parser.ParseError: the text is none.
+    """
     model = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["": {OPSET}]> {body}')
     graph = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     for position, node in enumerate(graph.graph):
@@ -107,12 +115,19 @@ def tolerance_of(graph: Graph, precision: str = "fp32") -> Tolerance:
 
 
 def assert_outputs(graph: Graph, references: Sequence[Reference]) -> None:
-    """Check that a Graph gives the outputs of torch within the contract's tolerance."""
+    """Check that a Graph gives the outputs of torch within the contract's tolerance.
+
+    Raises:
+        AssertionError: naming the output and the input set.
+    """
     runner, tolerance = GraphRunner(graph), tolerance_of(graph)
     for reference in references:
         outputs = runner.run(reference.feeds)
         for name, found in deviations(outputs, reference.outputs).items():
-            assert found.within(tolerance), (name, found, reference.case)
+            _check(
+                found.within(tolerance),
+                f"output {name!r} in {reference.case}: {found} from torch, more than {tolerance}",
+            )
 
 
 def assert_pass(
@@ -128,26 +143,59 @@ def assert_pass(
     Args:
         before: the Graph to run the pass on, in place.
         after: the Graph it should become; None where the pass should leave it alone.
+        feeds: an array for each input, by name.
+        tolerance: of the outputs, before against after.
+
+    Raises:
+        AssertionError: saying what differs; a wrong Graph as a diff.
+        GraphError: the Graph is not legal afterwards, or the pass failed.
     """
     untouched = graph_text(before)
     expected = GraphRunner(before.clone()).run(feeds)
     (record,) = run_passes(before, (pass_,))
     wanted = untouched if after is None else graph_text(after)
-    assert graph_text(before) == wanted
-    assert record.modified == (after is not None)
+    _check_text(before, wanted, f"{pass_.name} made another Graph")
+    _check(
+        record.modified == (after is not None),
+        f"{pass_.name} says modified={record.modified} of a Graph that it "
+        + ("left alone" if after is None else "changed"),
+    )
     check_graph(before, pass_.name)
     (again,) = run_passes(before, (pass_,))
-    assert not again.modified
-    assert graph_text(before) == wanted
+    _check(not again.modified, f"a second run of {pass_.name} says that it changed something")
+    _check_text(before, wanted, f"a second run of {pass_.name} made another Graph")
     for name, found in deviations(GraphRunner(before).run(feeds), expected).items():
-        assert found.within(tolerance), (name, found)
+        _check(
+            found.within(tolerance),
+            f"{pass_.name} changed output {name!r} by {found}: more than {tolerance}",
+        )
 
 
 def assert_miss(pass_: SitePass, graph: Graph, reason: str) -> None:
-    """Check that a pass leaves a Graph alone, and that the reason it gives holds these words."""
+    """Check that a pass leaves a Graph alone, and that the reason it gives holds these words.
+
+    Raises:
+        AssertionError: the pass changed the Graph, or gave other reasons; with these.
+    """
     untouched = graph_text(graph)
     (record,) = run_passes(graph, (pass_,))
-    assert not record.modified
-    assert graph_text(graph) == untouched
-    reasons = [finding.reason or "" for finding in record.findings]
-    assert any(reason in found for found in reasons), reasons or "no site was looked at"
+    _check_text(graph, untouched, f"{pass_.name} changed a Graph that it should leave alone")
+    _check(not record.modified, f"{pass_.name} says that it changed a Graph that it left alone")
+    found = [finding.reason or f"became {finding.became}" for finding in record.findings]
+    _check(
+        any(reason in given for given in found),
+        f"no site has the reason {reason!r}: " + ("; ".join(found) or "no site was looked at"),
+    )
+
+
+def _check_text(graph: Graph, wanted: str, message: str) -> None:
+    found = graph_text(graph)
+    names = ("expected", "found")
+    lines = difflib.unified_diff(wanted.splitlines(), found.splitlines(), *names, lineterm="")
+    _check(found == wanted, "\n".join((message, *lines)))
+
+
+def _check(good: bool, message: str) -> None:
+    # No assert statement: pytest rewrites those of test files only.
+    if not good:
+        raise AssertionError(message)
