@@ -18,6 +18,7 @@ import numpy as np
 import omnigraph
 from benchmarks.timing import in_new_process, take_turns
 from omnigraph.inspection.targets import list_targets
+from omnigraph.precision import AUTO
 from omnigraph.report import progress_reporter, size_text, table
 
 SETTINGS = {"kind": "encoder-decoder", "positions": "rotary"}
@@ -42,7 +43,7 @@ def main() -> None:
     targets = [t for t in list_targets() if t["unusable"] is None]
     precisions: Sequence[str | None] = FIRST
     if parser.parse_args().all:
-        precisions = tuple(dict.fromkeys(p for t in targets for p in t["precisions"]))
+        precisions = tuple(dict.fromkeys(p for t in targets for p in t["precisions"] if p != AUTO))
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for precision in precisions:

@@ -36,6 +36,7 @@ from omnigraph.graph import count_ops, places
 from omnigraph.head_variants.variants import Variants, make_variants
 from omnigraph.input_sets import contract_cases
 from omnigraph.ledger.attention import check_fused
+from omnigraph.ledger.precision import with_stored_choices
 from omnigraph.lowering.emulation import run_lowered
 from omnigraph.manifest import build_manifest, golden_name, write_golden
 from omnigraph.passes.calibrated_pass import QuantizationFacts
@@ -279,7 +280,7 @@ class _Export:
                 options=job.settings,
             )
         product = TargetProduct(
-            job.precision,
+            job.called(row for done in lowered for row in done.layers),
             job.settings,
             emission,
             {done.program.name: done.records for done in lowered},
@@ -325,6 +326,8 @@ class _Export:
         budget: Mapping[str, Any],
     ) -> dict[str, Any]:
         found = {d.program.name: d.deviation.rms for d in lowered if d.deviation is not None}
+        if budget:
+            budget = with_stored_choices(budget, [row for d in lowered for row in d.layers])
         return manifest_fields(self.options.quantizing, facts, found, budget)
 
     # -- check, publish ----------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omnigraph.artifact import MANIFEST, SINGLE_FILE, Artifact, check_replaceable
 from omnigraph.errors import ArtifactError, UsageError
 from omnigraph.exporting.options import ExportOptions
+from omnigraph.ledger.precision import LayerPrecision
 from omnigraph.lowering import Target, find_target
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.precision import carrier_of
@@ -40,6 +41,16 @@ class TargetJob:
     def judges(self, options: Quantization) -> bool:
         """Whether a loss is measured, to choose the precision of each layer within a bound."""
         return options.with_defaults(self.asked, runs_here=False).max_loss is not None
+
+    def called(self, layers: Iterable[LayerPrecision]) -> str:
+        """The precision's name for the artifact: the type of floats, where no layer is quantized.
+
+        Args:
+            layers: of all programs, as they are stored.
+        """
+        if not self.quantizes or any(row.quantized for row in layers):
+            return self.asked
+        return self.target.rounding(self.precision)
 
 
 def plan_jobs(target: str | Sequence[str], options: ExportOptions) -> list[TargetJob]:

@@ -44,7 +44,7 @@ class ExportReport:
 
     Args:
         path: of the artifact.
-        precision: that was asked for; "float" types where "auto" quantized nothing.
+        precision: the one that was asked for; that of the floats, where nothing was quantized.
         bytes: the size of all files.
         seconds: of each step.
         checks: each output of each program in each input set, compared with torch.

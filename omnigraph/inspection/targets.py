@@ -25,7 +25,7 @@ def _described(entry: Any) -> dict[str, Any]:
     return {
         "name": entry.name,
         "purpose": target.purpose,
-        "precisions": list(target.precisions),
+        "precisions": list(target.offered),
         "options": dict(target.options),
         "unusable": target.unusable(),
         "unrunnable": target.unrunnable(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import is_weight
 from omnigraph.passes.analysis.quantization.linear_layers import layer_of
 from omnigraph.passes.matching import made_by, nodes_of, through
-from omnigraph.precision import FLOAT_TYPES
+from omnigraph.precision import FLOAT_TYPES, PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class LayerPrecision:
     bits: float
     block: int | None = None
 
+    @property
+    def quantized(self) -> bool:
+        """Whether its weight is stored in integers or float8."""
+        found = PRECISIONS.get(self.weights)
+        return found is None or found.quantizes
+
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON-ready fields."""
         fields: dict[str, Any] = {
@@ -53,6 +60,28 @@ def layer_precisions(graph: Graph) -> list[LayerPrecision]:
     """Every linear layer and every embedding, in the Graph's order."""
     rows = (_row(node) for node in nodes_of(graph, "MatMul", "Gemm", "Gather"))
     return [row for row in rows if row is not None]
+
+
+def with_stored_choices(plan: Mapping[str, Any], rows: Iterable[LayerPrecision]) -> dict[str, Any]:
+    """The plan of a budget, with each choice called what its layers are stored in.
+
+    The tables of embeddings, and logits that share them, have eight bits in every scheme: what was
+    chosen as "int4-weights" is "int8-weights" there.
+
+    Args:
+        plan: JSON-ready fields, with a ``choice`` for the ``layers`` of each row.
+        rows: of the ledger, of all programs.
+    """
+    types: dict[str, set[str]] = {}
+    for row in rows:
+        types.setdefault(row.layer, set()).add(row.weights)
+
+    def stored(choice: str, layers: Iterable[str]) -> str:
+        found = {name for layer in layers for name in types.get(layer, ())}
+        return "int8-weights" if choice == "int4-weights" and found == {"int8"} else choice
+
+    listed = [{**row, "choice": stored(row["choice"], row["layers"])} for row in plan["layers"]]
+    return {**plan, "layers": listed}
 
 
 def _row(node: ir.Node) -> LayerPrecision | None:

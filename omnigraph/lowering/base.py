@@ -85,6 +85,12 @@ class Target(abc.ABC):
         """The precisions it supports, the default first."""
         return tuple(self.schemes)
 
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The precisions that one may ask for: its own, and "auto", where one carries it."""
+        carried = (p.name for p in PRECISIONS.values() if p.carrier in self.schemes)
+        return (*self.schemes, *carried)
+
     @abc.abstractmethod
     def unusable(self) -> str | None:
         """Why this target cannot compile here, or None."""
@@ -215,7 +221,7 @@ class Target(abc.ABC):
         if precision not in self.precisions:
             raise UnsupportedError(
                 f"Target {self.name!r} cannot do precision {precision!r}",
-                expected=" or ".join(self.precisions),
+                expected=" or ".join(self.offered),
                 hint=f"leave --precision out for {self.precisions[0]}",
             )
 

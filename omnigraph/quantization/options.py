@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 #: The range of all observed numbers. The default: rare values, such as those of the first token of
 #: a text, may matter as much as the rest.
 MIN_MAX = "min-max"
-#: The methods that choose a range from the observed numbers.
+#: The methods that choose a range from the observed numbers, the default first.
 METHODS = (MIN_MAX, "percentile", "entropy", "mse")
+#: How many samples are enough, and the terms with one scale, where nothing is given.
+SAMPLES, GROUP_SIZE = 128, 64
 #: Terms of a group with one scale, in four bits: the sizes that every target's kernels take.
 GROUP_SIZES = (16, 32, 64, 128)
 #: The largest loss of "auto", and the number of tokens with which it times regions.
@@ -56,9 +58,9 @@ class Quantization:
             wrote; None is random token ids.
         tokenizer: for DATA that is text: a file of the ``tokenizers`` library, or "bytes".
         samples: how many samples to calibrate on, at most.
-        method: how ranges are chosen: "min-max", "percentile", "entropy" or "mse".
-        group_size: of four-bit weights, the terms with one scale: 16 to 128; None is the scheme's,
-            which is 64.
+        method: how ranges are chosen: one of ``METHODS``, of which the first is the default.
+        group_size: of four-bit weights, the terms with one scale: one of ``GROUP_SIZES``; None is
+            the scheme's, which is ``GROUP_SIZE``.
         symmetric: four-bit weights have no zero points; None is as in the scheme.
         keep: layers that stay in float: module paths, with ``*`` for any text.
         max_loss: how much worse the model may get, as a fraction. A search then chooses which
@@ -85,12 +87,16 @@ class Quantization:
     tokenizer: str | None = option(
         None, "for text DATA: a tokenizer.json, or bytes", metavar="FILE"
     )
-    samples: int = option(128, "samples to calibrate on, at most (128)", metavar="N", parse=int)
+    samples: int = option(
+        SAMPLES, f"samples to calibrate on, at most ({SAMPLES})", metavar="N", parse=int
+    )
     method: str = option(
-        MIN_MAX, f"how to choose ranges: {MIN_MAX} (default), {', '.join(METHODS[1:])}", metavar="M"
+        METHODS[0],
+        f"how to choose ranges: {METHODS[0]} (default), {', '.join(METHODS[1:])}",
+        metavar="M",
     )
     group_size: int | None = option(
-        None, "terms with one scale, in four bits (64)", metavar="N", parse=int
+        None, f"terms with one scale, in four bits ({GROUP_SIZE})", metavar="N", parse=int
     )
     symmetric: bool | None = option(None, "four bits without zero points", switch="both")
     keep: tuple[str, ...] = option(

@@ -114,6 +114,7 @@ def test_targets_and_passes_say_what_there_is(capsys):
     assert set(targets) >= {"onnx", "openvino", "tensorrt"}
     assert targets["onnx"]["unusable"] is None
     assert "compute" in targets["tensorrt"]["options"]
+    assert all(target["precisions"][-1] == "auto" for target in targets.values())
     names = [p["name"] for p in json.loads(run(capsys, "passes", "--json")[1])["passes"]]
     assert "fold-weight-transposes" in names
     assert names == sorted(names)

@@ -11,15 +11,15 @@ import pytest
 from markdown_blocks import PAGES, ROOT, inline_code
 
 from omnigraph.lowering import targets
-from omnigraph.precision import AUTO
+from omnigraph.quantization.options import GROUP_SIZE, METHODS, Quantization
 
 COMMANDS = ("export", "run", "verify", "inspect", "explain", "bisect", "passes", "targets")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
 @cache
-def options(command: str) -> frozenset[str]:
-    """The options in the help of a command."""
+def help_text(command: str) -> str:
+    """What a command says of itself."""
     done = subprocess.run(
         [sys.executable, "-m", "omnigraph", command, "--help"],
         capture_output=True,
@@ -28,7 +28,12 @@ def options(command: str) -> frozenset[str]:
         cwd=ROOT,
         env={"COLUMNS": "200"},
     )
-    return frozenset(_OPTION.findall(done.stdout)) - {"--help"}
+    return done.stdout
+
+
+def options(command: str) -> frozenset[str]:
+    """The options in the help of a command."""
+    return frozenset(_OPTION.findall(help_text(command))) - {"--help"}
 
 
 def named(page: str) -> set[str]:
@@ -59,4 +64,22 @@ def test_the_table_of_the_readme_has_the_precisions_of_each_target():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, target in targets().items():
         (row,) = re.findall(rf"^\| `{name}` \|.*$", readme, re.MULTILINE)
-        assert row.split("|")[3].strip() == ", ".join((*target.precisions, AUTO))
+        assert row.split("|")[3].strip() == ", ".join(target.offered)
+
+
+def test_what_texts_say_of_defaults_is_so():
+    text = " ".join(help_text("export").split())
+    assert f"how to choose ranges: {Quantization().method} (default), " in text
+    assert f"at most ({Quantization().samples})" in text
+    page = (ROOT / "docs/quantization.md").read_text(encoding="utf-8")
+    (first, *others), last = METHODS[:-1], METHODS[-1]
+    listed = ", ".join([f"`{first}` (the default)", *(f"`{name}`" for name in others)])
+    assert f"`--method` chooses ranges: {listed} or `{last}`." in page
+    blocks = {
+        scheme.weights.block
+        for target in targets().values()
+        for scheme in target.schemes.values()
+        if scheme is not None and scheme.weights.block
+    }
+    assert blocks == {GROUP_SIZE}
+    assert f"in four bits ({GROUP_SIZE})" in text
