@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -63,6 +64,8 @@ class FuseAttention(SitePass):
     Needs: shapes with known ranks. Leaves alone: scores of five axes, random dropout, and masks
     inside a softcap; the reason of each site says more.
     """
+
+    makes: ClassVar[tuple[str, ...]] = ("Attention",)
 
     absorb_past: bool = True
 

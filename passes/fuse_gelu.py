@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -48,6 +48,8 @@ class FuseGelu(SitePass):
     (Hendrycks and Gimpel 2016, section 2.) Needs: constants within eight roundings of these.
     Leaves alone: a Gelu with parts that something else reads, and functions of other constants.
     """
+
+    makes: ClassVar[tuple[str, ...]] = ("Gelu",)
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every Erf, each Tanh of a cube or added to a number, each Sigmoid of a multiple."""

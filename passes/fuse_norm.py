@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -49,6 +50,8 @@ class FuseNorm(SitePass):
     axes than the last ones; float64, since the standard op computes in fp32; a scale that is not
     one number for each feature, which stays a Mul after the op; residual sums before the norm.
     """
+
+    makes: ClassVar[tuple[str, ...]] = ("LayerNormalization", "RMSNormalization")
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every product with, or quotient by, the root of a mean."""

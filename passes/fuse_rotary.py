@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -50,6 +51,8 @@ class FuseRotary(SitePass):
     numbers for the two of a pair, as a Concat or Expand of one value has, or a constant table.
     Leaves alone: x of three axes, angles that differ by head.
     """
+
+    makes: ClassVar[tuple[str, ...]] = ("RotaryEmbedding",)
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every sum with a rotated x, and every Concat or Reshape of two rotated halves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -45,6 +46,8 @@ class FuseSwiglu(SitePass):
     of p's last axis. Leaves alone: a Sigmoid that multiplies anything but its own argument, as the
     gate of a GLU does; halves that are split already.
     """
+
+    makes: ClassVar[tuple[str, ...]] = ("Swish",)
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """Every Sigmoid in a product, and every Swish or Gelu of one of two slices."""

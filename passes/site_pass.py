@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -28,6 +29,9 @@ class Miss(Exception):
 @dataclass(frozen=True)
 class SitePass(Pass):
     """A pass that consists of ``sites`` and ``rewrite``, and records a finding for each site."""
+
+    #: The ops that sites become: where a Graph has these already, there may be no site.
+    makes: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def sites(self, graph: Graph) -> Iterable[ir.Node]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -45,6 +46,8 @@ class UseGroupQueryAttention(SitePass):
     Args:
         shortest: the fewest tokens for which the op is faster.
     """
+
+    makes: ClassVar[tuple[str, ...]] = ("com.microsoft::GroupQueryAttention",)
 
     shortest: int = 1024
 

@@ -125,14 +125,17 @@ def _explain(args: argparse.Namespace) -> int:
 
     found = explain(_subject(args, args.model), args.pass_name)
     if args.json:
-        print_json({"pass": args.pass_name, "programs": explanation_fields(found)})
+        print_json({"pass": args.pass_name, **explanation_fields(found)})
         return 0
-    for program, findings in found.items():
+    for program, stage in found.items():
+        findings = stage.findings
         rows = [
             (f.module, f.site, f.became or "left alone", f.reason or "", f.source) for f in findings
         ]
         done = sum(f.became is not None for f in findings)
         print(f"program {program}: {done} of {len(findings)} sites of {args.pass_name}")
+        if stage.no_sites:
+            print(stage.no_sites)
         if rows:
             print(table(("module", "node", "became", "why not", "source"), rows))
         print()

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from omnigraph.errors import UsageError
 from omnigraph.exporting.options import OF_MODEL, ExportOptions
 from omnigraph.inspection.graph_picture import picture
+from omnigraph.inspection.no_sites import why_no_sites
 from omnigraph.ledger.graph_text import graph_diff, graph_text
 from omnigraph.passes.base import Finding, Pass, run_passes
 from omnigraph.passes.pipeline import STAGES, Pipeline
 from omnigraph.passes.pipelines import common
-from omnigraph.passes.registry import make_pass
+from omnigraph.passes.registry import PassEdit
+from omnigraph.passes.site_pass import SitePass
 from omnigraph.precision import carrier_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class Stage:
         name: the pass, the stage, or "trace".
         findings: of the pass, one for each site.
         picture: a Mermaid flowchart of the first place that it changed.
+        no_sites: why the pass has no finding, if it looks for sites and found none.
     """
 
     program: str
@@ -42,6 +45,7 @@ class Stage:
     name: str
     findings: tuple[Finding, ...] = ()
     picture: str = ""
+    no_sites: str = ""
 
     @property
     def diff(self) -> str:
@@ -134,16 +138,22 @@ def _stage(program: Program, after: str, before: Sequence[Pass], last: Sequence[
     from omnigraph.tracing.trace import trace_within_limits
 
     program, graph = trace_within_limits(program)
+    traced = graph.clone()
     run_passes(graph, before)
     start = graph.clone()
     records = run_passes(graph, last)
+    findings = tuple(finding for record in records for finding in record.findings)
+    no_sites = ""
+    if not findings and len(last) == 1 and isinstance(last[0], SitePass):
+        no_sites = why_no_sites(last[0], traced, start)
     return Stage(
         program.name,
         graph_text(start),
         graph_text(graph),
         after if after in ("trace", *STAGES) else records[-1].name,
-        tuple(finding for record in records for finding in record.findings),
+        findings,
         picture(start, graph, after) if records else "",
+        no_sites,
     )
 
 
@@ -155,32 +165,41 @@ def _split(pipeline: Pipeline, after: str) -> tuple[Sequence[Pass], Sequence[Pas
         upto = pipeline.until(after)
         stage = getattr(pipeline, after)
         return tuple(upto)[: len(upto) - len(stage)], stage
-    named, passes = make_pass(after), tuple(pipeline)
-    places = [place for place, pass_ in enumerate(passes) if pass_.name == named.name]
-    if not places:
-        return passes, (named,)
-    is_set = ":" in after
-    return passes[: places[-1]], (named if is_set else passes[places[-1]],)
+    passes = tuple(pipeline)
+    place, pass_ = _named(passes, after)
+    return passes[:place], (pass_,)
 
 
-def explain(subject: Subject, name: str) -> dict[str, list[Finding]]:
-    """The findings of a pass, one for each site of each program of a model.
+def _named(passes: Sequence[Pass], text: str) -> tuple[int | None, Pass]:
+    """The place of a pass's last run, or None, and the pass, with the options of the text."""
+    places = {pass_.name: place for place, pass_ in enumerate(passes)}
+    if (place := places.get(text)) is not None:
+        return place, passes[place]  # it may be anyone's own
+    edit = PassEdit.parse(text)
+    if (place := places.get(edit.name)) is not None:
+        return place, edit.set_on(passes[place])
+    return None, edit.make()
+
+
+def explain(subject: Subject, name: str) -> dict[str, Stage]:
+    """Each program of a model with the findings of a pass at its sites, or why there is no site.
 
     Raises:
         UsageError: there is no such pass, or it is not a `SitePass`.
     """
-    from omnigraph.passes.site_pass import SitePass
-
-    pass_ = make_pass(name)
+    _, pass_ = _named(tuple(subject.pipeline()), name)
     if not isinstance(pass_, SitePass):
         raise UsageError(
             f"Pass {pass_.name!r} has no sites to explain",
             expected="a pass that visits sites one by one, such as fuse-attention",
             hint=f"`omnigraph inspect MODEL --after {pass_.name} --diff` shows what it changed",
         )
-    return {stage.program: list(stage.findings) for stage in stages(subject, name)}
+    return {stage.program: stage for stage in stages(subject, name)}
 
 
-def explanation_fields(found: Mapping[str, Sequence[Finding]]) -> dict[str, Any]:
-    """Findings by program as JSON-ready fields."""
-    return {program: [f.to_dict() for f in findings] for program, findings in found.items()}
+def explanation_fields(found: Mapping[str, Stage]) -> dict[str, Any]:
+    """The findings by program, and why a program has none, as JSON-ready fields."""
+    return {
+        "programs": {name: [f.to_dict() for f in stage.findings] for name, stage in found.items()},
+        "no_sites": {name: stage.no_sites for name, stage in found.items() if stage.no_sites},
+    }

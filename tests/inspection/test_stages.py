@@ -13,6 +13,7 @@ import pytest
 from omnigraph.cli.main import main
 from omnigraph.errors import UsageError
 from omnigraph.exporting.options import ExportOptions
+from omnigraph.inspection.inspect import inspect
 from omnigraph.inspection.stages import Subject, explain, stages
 from omnigraph.ledger.graph_text import graph_diff, graph_text
 from omnigraph.testing import graph_from_text
@@ -103,11 +104,46 @@ def test_options_of_the_target_and_auto_are_not_the_model_s(model: str):
 
 
 def test_explain_gives_a_reason_for_each_site_left_alone(model: str):
-    (finding,) = explain(Subject(model), "decompose-attention")["forward"]
+    (finding,) = explain(Subject(model), "decompose-attention")["forward"].findings
     assert finding.reason == "a fused kernel takes it"
-    (finding,) = explain(Subject(model), "decompose-attention:largest_head=8")["forward"]
+    (finding,) = explain(Subject(model), "decompose-attention:largest_head=8")["forward"].findings
     assert finding.reason is None
     assert "heads of 16, outside 1 to 8" in (finding.became or "")
+
+
+def test_no_site_has_a_reason(model: str, capsys):
+    found = explain(Subject(model), "fuse-attention")["forward"]
+    assert not found.findings
+    assert "it looks at every Softmax over the last axis" in found.no_sites
+    assert "the exporter gave 1 node Attention already" in found.no_sites
+    assert main(["explain", model, "--pass", "fuse-gelu"]) == 0
+    text = capsys.readouterr().out
+    assert "program forward: 0 of 0 sites of fuse-gelu\nit looks at every Erf" in text
+    assert main(["explain", model, "--pass", "fuse-gelu", "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["programs"] == {"forward": []}
+    assert "there is none" in fields["no_sites"]["forward"]
+
+
+def test_after_takes_the_names_that_inspect_prints(model: str, tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        "from omnigraph.passes.base import Pass\n"
+        "@dataclass(frozen=True)\n"
+        "class NoteProducer(Pass):\n"
+        "    producer: str = 'me'\n"
+        "    def apply(self, graph):\n"
+        "        changed = graph.producer_name != self.producer\n"
+        "        graph.producer_name = self.producer\n"
+        "        return changed\n"
+    )
+    options = ExportOptions(passes=f"{path}:NoteProducer:producer=you")
+    printed = [p["name"] for p in inspect(model, options=options)["programs"]["forward"]["passes"]]
+    assert "note-producer" in printed
+    for name in printed:
+        (stage,) = stages(Subject(model, options=options), name)
+        assert stage.name == name
 
 
 def test_a_pass_without_sites_is_not_explained(model: str):
