@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(given: str, known: Iterable[str]) -> list[str]:
+    """The known word that was probably meant, if any."""
+    return difflib.get_close_matches(given, [*known], n=1)
+
+
+def suggest(given: str, known: Iterable[str], hint: str) -> str:
+    """A hint that begins with the word that was probably meant, if any."""
+    return "".join(f"did you mean {word!r}? " for word in nearest(given, known)) + hint
+
 
 class OmniGraphError(Exception):
     """What failed and where, what was expected and found, and what to try next.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
-from omnigraph.errors import UsageError
+from omnigraph.errors import UsageError, suggest
 from omnigraph.passes.base import Pass
 from omnigraph.passes.registry import PassEdit
 
@@ -48,7 +48,7 @@ class Pipeline:
             raise UsageError(
                 f"There is no stage {stage!r}",
                 expected=" or ".join(STAGES),
-                hint="these are the stages of every pipeline, in order",
+                hint=suggest(stage, STAGES, "these are the stages of every pipeline, in order"),
             )
         left_out = STAGES[STAGES.index(stage) + 1 :]
         return replace(self, **dict.fromkeys(left_out, ()))
@@ -85,7 +85,9 @@ class Pipeline:
             raise UsageError(
                 f"Pass {name!r} cannot be left out: it is not in the pipeline",
                 expected=" or ".join(dict.fromkeys(pass_.name for pass_ in self)),
-                hint="`omnigraph passes` lists all passes",
+                hint=suggest(
+                    name, [pass_.name for pass_ in self], "`omnigraph passes` lists all passes"
+                ),
             )
         return self._mapped(lambda pass_: None if pass_.name == name else pass_)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omnigraph import passes
-from omnigraph.errors import UsageError
+from omnigraph.errors import UsageError, suggest
 from omnigraph.passes.base import Pass, pass_name
 
 #: The types of options that a text can set.
@@ -65,7 +65,11 @@ class PassEdit:
                 f"There is no pass {text!r}",
                 expected="a name that `omnigraph passes` lists, or file.py:Class",
                 found=text,
-                hint="options follow the name: fold-position-bias:budget_bytes=65536",
+                hint=suggest(
+                    where[0] if where else "",
+                    installed_passes(),
+                    "options follow the name: fold-position-bias:budget_bytes=65536",
+                ),
             )
         return cls(kind, _options(kind, [part for part in parts if "=" in part]))
 
@@ -93,7 +97,7 @@ def _options(kind: type[Pass], parts: Sequence[str]) -> dict[str, Any]:
             raise UsageError(
                 f"Pass {pass_name(kind)!r} has no option {name!r}",
                 expected=" or ".join(known) or "none",
-                hint="`omnigraph passes` lists the options of each pass",
+                hint=suggest(name, known, "`omnigraph passes` lists the options of each pass"),
             )
         options[name] = _value(pass_name(kind), name, value, known[name].default)
     return options

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from omnigraph.artifact import Artifact, ProgramEntry
-from omnigraph.errors import DeviceError, InputError, OmniGraphError, RunError, UsageError
+from omnigraph.errors import DeviceError, InputError, OmniGraphError, RunError, UsageError, suggest
 from omnigraph.program import TensorSpec
 from omnigraph.runtimes.golden import GoldenCheck, check_golden, with_golden
 from omnigraph.runtimes.input_binder import InputBinder, shapes_text
@@ -148,7 +148,7 @@ class Session(abc.ABC):
             raise InputError(
                 f"There is no program {name!r} in {self.artifact.path}",
                 expected=" or ".join(self.programs),
-                hint="pass program=… one of these names",
+                hint=suggest(name, self.programs, "pass program=… one of these names"),
             )
         return self.artifact.programs[name]
 

@@ -60,6 +60,7 @@ EMBEDDED = (
     "omnigraph.artifact.zip_file",
     "omnigraph.cli",
     "omnigraph.cli.artifact_commands",
+    "omnigraph.cli.completion",
     "omnigraph.cli.export_command",
     "omnigraph.cli.main",
     "omnigraph.cli.model_commands",

@@ -61,8 +61,23 @@ def export_options(args: argparse.Namespace, *, quantizes: bool) -> ExportOption
     return ExportOptions(**given)
 
 
+def check_names(model: str, target: str, options: ExportOptions) -> None:
+    """Refuse what names nothing, before torch is imported, which takes seconds.
+
+    Raises:
+        UsageError: there is no such model, target or pass.
+        UnsupportedError: a target cannot do the precision.
+    """
+    from omnigraph.exporting.plan import plan_jobs
+    from omnigraph.frontends.resolve import check_named
+
+    check_named(model)
+    plan_jobs(target, options)
+
+
 def _export(args: argparse.Namespace) -> int:
     options = export_options(args, quantizes=True)
+    check_names(args.model, args.target, options)
     with progress_reporter(args.model) as progress:
         reports = omnigraph.export(
             args.model, args.target, options, out=args.out, progress=progress

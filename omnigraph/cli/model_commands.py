@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from omnigraph.cli.artifact_commands import add_trusted
-from omnigraph.cli.export_command import export_options
+from omnigraph.cli.export_command import check_names, export_options
 from omnigraph.cli.output import print_json
 from omnigraph.cli.parser import add_command
 from omnigraph.cli.quantization_options import add_quantization_options
@@ -115,8 +115,10 @@ def _inspect_after(args: argparse.Namespace) -> int:
 
 
 def _subject(args: argparse.Namespace, model: str) -> Any:
+    from omnigraph.frontends.resolve import check_named
     from omnigraph.inspection.stages import Subject
 
+    check_named(model)
     return Subject(model, args.target, export_options(args, quantizes=False))
 
 
@@ -143,12 +145,14 @@ def _explain(args: argparse.Namespace) -> int:
 
 
 def _bisect(args: argparse.Namespace) -> int:
+    options = export_options(args, quantizes=True)
+    check_names(args.model, args.target, options)
     from omnigraph.inspection.bisect import bisect
 
     found = bisect(
         args.model,
         args.target,
-        export_options(args, quantizes=True),
+        options,
         until=args.until,
         progress=lambda stage: print(stage, file=sys.stderr, flush=True),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from omnigraph.artifact.schema import MOST_RMS
-from omnigraph.errors import UsageError
+from omnigraph.errors import UsageError, suggest
 from omnigraph.head_variants.counts import parse_variants
 from omnigraph.option_field import names, option, set_field
 from omnigraph.program import Dim
@@ -249,7 +249,7 @@ class ExportOptions:
                 raise UsageError(
                     f"An export has no option {name!r}",
                     expected=", ".join(known),
-                    hint="help(omnigraph.ExportOptions) explains each option",
+                    hint=suggest(name, known, "help(omnigraph.ExportOptions) explains each option"),
                 )
         return replace(options or cls(), **given)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from omnigraph.contract.reference import Reference
-from omnigraph.errors import UsageError
+from omnigraph.errors import UsageError, suggest
 from omnigraph.graph import Graph
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.eliminate_dead_outputs import EliminateDeadOutputs
@@ -43,7 +43,9 @@ class OutputChoice:
                 raise UsageError(
                     f"No program has an output {name!r}",
                     expected=" or ".join(there),
-                    hint="`omnigraph inspect MODEL` lists the outputs of each program",
+                    hint=suggest(
+                        name, there, "`omnigraph inspect MODEL` lists the outputs of each program"
+                    ),
                 )
 
     def apply(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from omnigraph.errors import UsageError
+from omnigraph.errors import UsageError, suggest
 from omnigraph.frontends.resolve import ModelSource
 from omnigraph.program import Dim, Program
 from omnigraph.tracing.limits import with_own_limits
@@ -28,7 +28,7 @@ def choose_programs(
                 f"{source.name} has no program {name!r}",
                 expected=" or ".join(known),
                 found=source.not_made.get(name),
-                hint="leave --programs out to compile all of them",
+                hint=suggest(name, known, "leave --programs out to compile all of them"),
             )
     chosen = [p for p in source.programs if names is None or p.name in names]
     dims = {dim for program in chosen for dim in (*program.dims, *program.dim_names())}
@@ -37,6 +37,8 @@ def choose_programs(
             raise UsageError(
                 f"{source.name} has no dimension {dim!r}",
                 expected=", ".join(sorted(dims)),
-                hint="`omnigraph inspect MODEL` shows the dimensions of each input",
+                hint=suggest(
+                    dim, dims, "`omnigraph inspect MODEL` shows the dimensions of each input"
+                ),
             )
     return tuple(with_own_limits(program.with_dims(dynamic)) for program in chosen)

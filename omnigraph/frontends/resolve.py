@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omnigraph.errors import OmniGraphError, UsageError
+from omnigraph.errors import OmniGraphError, UsageError, suggest
 from omnigraph.frontends.roles import with_roles
 from omnigraph.frontends.training_modes import TrainingModes, in_eval_mode
 from omnigraph.program import Program
@@ -72,6 +72,8 @@ def resolve(
         TraceError: the module does not run on its example inputs.
     """
     settings, modes = dict(settings or {}), modes or TrainingModes()
+    if isinstance(model, str):
+        check_named(model)
     if model == "omninet":
         return _omninet(config, settings)
     if config is not None:
@@ -83,6 +85,38 @@ def resolve(
     made = model if inputs is None else (model, inputs)
     programs = _as_programs(made, type(model).__name__, modes)
     return ModelSource(type(programs[0].module).__name__.lower(), programs)
+
+
+def check_named(model: str) -> None:
+    """Refuse a MODEL that names nothing, without importing torch.
+
+    Raises:
+        UsageError: it has no form of a model, or there is no such file.
+    """
+    if model == "omninet":
+        return
+    where, _, name = model.rpartition(":")
+    if is_model_path(model):
+        if not Path(model).exists():
+            raise UsageError(f"There is no file {model}", hint=f"MODEL is {_FORMS}")
+    elif not where or not name:
+        raise UsageError(
+            f"{model!r} is no model",
+            expected=_FORMS,
+            hint=suggest(
+                model,
+                ["omninet"],
+                "a folder has a config.json; a factory gives (module, inputs): see "
+                "`omnigraph export --help`",
+            ),
+        )
+    elif where.endswith(".py"):
+        _check_file(where)
+
+
+def _check_file(where: str) -> None:
+    if not Path(where).is_file():
+        raise UsageError(f"There is no file {where}", hint=f"MODEL is {_FORMS}")
 
 
 def _omninet(config: str | None, settings: Mapping[str, str]) -> ModelSource:
@@ -196,13 +230,6 @@ def find_callable(text: str) -> Callable[..., Any]:
 
 def _from_factory(text: str, settings: Mapping[str, str], modes: TrainingModes) -> ModelSource:
     where, _, name = text.rpartition(":")
-    if not where or not name:
-        raise UsageError(
-            f"{text!r} is no model",
-            expected=_FORMS,
-            hint="a folder has a config.json; a factory gives (module, inputs): see "
-            "`omnigraph export --help`",
-        )
     factory = _callable(where, name)
     try:
         made = factory(**settings)
@@ -221,8 +248,7 @@ def _callable(where: str, attribute: str) -> Callable[..., Any]:
     try:
         if where.endswith(".py"):
             path = Path(where)
-            if not path.is_file():
-                raise UsageError(f"There is no file {where}", hint=f"MODEL is {_FORMS}")
+            _check_file(where)
             # A name of its own: the file may be called like a module that is loaded already.
             name = f"omnigraph_model_{path.stem}"
             spec = importlib.util.spec_from_file_location(name, path)

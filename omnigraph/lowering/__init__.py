@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 
-from omnigraph.errors import UsageError
+from omnigraph.errors import UsageError, suggest
 from omnigraph.lowering.base import Emission, Lowered, Target
 
 __all__ = ["Emission", "Lowered", "Target", "find_target", "targets"]
@@ -26,7 +26,9 @@ def find_target(name: str) -> Target:
         raise UsageError(
             f"There is no target {name!r}",
             expected=" or ".join(known),
-            hint="`omnigraph targets` lists their purposes, and which are usable here",
+            hint=suggest(
+                name, known, "`omnigraph targets` lists their purposes, and which are usable here"
+            ),
         )
     try:
         return known[name].load()

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from omnigraph.artifact import Artifact
 from omnigraph.contract.comparison import Run
-from omnigraph.errors import UnsupportedError, UsageError
+from omnigraph.errors import UnsupportedError, UsageError, suggest
 from omnigraph.graph import Graph, describe
 from omnigraph.passes.analysis.quantization.scheme import FourBits, Scheme
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
@@ -222,7 +222,9 @@ class Target(abc.ABC):
             raise UnsupportedError(
                 f"Target {self.name!r} cannot do precision {precision!r}",
                 expected=" or ".join(self.offered),
-                hint=f"leave --precision out for {self.precisions[0]}",
+                hint=suggest(
+                    precision, self.offered, f"leave --precision out for {self.precisions[0]}"
+                ),
             )
 
     def check_options(self, options: Mapping[str, str]) -> None:
@@ -236,7 +238,9 @@ class Target(abc.ABC):
                 raise UsageError(
                     f"Target {self.name!r} has no option {name!r}",
                     expected=" or ".join(self.options) or "none",
-                    hint="`omnigraph targets --json` describes each option",
+                    hint=suggest(
+                        name, self.options, "`omnigraph targets --json` describes each option"
+                    ),
                 )
 
     def check_nodes(self, program: str, graph: Graph, precision: str) -> None:
