@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+
+from omnigraph.progress import Estimate, StepProgress
 
 #: Seconds between two plain lines of one step.
 _SECONDS = 5.0
@@ -30,31 +32,66 @@ def size_text(size: float) -> str:
 
 
 @contextlib.contextmanager
-def progress_reporter(title: str) -> Iterator[Callable[[str, int, int], None]]:
+def progress_reporter(title: str) -> Iterator[StepProgress]:
     """A bar on a terminal where rich is installed, plain lines on stderr elsewhere."""
     if sys.stderr.isatty():
         with contextlib.suppress(ImportError):
-            from rich.console import Console
-            from rich.progress import Progress
-
-            with Progress(console=Console(stderr=True), transient=True) as bar:
-                task = bar.add_task(title)
-                yield lambda step, done, total: bar.update(
-                    task, description=step, completed=done, total=total
-                )
+            with _bar(title) as show:
+                yield show
             return
-    yield _plain_lines()
+    yield _plain_lines(Estimate())
 
 
-def _plain_lines() -> Callable[[str, int, int], None]:
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[StepProgress]:
+    """A bar by time, which moves within a step, and says how long the rest takes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    estimate = Estimate()
+
+    class Bar(Progress):
+        def get_renderables(self):  # type: ignore[no-untyped-def]
+            for task in self.tasks:
+                task.completed = estimate.fraction
+                task.fields["left"] = left_text(estimate.remaining)
+            return super().get_renderables()
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{title}: start", total=1.0, left="")
+
+        def show(step: str, done: int, total: int) -> None:
+            estimate.report(step, done, total)
+            bar.update(task, description=step)
+
+        yield show
+
+
+def left_text(seconds: float) -> str:
+    """The time that is left, for a person: "about 20 s left"."""
+    if seconds >= 90:
+        return f"about {seconds / 60:.0f} min left"
+    return f"about {seconds:.0f} s left" if seconds >= 1 else ""
+
+
+def _plain_lines(estimate: Estimate) -> StepProgress:
     """A line for each step; one in five seconds where only the number of the step changes."""
     last, when = "", 0.0
 
     def show(step: str, done: int, total: int) -> None:
         nonlocal last, when
+        estimate.report(step, done, total)
         words, now = step.rstrip("0123456789"), time.monotonic()
         if words != last or now - when >= _SECONDS:
             last, when = words, now
-            print(f"[{done}/{total}] {step}", file=sys.stderr, flush=True)
+            about = f"{estimate.fraction:.0%}", left_text(estimate.remaining)
+            said = ", ".join(filter(None, about))
+            print(f"[{done}/{total}] {step} ({said})", file=sys.stderr, flush=True)
 
     return show

@@ -20,7 +20,8 @@ COMPILING = ("torch", "onnx", "onnx_ir", "onnxscript")
 #: another order: frontends, tracing, passes, lowering, contract, artifact, runtimes.
 LAYERS = (
     ("errors",),
-    ("report", "option_field", "precision", "progress"),
+    ("progress",),
+    ("report", "option_field", "precision"),
     ("graph",),
     ("external_weights", "program"),
     ("input_sets",),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omnigraph.errors import OmniGraphError, UsageError, suggest
+from omnigraph.frontends.hidden_bars import hidden_bars
 from omnigraph.frontends.roles import with_roles
 from omnigraph.frontends.training_modes import TrainingModes, in_eval_mode
 from omnigraph.program import Program
@@ -232,7 +233,8 @@ def _from_factory(text: str, settings: Mapping[str, str], modes: TrainingModes) 
     where, _, name = text.rpartition(":")
     factory = _callable(where, name)
     try:
-        made = factory(**settings)
+        with hidden_bars(sys.modules[factory.__module__]):
+            made = factory(**settings)
     except OmniGraphError:
         raise
     except Exception as error:

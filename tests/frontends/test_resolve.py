@@ -179,3 +179,20 @@ def test_a_damaged_folder_of_omninet_is_refused(tmp_path: Path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UsageError, match=r"expected a file model.safetensors"):
         resolve(tmp_path)
+
+
+def test_the_bars_of_transformers_are_hidden_for_factories(tmp_path: Path, folders, capfd):
+    from transformers.utils import logging
+
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        "    from transformers import AutoModelForSequenceClassification as Kind\n"
+        f"    return Kind.from_pretrained({str(folders['bert'])!r}), "
+        "{'input_ids': torch.ones(2, 5, dtype=torch.int64)}\n"
+    )
+    logging.enable_progress_bar()
+    capfd.readouterr()
+    resolve(f"{tmp_path / 'mine.py'}:net")
+    assert "Loading weights" not in capfd.readouterr().err
+    assert logging.is_progress_bar_enabled()
