@@ -85,7 +85,7 @@ def _export(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"artifacts": [report.to_dict() for report in reports]})
         return 0
-    for name, why in reports[0].not_made.items():
+    for name, why in reports[0].remarks.not_made.items():
         print(f"not made: {name}: {why}", file=sys.stderr)
     for report in reports:
         rows = [
