@@ -48,7 +48,9 @@ def build_manifest(
     emission = product.emission
     dims: dict[str, list[int | None]] = {}
     for item in traced:
-        dims |= {dim: [allowed.min, allowed.max] for dim, allowed in item.dims.items()}
+        for dim, allowed in item.dims.items():
+            multiple = [allowed.multiple] if allowed.multiple > 1 else []
+            dims[dim] = [allowed.min, allowed.max, *multiple]
     for item in traced:
         dims = {**_unbounded(item), **dims}
     programs = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -47,10 +48,18 @@ def evaluate_dim(dim: DimLike, sizes: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True)
 class Dim:
-    """The sizes a named dimension may take, both ends included; ``max=None`` is no bound."""
+    """The sizes a named dimension may take, both ends included; ``max=None`` is no bound.
+
+    Args:
+        multiple: each size is a multiple of this number.
+
+    Raises:
+        UsageError: there are no such sizes.
+    """
 
     min: int = 1
     max: int | None = None
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if self.min < 0 or (self.max is not None and self.max < self.min):
@@ -60,10 +69,19 @@ class Dim:
                 found=f"{self.min}:{self.max}",
                 hint="both ends are included: 1:1 is the one size 1",
             )
+        if self.multiple < 1 or self.clamp(self.min) not in self:
+            raise UsageError(
+                "A dimension's range has no size",
+                expected="a multiple of a number above zero between both ends",
+                found=str(self),
+                hint="32:640:32 is the sizes 32, 64, and so on up to 640",
+            )
 
     def clamp(self, size: int) -> int:
-        """The allowed size nearest to ``size``."""
-        return max(self.min, size if self.max is None else min(size, self.max))
+        """The allowed size nearest to ``size``, of two the larger; a multiple is rounded up to."""
+        step = self.multiple
+        size = -(-max(self.min, size) // step) * step
+        return size if self.max is None else min(size, self.max // step * step)
 
     def within(self, other: Dim) -> Dim:
         """The sizes that both ranges allow.
@@ -72,13 +90,16 @@ class Dim:
             UsageError: there are none.
         """
         ends = [end for end in (self.max, other.max) if end is not None]
-        return Dim(max(self.min, other.min), min(ends) if ends else None)
+        multiple = math.lcm(self.multiple, other.multiple)
+        return Dim(max(self.min, other.min), min(ends) if ends else None, multiple)
 
     def __contains__(self, size: int) -> bool:
-        return self.min <= size and (self.max is None or size <= self.max)
+        inside = self.min <= size and (self.max is None or size <= self.max)
+        return inside and size % self.multiple == 0
 
     def __str__(self) -> str:
-        return f"{self.min}:{'' if self.max is None else self.max}"
+        ends = f"{self.min}:{'' if self.max is None else self.max}"
+        return ends if self.multiple == 1 else f"{ends}:{self.multiple}"
 
 
 @dataclass(frozen=True)
@@ -267,7 +288,7 @@ class Program:
                     found=str(dim),
                     hint="the model's own limit is the wider one, such as max_positions",
                 )
-            merged[name] = dim
+            merged[name] = replace(dim, multiple=math.lcm(dim.multiple, own.multiple))
         fixed = {n: d.min for n, d in merged.items() if d.min == d.max and len(dim_terms(n)) == 1}
         specs = tuple(
             replace(spec, shape=tuple(_fix(d, fixed) for d in spec.shape)) for spec in self.inputs
@@ -313,5 +334,5 @@ def fit_sizes(program: Program, sizes: Mapping[str, int], default: int = 5) -> d
             largest = max(terms, key=lambda term: fitted[term] - ranges[term].min)
             if fitted[largest] == ranges[largest].min:
                 break
-            fitted[largest] -= 1
+            fitted[largest] -= ranges[largest].multiple
     return {**fitted, **program.fixed}

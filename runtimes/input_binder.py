@@ -47,7 +47,7 @@ class InputBinder:
         self.program, self.specs = program, tuple(specs)
         self._state = tuple(s.name for s in specs if s.name in state and s.default is not None)
         self._narrowed = narrowed
-        self._ranges = {d: Dim(low or 0, high) for d, (low, high) in ranges.items()}
+        self._ranges = {d: Dim(low or 0, *rest) for d, (low, *rest) in ranges.items()}
         self._plans: dict[tuple[str, ...], _Plan] = {}
 
     def bind(self, given: Mapping[str, Any]) -> list[np.ndarray]:
@@ -103,9 +103,10 @@ class InputBinder:
             if given is not None and shapes[given][axis] != size:
                 expected = f"{size} on axis {axis} ({dim!r})"
                 self._refuse_shape(plan, given, shapes[given], expected)
-        for dim, low, high in plan.ranges:
-            if sizes[dim] < low or (high is not None and sizes[dim] > high):
-                self._refuse_size(dim, sizes[dim])
+        for dim, low, high, multiple in plan.ranges:
+            size = sizes[dim]
+            if size < low or (high is not None and size > high) or size % multiple:
+                self._refuse_size(dim, size)
         return sizes
 
     # Plans: the same for all runs that give the same names ----------------------------------------
@@ -158,7 +159,9 @@ class InputBinder:
             solved=tuple(solved),
             least=least,
             sums=tuple(sums),
-            ranges=tuple((d, r.min, r.max) for d, r in self._ranges.items() if d in here),
+            ranges=tuple(
+                (d, r.min, r.max, r.multiple) for d, r in self._ranges.items() if d in here
+            ),
             values=tuple(
                 (position, within)
                 for position, spec in enumerate(specs)
@@ -274,7 +277,7 @@ class _Plan:
 
     Args:
         least: the sizes of names that no given input has.
-        ranges: the names, and the sums, that have a range: with its ends.
+        ranges: the names, and the sums, that have a range: with its ends and its multiple.
         values: positions of inputs whose values have a range, and the check of it.
         defaults: position among all inputs, and spec, of those left out.
     """
@@ -287,7 +290,7 @@ class _Plan:
     solved: tuple[_Solved, ...]
     least: Mapping[str, int]
     sums: tuple[_Sum, ...]
-    ranges: tuple[tuple[str, int, int | None], ...]
+    ranges: tuple[tuple[str, int, int | None, int], ...]
     values: tuple[tuple[int, Fits], ...]
     defaults: tuple[tuple[int, TensorSpec], ...]
 

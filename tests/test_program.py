@@ -32,6 +32,27 @@ def test_a_range_that_cannot_be_is_refused(low: int, high: int):
         Dim(low, high)
 
 
+def test_a_range_of_multiples():
+    height = Dim(32, 640, 32)
+    assert [size in height for size in (32, 48, 64, 640, 672)] == [True, False, True, True, False]
+    assert [height.clamp(size) for size in (1, 33, 65, 700)] == [32, 64, 96, 640]
+    assert str(height) == "32:640:32"
+    assert Dim(1, None, 4).within(Dim(5, 60, 6)) == Dim(5, 60, 12)
+    with pytest.raises(UsageError, match="has no size"):
+        Dim(33, 63, 32)
+    with pytest.raises(UsageError, match="has no size"):
+        Dim(1, 2, 0)
+
+
+def test_the_multiple_of_a_dimension_stays_when_its_ends_are_given():
+    image = TensorSpec("x", "float32", ("batch", 3, "height"))
+    given = Program("forward", None, (image,), ("y",), {"height": Dim(32, None, 32)}, dict)
+    assert given.with_dims({"height": Dim(64, 640)}).dims["height"] == Dim(64, 640, 32)
+    assert fit_sizes(given, {"height": 50})["height"] == 64
+    with pytest.raises(UsageError, match="has no size"):
+        given.with_dims({"height": Dim(50, 50)})
+
+
 def test_ranges():
     assert 0 in Dim(0)
     assert 10**9 in Dim(1)

@@ -61,8 +61,12 @@ def _size(value: Any, where: str) -> None:
 
 
 def _range(value: Any, where: str) -> None:
-    each(maybe(integer(0, _MOST_SIZE)), 2)(value, where)
-    low, high = value
+    each(maybe(integer(0, _MOST_SIZE)))(value, where)
+    if len(value) not in (2, 3):
+        raise Fault(where, "a range [least, most], or [least, most, multiple]", value)
+    low, high, *multiple = value
+    if multiple and not multiple[0]:
+        raise Fault(where, "multiples of a number above zero", value)
     if high is not None and (low or 0) > high:
         raise Fault(where, "a range [least, most]", value)
 
@@ -74,7 +78,7 @@ def _sha256(value: Any, where: str) -> None:
 
 _TENSOR = record(
     {"name": name, "dtype": one_of(_DTYPES), "shape": each(_size)},
-    {"default": maybe(number()), "role": text},
+    {"default": maybe(number()), "role": text, "least": number(), "greatest": number()},
 )
 _TOLERANCE = record({}, {"rms": number(0.0, MOST_RMS), "peak": number(0.0, MOST_PEAK * MOST_RMS)})
 _COUNTS = mapping(integer(None))

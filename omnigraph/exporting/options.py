@@ -41,7 +41,7 @@ def settings_of(texts: Sequence[str]) -> dict[str, str]:
 
 
 def ranges_of(text: str) -> dict[str, Dim]:
-    """``batch=1:8,past=0:,sequence=64`` as a range for each dimension.
+    """``batch=1:8,past=0:,height=32:640:32,sequence=64`` as a range for each dimension.
 
     Raises:
         UsageError: a part is not a range.
@@ -56,7 +56,7 @@ def ranges_of(text: str) -> dict[str, Dim]:
         except ValueError:
             raise UsageError(
                 f"--dynamic {part!r} is no range",
-                expected="DIM=MIN:MAX, DIM=MIN: or DIM=SIZE",
+                expected="DIM=MIN:MAX, DIM=MIN:, DIM=MIN:MAX:MULTIPLE or DIM=SIZE",
                 hint="for example --dynamic batch=1:8,sequence=1:1024",
             ) from None
     return ranges
@@ -107,10 +107,14 @@ def _ranges(given: object) -> dict[str, Dim]:
 
 
 def _dim_of_text(text: str) -> Dim:
-    """``1:8``, ``1:`` or ``8`` as a range; a ValueError where it is none."""
-    low, colon, high = text.partition(":")
+    """``1:8``, ``1:``, ``8`` or ``32:640:32`` as a range; a ValueError where it is none."""
+    low, *rest = text.split(":")
     least = int(low)
-    return Dim(least, (int(high) if high.strip() else None) if colon else least)
+    most = (int(rest[0]) if rest[0].strip() else None) if rest else least
+    multiple = [int(part) for part in rest[1:]]
+    if len(multiple) > 1:
+        raise ValueError(text)
+    return Dim(least, most, *multiple)
 
 
 @dataclass(frozen=True)

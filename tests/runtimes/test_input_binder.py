@@ -133,6 +133,14 @@ def test_defaults_do_not_leak_from_one_run_into_the_next(bind):
     assert bind({"ids": ids()})[1].tolist() == [[1] * 3] * 2
 
 
+def test_a_size_that_is_no_multiple_is_refused():
+    specs = (TensorSpec("ids", "int64", ("batch", "sequence")),)
+    images = InputBinder("forward", specs, {"batch": [1, None], "sequence": [4, 16, 4]})
+    assert len(images.bind({"ids": ids(2, 8)})) == 1
+    message = refusal(images.bind, {"ids": ids(2, 6)})
+    assert "dimension 'sequence' of this size: expected 4:16:4, found 6" in message
+
+
 def test_a_name_that_only_a_sum_holds_is_what_the_sum_leaves():
     specs = (
         TensorSpec("ids", "int64", ("batch", "sequence")),
