@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,8 @@ _EXACT_OPS = frozenset(
 )
 #: Roundings within one op: Attention has two MatMuls, a scale and a softmax, for example.
 _ROUNDINGS = {"Attention": 5, "LayerNormalization": 3, "RMSNormalization": 3, "Gelu": 2, "Gemm": 2}
+#: Roundings within each step of a recurrent op: products, gates, and the state that they make.
+_RECURRENT = {"RNN": 3, "GRU": 6, "LSTM": 6}
 #: The length assumed for an axis of no fixed size: the input sets of the contract have it.
 _USUAL_LENGTH = 64
 
@@ -269,14 +271,40 @@ def compare_graph(
 def rounding_depth(graph: Graph) -> int:
     """Roundings of floating-point values on the longest path from an input to an output."""
     depth: dict[ir.Value, int] = {}
-    for node in graph.graph:
-        longest = max((depth.get(v, 0) for v in node.inputs if v is not None), default=0)
-        rounds = 0 if node.op_type in _EXACT_OPS else _ROUNDINGS.get(node.op_type, 1)
-        if not any(_is_float(value) for value in node.outputs):
-            rounds = 0
-        for output in node.outputs:
-            depth[output] = longest + rounds
+    _add_depths(graph.graph, depth)
     return max(depth.values(), default=0)
+
+
+def _add_depths(nodes: Iterable[ir.Node], depth: dict[ir.Value, int]) -> None:
+    """Add the roundings before each output of nodes in order, of inner graphs too."""
+    for node in nodes:
+        longest = max((depth.get(v, 0) for v in node.inputs if v is not None), default=0)
+        total = longest + _roundings(node)
+        for body in _bodies(node):
+            depth.update(dict.fromkeys(body.inputs, longest))
+            _add_depths(body, depth)
+            inside = max((depth.get(value, 0) for value in body.outputs), default=0)
+            turns = _USUAL_LENGTH if node.op_type in ("Loop", "Scan") else 1
+            total = max(total, longest + turns * (inside - longest))
+        depth.update(dict.fromkeys(node.outputs, total))
+
+
+def _roundings(node: ir.Node) -> int:
+    """Roundings in one node, beside those of its inner graphs."""
+    floats = any(_is_float(value) for value in node.outputs)
+    if node.op_type in _EXACT_OPS or not floats or any(_bodies(node)):
+        return 0
+    if node.op_type in _RECURRENT:
+        sequence = node.inputs[0]
+        steps = sequence.shape[0] if sequence is not None and sequence.shape is not None else None
+        return _RECURRENT[node.op_type] * (steps if isinstance(steps, int) else _USUAL_LENGTH)
+    return _ROUNDINGS.get(node.op_type, 1)
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
 
 
 def rounded_activations(graph: Graph) -> int:
@@ -291,14 +319,18 @@ def rounded_activations(graph: Graph) -> int:
 
 
 def longest_contraction(graph: Graph) -> int:
-    """Terms of the longest sum in the Graph: in a MatMul, Gemm, Conv or reduction."""
-    return max((_terms(node) for node in graph.graph), default=1)
+    """Terms of the longest sum in the Graph: in a MatMul, Gemm, Conv, reduction or recurrence."""
+    nodes = ir.traversal.RecursiveGraphIterator(graph.graph)
+    return max((_terms(node) for node in nodes), default=1)
 
 
 def _terms(node: ir.Node) -> int:
     """Terms of each sum in a node; an axis of no fixed size has the usual length."""
     if node.op_type in ("MatMul", "Gemm"):
         return max(_summed(node, 0), _summed(node, 1))
+    if node.op_type in _RECURRENT:
+        sides = [value.shape for value in node.inputs[1:3] if value is not None and value.shape]
+        return max((_length(shape[-1]) for shape in sides), default=1)
     if node.op_type == "Conv" and (kernel := node.inputs[1]) is not None and kernel.shape:
         return math.prod(_length(size) for size in list(kernel.shape)[1:])
     if node.op_type in ("ReduceSum", "ReduceMean", "ReduceL2", "ReduceSumSquare"):

@@ -35,6 +35,30 @@ DEPTHS = {
         "g (float[N,8] x, float[8] s) => (float[N,8] y) { y = LayerNormalization(x, s) }",
         3,
     ),
+    "the longer of two inner graphs": (
+        """g (float[N] x, bool b) => (float[N] y) {
+            a = Exp(x)
+            y = If(b) <
+                then_branch = t () => (float[N] p) { c = Exp(a) d = Sqrt(c) p = Tanh(d) },
+                else_branch = e () => (float[N] q) { q = Exp(a) }
+            >
+        }""",
+        4,
+    ),
+    "the steps of a recurrence": (
+        "g (float[10,B,4] x, float[1,32,4] w, float[1,32,8] r) => (float[10,1,B,8] y) "
+        "{ y = LSTM<hidden_size = 8>(x, w, r) }",
+        60,
+    ),
+    "the turns of a loop": (
+        """g (float[4] x, int64 m, bool b) => (float[4] y) {
+            a = Exp(x)
+            y = Loop(m, b, a) <body = t (int64 i, bool c, float[4] s) => (bool d, float[4] z) {
+                d = Identity(c) e = Exp(s) z = Tanh(e)
+            }>
+        }""",
+        129,
+    ),
 }
 
 
@@ -80,6 +104,20 @@ SUMS = {
             y = MatMul(a, v)
         }""",
         90,
+    ),
+    "a recurrence": (
+        "g (float[10,B,4] x, float[1,32,4] w, float[1,32,8] r) => (float[10,1,B,8] y) "
+        "{ y = LSTM<hidden_size = 8>(x, w, r) }",
+        8,
+    ),
+    "in an inner graph": (
+        """g (float[N,40] x, float[40,9] w, bool b) => (float[N,9] y) {
+            y = If(b) <
+                then_branch = t () => (float[N,9] p) { p = MatMul(x, w) },
+                else_branch = e () => (float[N,9] q) { c = MatMul(x, w) q = Exp(c) }
+            >
+        }""",
+        40,
     ),
     "over an open dimension": (
         "g (float[B,S] x, float[B,S,T] v) => (float[B,B,T] y) { y = MatMul(x, v) }",
