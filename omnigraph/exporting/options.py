@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
+
+import numpy as np
 
 from omnigraph.artifact.schema import MOST_RMS
 from omnigraph.errors import UsageError, suggest
@@ -117,6 +120,24 @@ def _dim_of_text(text: str) -> Dim:
     return Dim(least, most, *multiple)
 
 
+def arrays_of(file: str) -> dict[str, np.ndarray]:
+    """The arrays of a ``.npz`` file, by name.
+
+    Raises:
+        UsageError: it is no such file.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"{file} holds no example inputs",
+            expected="a .npz file with an array for each input, by name",
+            found=f"{type(error).__name__}: {error}",
+            hint='numpy.savez("example.npz", input_ids=…) writes one',
+        ) from error
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """The options of an export. ``omnigraph.export`` takes them as keywords too.
@@ -197,7 +218,13 @@ class ExportOptions:
     sign: str | os.PathLike[str] | None = option(
         None, "sign the artifact with an Ed25519 private key, a PEM file", metavar="KEY"
     )
-    inputs: Mapping[str, Any] | None = None
+    inputs: Mapping[str, Any] | None = option(
+        None,
+        "example inputs of a model.onnx or model.pt2: a .npz file with an array for each",
+        metavar="FILE.npz",
+        flag="--example",
+        parse=arrays_of,
+    )
     quantization: Quantization | None = None
     calibration: object | None = None
 

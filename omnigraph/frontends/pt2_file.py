@@ -73,7 +73,8 @@ def program_from_pt2(path: Path, *, inputs: Mapping[str, Any] | None = None) -> 
             found=text.splitlines()[0][:300],
             hint="it is read without the model's code: register the classes it takes first",
         ) from error
-    examples = {**_examples(exported, path), **(inputs or {})}
+    given = {name: torch.as_tensor(value) for name, value in (inputs or {}).items()}
+    examples = {**_examples(exported, path), **given}
     symbols = _symbols(exported)
     axes: dict[str, dict[int, str]] = {}
     for name, axis, text in _dynamic_axes(exported):

@@ -75,6 +75,13 @@ def resolve(
     settings, modes = dict(settings or {}), modes or TrainingModes()
     if isinstance(model, str):
         check_named(model)
+    if inputs and isinstance(model, str) and not is_model_path(model):
+        raise UsageError(
+            f"{model} makes its own example inputs",
+            expected="model.onnx or model.pt2, where example inputs are given",
+            found=", ".join(inputs),
+            hint="a factory returns the module with its example inputs",
+        )
     if model == "omninet":
         return _omninet(config, settings)
     if config is not None:
