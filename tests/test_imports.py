@@ -231,6 +231,7 @@ TORCH = {
     "omnigraph.tracing.reference",
     "omnigraph.tracing.torch_export",
     "omnigraph.tracing.transformers_forms",
+    "omnigraph.frontends.onnx_inputs",
     "omnigraph.frontends.onnx_module",
     "omnigraph.frontends.onnx_program",
     "omnigraph.frontends.position_tables",

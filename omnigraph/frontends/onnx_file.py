@@ -12,7 +12,7 @@ from onnxscript import version_converter
 
 from omnigraph.contract.graph_check import proto_without_weights
 from omnigraph.errors import UsageError
-from omnigraph.frontends.onnx_names import keep_provenance, rename_dimensions
+from omnigraph.frontends.onnx_names import keep_provenance, rename_dimensions, values_of
 from omnigraph.graph import OPSET, Graph
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.expand_attention_mask import ExpandAttentionMask
@@ -43,6 +43,7 @@ def read_onnx(path: Path) -> Graph:
     _check_external_data(graph, path)
     common.InlinePass()(graph)
     common.RemoveInitializersFromInputsPass()(graph)
+    _open_negative_sizes(graph)
     _check_ops(graph, path)
     _check_opset(graph, path)
     _check_types(graph, path)
@@ -55,6 +56,7 @@ def graph_of_file(
     specs: Sequence[TensorSpec],
     renamed: Mapping[str, str],
     fixed: Mapping[str, int],
+    found: Mapping[str, Sequence[int]],
 ) -> Graph:
     """A file as a Graph: at our opset, its dimensions named, each node with its module.
 
@@ -62,6 +64,8 @@ def graph_of_file(
         specs: the inputs, with the shapes that they are to have.
         renamed: the file's own names of dimensions to those in ``specs``.
         fixed: dimensions that have one size.
+        found: the shape of each output in some run; a shape that the file declares and that
+            contradicts it is wrong, and left out.
 
     Raises:
         UsageError: the file cannot be read, or not be converted to our opset.
@@ -70,11 +74,32 @@ def graph_of_file(
     keep_provenance(graph)
     graph = _at_our_opset(graph, path)
     rename_dimensions(graph, specs, renamed, fixed)
+    for value in graph.graph.outputs:
+        if _contradicts(value.shape, found[value.name or ""]):
+            value.shape = None
     _infer_types(graph)
+    for value in graph.graph.outputs:
+        if value.shape is None:
+            value.shape = ir.Shape([None] * len(found[value.name or ""]))
     common.NameFixPass()(graph)
     keep_provenance(graph)
     run_passes(graph, (ExpandAttentionMask(), LegalizeLowestMask()))
     return graph
+
+
+def _contradicts(declared: ir.Shape | None, found: Sequence[int]) -> bool:
+    if declared is None or len(declared) != len(found):
+        return True
+    pairs = zip(declared, found, strict=True)
+    return any(isinstance(dim, int) and dim != size for dim, size in pairs)
+
+
+def _open_negative_sizes(graph: Graph) -> None:
+    """Leave sizes below zero open: some exporters write -1 for a dimension of any size."""
+    for value in values_of(graph):
+        if any(isinstance(dim, int) and dim < 0 for dim in value.shape or ()):
+            dims = [None if isinstance(dim, int) and dim < 0 else dim for dim in value.shape or ()]
+            value.shape = ir.Shape(dims)
 
 
 def _check_external_data(graph: Graph, path: Path) -> None:

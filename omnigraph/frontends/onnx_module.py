@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +22,24 @@ class OnnxModule(nn.Module):
 
     Args:
         path: the file.
+        runner: runs it.
         renamed: the file's own names of dimensions to those that its program has for them.
+        shapes: of each output in some run.
     """
 
-    def __init__(self, path: Path, renamed: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        runner: FileRunner,
+        renamed: Mapping[str, str],
+        shapes: Mapping[str, Sequence[int]],
+    ) -> None:
         super().__init__()
-        self.path, self._renamed = path, renamed
-
-    @cached_property
-    def _runner(self) -> FileRunner:
-        return FileRunner(self.path)
+        self.path, self._runner, self._renamed, self._shapes = path, runner, renamed, shapes
 
     def graph(self, program: Program) -> Graph:
         """The file as a Graph, at our opset, with a program's dimensions; weights stay lazy."""
-        graph = graph_of_file(self.path, program.inputs, self._renamed, program.fixed)
+        graph = graph_of_file(self.path, program.inputs, self._renamed, program.fixed, self._shapes)
         graph.graph.name = program.name
         return graph
 

@@ -62,7 +62,7 @@ def keep_provenance(graph: Graph) -> None:
         node.metadata_props.setdefault(MODULE_KEY, _WHOLE)
     graph.metadata_props.clear()
     graph.producer_name, graph.producer_version = "omnigraph", None
-    for value in (*_values(graph), *graph.graph.initializers.values()):
+    for value in (*values_of(graph), *graph.graph.initializers.values()):
         value.metadata_props.clear()
         value.meta.clear()
 
@@ -175,7 +175,7 @@ def rename_dimensions(
             return fixed[text]
         return ir.SymbolicDim(text if known.issuperset(_WORD.findall(text)) else None)
 
-    for value in _values(graph):
+    for value in values_of(graph):
         if value.shape is not None:
             value.shape = ir.Shape([rename(dim) for dim in value.shape])
     for value, spec in zip(graph.graph.inputs, specs, strict=True):
@@ -186,7 +186,8 @@ def _renamed(text: str, renamed: Mapping[str, str]) -> str:
     return _WORD.sub(lambda match: renamed.get(match[0], match[0]), text)
 
 
-def _values(graph: Graph) -> Iterator[ir.Value]:
+def values_of(graph: Graph) -> Iterator[ir.Value]:
+    """The inputs of a Graph, and the outputs of every node, of inner graphs too."""
     yield from graph.graph.inputs
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
         yield from node.outputs
