@@ -174,10 +174,10 @@ def _call(out: Path, target: str) -> Call:
 def _lowered_call(out: Path) -> Call:
     """The Graph that an engine was made of, in onnxruntime: no GPU is needed for its numbers."""
     from omnigraph.artifact import Artifact
-    from omnigraph.lowering.emulation import emulated
+    from omnigraph.lowering.emulation import run_lowered
 
-    run = emulated(Artifact(out), "forward")
-    return lambda feeds: run(feeds)["logits"]
+    with run_lowered(Artifact(out), "forward") as run:  # it holds nothing open
+        return lambda feeds: run(feeds)["logits"]
 
 
 def _peers(kind: str, model: nn.Module, folder: Path) -> Iterator[tuple[str, Call, int]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from omnigraph.driver import export
     from omnigraph.errors import OmniGraphError
     from omnigraph.exporting.options import ExportOptions
+    from omnigraph.inspection.bisect import bisect
     from omnigraph.inspection.inspect import inspect
     from omnigraph.program import Dim, Program, TensorSpec
     from omnigraph.quantization.options import Quantization
@@ -57,6 +58,7 @@ if _holds_mapped(_ROOT) and not _holds_mapped(_FOLDER):
     sys.meta_path.insert(0, _CheckoutFinder)
 
 _HOME = {
+    "bisect": "omnigraph.inspection.bisect",
     "export": "omnigraph.driver",
     "load": "omnigraph.runtimes",
     "inspect": "omnigraph.inspection.inspect",
@@ -74,6 +76,7 @@ __all__ = [
     "Program",
     "Quantization",
     "TensorSpec",
+    "bisect",
     "export",
     "inspect",
     "load",

@@ -7,7 +7,6 @@ import ctypes
 import functools
 import importlib.util
 import mmap
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from omnigraph.artifact import ProgramEntry
 from omnigraph.errors import ArtifactError, DeviceError
 from omnigraph.runtimes.base import Executable, Session
 from omnigraph.runtimes.kernels import Kernel
+from omnigraph.runtimes.openvino_package import import_openvino
 from omnigraph.runtimes.versions import check_version
 
 if TYPE_CHECKING:
@@ -239,21 +239,14 @@ def _pages_released(data: np.ndarray) -> Iterator[None]:
         sweeper.join()
 
 
-def _openvino():  # type: ignore[no-untyped-def]
-    """The vendor's package, imported without the event that it would send to Google Analytics."""
+def _openvino() -> Any:
     try:
-        if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
-            sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-        import openvino
+        return import_openvino()
     except ImportError as error:
         raise DeviceError(
             "OpenVINO is not installed, and this artifact runs on it",
             hint="pip install 'omnigraph[openvino]'",
         ) from error
-    finally:
-        if sys.modules.get("openvino_telemetry", sys) is None:
-            del sys.modules["openvino_telemetry"]
-    return openvino
 
 
 SESSION = OpenVinoSession

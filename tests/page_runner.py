@@ -42,18 +42,19 @@ def run_page(page: str, folder: Path, *, slow: bool = False) -> list[str]:
         PageError: with the line, where a block fails or is of no kind that can be checked.
     """
     printed: list[str] = []
+    names: dict[str, object] = {"__name__": "__main__"}
     with _working_in(folder):
         for block in blocks(page):
             if block.slow and not slow:
                 continue
             try:
-                printed += _run(block, folder)
+                printed += _run(block, folder, names)
             except PageError as error:
                 raise PageError(f"line {block.line}: {error}") from error
     return printed
 
 
-def _run(block: Block, folder: Path) -> list[str]:
+def _run(block: Block, folder: Path, names: dict[str, object]) -> list[str]:
     if block.language == "sh":
         return [out for line in _lines(block) if (out := _run_line(line, block, folder))]
     if re.search(r"^(\$ )?omnigraph ", block.text, re.M):
@@ -65,7 +66,7 @@ def _run(block: Block, folder: Path) -> list[str]:
         if block.file_name.startswith("test_"):
             _run_tests(block, folder)
     elif block.language == "python" and not block.skipped:
-        _run_python(block)
+        _run_python(block, names)
     elif block.language not in ("python", "mermaid", "text", "yaml"):
         raise PageError(f"nothing checks a block of {block.language or 'no language'}")
     return []
@@ -139,11 +140,12 @@ def _check_module(name: str, block: Block) -> None:
         raise PageError(f"there is no module {name} to run")
 
 
-def _run_python(block: Block) -> None:
+def _run_python(block: Block, names: dict[str, object]) -> None:
+    """Run a block with the names that those before it made."""
     code = "\n" * (block.line - 1) + block.text
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(code, "block", "exec"), {"__name__": "__main__"})
+            exec(compile(code, "block", "exec"), names)
     except Exception as error:
         raise PageError("".join(traceback.format_exception(error)[-4:])) from error
 

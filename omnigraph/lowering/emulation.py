@@ -22,15 +22,10 @@ def run_lowered(artifact: Artifact, program: str) -> Iterator[Run]:
     Args:
         artifact: a directory, of a target that keeps this Graph, as ``tensorrt`` does.
     """
-    yield emulated(artifact, program)
-
-
-def emulated(artifact: Artifact, program: str) -> Run:
-    """See `run_lowered`."""
     graph = ir.load(artifact.path / artifact.programs[program].files["lowered"])
     assert graph.opset_imports[""] == OPSET
     EmulateBfloat16()(graph)
-    return GraphRunner(graph).run
+    yield GraphRunner(graph).run
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.openvino.attention import simplify_attention
 from omnigraph.lowering.openvino.ir import SharedWeights, rewrite_ir, weights_as_inputs
-from omnigraph.lowering.openvino.package import vendor
 from omnigraph.lowering.openvino.quantization import SCHEMES, runtime_details
 from omnigraph.lowering.openvino.support import computed_wrongly
 from omnigraph.lowering.openvino.unrounded import run_unrounded
@@ -42,6 +41,7 @@ from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.pipelines import common, tidy
 from omnigraph.precision import PRECISIONS
 from omnigraph.program import Dim, DimLike, TensorSpec, dim_terms
+from omnigraph.runtimes.openvino_package import import_openvino
 
 if TYPE_CHECKING:
     import openvino
@@ -120,7 +120,7 @@ class OpenVinoTarget(Target):
             out = directory / f"{program.name}.xml"
             with tempfile.TemporaryDirectory() as scratch:
                 xml, binary = Path(scratch) / "model.xml", Path(scratch) / "model.bin"
-                vendor().serialize(model, xml, binary)
+                import_openvino().serialize(model, xml, binary)
                 rewrite_ir(xml, binary, places, weights, out, half_matmuls=precision == "bf16")
             files[program.name] = {"model": out.name}
         if weights.path.exists():
@@ -153,7 +153,7 @@ TARGET = OpenVinoTarget()
 
 
 def _convert(program: Lowered, proto: onnx.ModelProto) -> openvino.Model:
-    ov = vendor()
+    ov = import_openvino()
     try:
         return ov.Core().read_model(proto.SerializeToString())
     except RuntimeError as error:
@@ -194,7 +194,7 @@ def _bound_and_name(model: openvino.Model, program: Lowered) -> None:
 
     Names that OpenVINO makes up hold a counter of the process, and differ from run to run.
     """
-    ov = vendor()
+    ov = import_openvino()
     parameters = {p.get_friendly_name(): p for p in model.get_parameters()}
     for spec in program.inputs:
         if spec.name not in parameters:  # nothing depends on it, so the frontend left it out
@@ -213,11 +213,11 @@ def _bound_and_name(model: openvino.Model, program: Lowered) -> None:
 def _element_type(spec: TensorSpec) -> Any:
     import numpy as np
 
-    return vendor().Type(np.dtype(spec.dtype))
+    return import_openvino().Type(np.dtype(spec.dtype))
 
 
 def _partial_shape(spec: TensorSpec, dims: Mapping[str, Dim]) -> openvino.PartialShape:
-    ov = vendor()
+    ov = import_openvino()
     bounds = [_bounds(dim, dims) for dim in spec.shape]
     return ov.PartialShape(
         [ov.Dimension(-1) if high is None else ov.Dimension(low, high) for low, high in bounds]
@@ -301,7 +301,7 @@ def _anonymous(shape: ir.Shape | None) -> ir.Shape | None:
 def _frontend_refusal(question: bytes) -> str | None:
     """Why OpenVINO's frontend does not take a Graph of one node, or None."""
     try:
-        vendor().Core().read_model(question)
+        import_openvino().Core().read_model(question)
     except RuntimeError as error:
         return f"OpenVINO's frontend: {_reason(str(error))}"
     return None

@@ -14,7 +14,9 @@ import numpy as np
 
 from omnigraph.artifact import Artifact
 from omnigraph.contract.comparison import Run
-from omnigraph.lowering.openvino.package import vendor
+from omnigraph.errors import RunError
+from omnigraph.runtimes.openvino_package import import_openvino
+from omnigraph.runtimes.vendor_errors import message_of
 
 if TYPE_CHECKING:
     import openvino
@@ -33,7 +35,7 @@ _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "StridedSlice", "Slice
 @contextmanager
 def run_unrounded(artifact: Artifact, program: str) -> Iterator[Run]:
     """Give the function that runs a program of an artifact without rounding any activation."""
-    ov = vendor()
+    ov = import_openvino()
     files = artifact.programs[program].files
     weights = np.array(artifact.read(files["weights"])) if "weights" in files else _NO_WEIGHTS
     model = ov.Core().read_model(artifact.read(files["model"]).tobytes(), ov.Tensor(weights))
@@ -46,7 +48,12 @@ def run_unrounded(artifact: Artifact, program: str) -> Iterator[Run]:
     names = [spec.name for spec in artifact.programs[program].inputs]
 
     def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = request.infer({name: feeds[name] for name in names})
+        try:
+            results = request.infer({name: feeds[name] for name in names})
+        except RuntimeError as error:
+            raise RunError(
+                f"Program {program!r} failed in OpenVINO, without rounding", found=message_of(error)
+            ) from error
         return {name: results[port].copy() for port in compiled.outputs for name in port.names}
 
     yield run
