@@ -47,7 +47,10 @@ class InputBinder:
         self.program, self.specs = program, tuple(specs)
         self._state = tuple(s.name for s in specs if s.name in state and s.default is not None)
         self._narrowed = narrowed
-        self._ranges = {d: Dim(low or 0, *rest) for d, (low, *rest) in ranges.items()}
+        self._ranges = {
+            dim: Dim(ends[0] or 0, ends[1], ends[2] or 1 if len(ends) > 2 else 1)
+            for dim, ends in ranges.items()
+        }
         self._plans: dict[tuple[str, ...], _Plan] = {}
 
     def bind(self, given: Mapping[str, Any]) -> list[np.ndarray]:
