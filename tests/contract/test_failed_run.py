@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graph_checks import graph_from_text
 
 from omnigraph.artifact import ProgramEntry, seal
 from omnigraph.contract.comparison import check_artifact
@@ -17,6 +16,7 @@ from omnigraph.graph import MODULE_KEY, SOURCE_KEY, places
 from omnigraph.lowering import Lowered, find_target
 from omnigraph.passes.base import run_passes
 from omnigraph.program import Case, TensorSpec
+from omnigraph.testing import graph_from_text
 
 #: Pairs of neighbours, for an even number of frames alone.
 PAIRS = """g (float[batch,frames] x) => (float[batch,half,2] y) {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.reference import Reference
@@ -21,6 +20,7 @@ from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.matching import nodes_of
 from omnigraph.program import Case
+from omnigraph.testing import graph_with_weights
 
 RNG = np.random.default_rng(0)
 TEXT = """g (float[N,32] x, float[32,32] w, float[32,16] v, float[32] b) => (float[N,16] y) {

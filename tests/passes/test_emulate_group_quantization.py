@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_checks import graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.graph import Graph
@@ -13,6 +12,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.emulate_group_quantization import EmulateGroupQuantization
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.remove_rounding import RemoveRounding
+from omnigraph.testing import graph_with_weights
 
 RNG = np.random.default_rng(0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_from_text, graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner, check_graph
 from omnigraph.graph import Graph, count_ops
@@ -14,6 +13,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.remove_rounding import RemoveRounding
+from omnigraph.testing import graph_from_text, graph_with_weights
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((32, 24)).astype(np.float32)

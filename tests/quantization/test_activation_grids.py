@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_with_weights
 
 from omnigraph.errors import ContractError
 from omnigraph.graph import Graph
@@ -19,6 +18,7 @@ from omnigraph.quantization.activation_grids import (
     check_ranges,
     check_same_ranges,
 )
+from omnigraph.testing import graph_with_weights
 
 RNG = np.random.default_rng(0)
 

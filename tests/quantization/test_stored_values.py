@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_checks import graph_with_weights
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import ContractError
@@ -19,6 +18,7 @@ from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.remove_rounding import RemoveRounding
 from omnigraph.quantization.stored_values import check_stored, stored_values, substitute
+from omnigraph.testing import graph_with_weights
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((96, 40)).astype(np.float32) * RNG.uniform(0.1, 3, 40).astype("f")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_checks import graph_from_text
 from torch import Tensor, nn
 
 from omnigraph.passes.analysis.index.accepted import ALL, common, others, union
 from omnigraph.passes.analysis.index.input_ranges import with_ranges
 from omnigraph.program import Dim, Program, TensorSpec
+from omnigraph.testing import graph_from_text
 from omnigraph.tracing.trace import trace
 
 TABLE = torch.arange(36.0).reshape(12, 3)
