@@ -51,7 +51,7 @@ class OnnxProbe:
         try:
             found = self._runner.run(feeds)
         except OmniGraphError as error:
-            return error.found or str(error)
+            return str(error.found or error)
         for window in self._windows:
             if (reason := window.fault(found[window.shape])) is not None:
                 return reason
@@ -82,7 +82,7 @@ class _Window:
 
 def _windows(graph: Graph) -> list[_Window]:
     """The pooling windows of a Graph, which gets an output for the shape of the input of each."""
-    found = []
+    found: list[_Window] = []
     for node in [node for node in graph.graph if node.op_type in _POOLS]:
         kernel = list(node.attributes.get_ints("kernel_shape", []))
         pads = list(node.attributes.get_ints("pads", [0] * 2 * len(kernel)))
@@ -101,7 +101,7 @@ def _layers(graph: Graph) -> list[tuple[str, int]]:
     Each result of a convolution is a sum over the weights of one channel; each element before a
     MatMul is multiplied with a row.
     """
-    found = []
+    found: list[tuple[str, int]] = []
     for node in [
         n for n in graph.graph if n.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")
     ]:
@@ -112,8 +112,8 @@ def _layers(graph: Graph) -> list[tuple[str, int]]:
         forward = node.op_type == "Conv"
         name = f"omnigraph_layer_{len(found)}"
         _with_shape_of(graph, node.outputs[0] if forward else node.inputs[0], name)
-        across = shape[0] if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else 0
-        found.append((name, across or math.prod(shape[1:])))
+        turned = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
+        found.append((name, shape[0] if turned else math.prod(shape[1:])))
     return found
 
 
@@ -169,7 +169,7 @@ def _positions(specs: list[TensorSpec], sizes: Mapping[str, int]) -> int:
 
 def table_sizes(graph: Graph) -> list[int]:
     """The lengths of constants that positions are looked up in: the largest a dimension may be."""
-    found = set()
+    found: set[int] = set()
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
         table = node.inputs[0] if node.op_type in ("Gather", "Slice") and node.inputs else None
         if table is not None and table.const_value is not None and table.shape is not None:
