@@ -154,11 +154,11 @@ class SizeSearch:
         """The least step by which dimensions can change together; None where they cannot."""
         group = tuple(group)
         size = example[group[0]]
-        for step in _STEPS:
-            if size % step:
-                continue
-            for one, other in ((1, 2), (1, -1), (-1, -2)):  # three sizes in a row
-                if all(self._grown(example, group, n * step) for n in (one, other)):
+        steps = [step for step in _STEPS if size % step == 0]
+        # Three sizes in a row; smaller ones alone may run since all are rounded up to one size.
+        for in_a_row in (((1, 2), (1, -1)), ((-1, -2),)):
+            for step, pair in itertools.product(steps, in_a_row):
+                if all(self._grown(example, group, count * step) for count in pair):
                     return step
         return None
 

@@ -49,6 +49,11 @@ def test_a_model_that_takes_all_sizes():
             lambda b, h, w: (h % 32 == 0 == w % 32) or max(h, w) <= 4,
             {"b": ANY, "h": Dim(32, None, 32), "w": Dim(32, None, 32)},
         ),
+        (  # padded up to 32, and no further
+            "b h",
+            lambda b, h: h % 32 == 0 or 29 <= h < 32,
+            {"b": ANY, "h": Dim(32, None, 32)},
+        ),
         ("b h w", lambda b, h, w: 33 <= h <= 80 and w > 4, {"h": Dim(33, 80), "w": Dim(5)}),
     ],
 )
