@@ -99,14 +99,14 @@ def _spelled(program: Program, one: str, other: str) -> str:
 
 
 def _note(program: Program, name: str, taken: Taken) -> str:
-    """``dimension 'length' of program 'forward' is 1:128: at 129 the module fails, at …``."""
+    """``dimension 'length' of program … is 1:128, because at 129 the module fails, at …``."""
     edges = [(taken.low - 1, taken.below), (_after(taken.high), taken.beyond)]
     reasons = " and ".join(
         f"at {size} the module fails{place_of(error)} ({first_line(error)})"
         for size, error in edges
         if error is not None
     )
-    return f"dimension {name!r} of program {program.name!r} is {taken.range}: {reasons}"
+    return f"dimension {name!r} of program {program.name!r} is {taken.range}, because {reasons}"
 
 
 def _after(size: int | None) -> int:

@@ -61,9 +61,7 @@ def test_a_limit_of_the_module_becomes_the_largest_size(case: str, path: Path):
     module = Small(function, **children)
     report = export(module, {"x": floats(2, 9, 8)}, LENGTH, path)
     (limit,) = report.remarks.limits
-    assert (
-        f"dimension 'length' of program 'forward' is 1:{most}: at {most + 1} the module " in limit
-    )
+    assert f"'length' of program 'forward' is 1:{most}, because at {most + 1} the " in limit
     assert "test_limits.py:" in limit
     assert report.to_dict()["limits"] == [limit]
     check(module, path, *({"x": floats(*s, 8)} for s in [(1, 1), (3, 8), (1, most)]))
@@ -133,7 +131,9 @@ def test_a_limit_of_the_module_becomes_the_least_size(path: Path):
     module = Waves()
     report = export(module, {"samples": floats(2, 800)}, WAVES, path)
     (limit,) = report.remarks.limits
-    assert "dimension 'samples' of program 'forward' is 400:: at 399 the module fails" in limit
+    assert (
+        "dimension 'samples' of program 'forward' is 400:, because at 399 the module fails" in limit
+    )
     assert "test_limits.py:" in limit
     check(module, path, *({"samples": floats(*s)} for s in [(1, 400), (3, 401), (2, 1999)]))
 
@@ -157,7 +157,7 @@ def test_both_ends(path: Path):
 
     module = Small(function, table=torch.randn(60, 8))
     report = export(module, {"x": floats(2, 9, 8)}, LENGTH, path)
-    assert "is 6:65: at 5 the module fails" in report.remarks.limits[0]
+    assert "is 6:65, because at 5 the module fails" in report.remarks.limits[0]
     check(module, path, *({"x": floats(*s, 8)} for s in [(1, 6), (3, 7), (1, 65)]))
 
 
