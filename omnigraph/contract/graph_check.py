@@ -144,7 +144,7 @@ class GraphRunner:
         Raises:
             GraphError: onnxruntime failed; the message names the node and its module.
         """
-        from onnxruntime import OrtValue
+        from onnxruntime import OrtValue, RunOptions
 
         values = dict(self._weights)
         for value in self.graph.graph.inputs:
@@ -152,7 +152,7 @@ class GraphRunner:
             values[value.name] = OrtValue.ortvalue_from_numpy(feeds[value.name])
         names = [value.name or "" for value in self.graph.graph.outputs]
         try:
-            with limited(f"Graph {self.graph.graph.name!r}") as options:
+            with limited(f"Graph {self.graph.graph.name!r}", options := RunOptions()):
                 results = self._session.run_with_ort_values(names, values, options)
         except GraphError:
             raise
@@ -194,10 +194,11 @@ class FileRunner:
         Raises:
             GraphError: the run did not end within its time.
         """
-        with limited(f"The file {self._path}") as options:
-            return dict(
-                zip(self.outputs, self._session.run(None, dict(feeds), options), strict=True)
-            )
+        from onnxruntime import RunOptions
+
+        with limited(f"The file {self._path}", options := RunOptions()):
+            results = self._session.run(None, dict(feeds), options)
+        return dict(zip(self.outputs, results, strict=True))
 
 
 def _plain_options():  # type: ignore[no-untyped-def]

@@ -37,15 +37,17 @@ def time_limit() -> float:
 
 
 @contextlib.contextmanager
-def limited(what: str) -> Iterator[Any]:
-    """Give onnxruntime's options of one run, which is stopped when its time is over.
+def limited(what: str, options: Any) -> Iterator[None]:
+    """Stop a run within the block when its time is over.
+
+    Args:
+        what: names it, for a person.
+        options: ``onnxruntime.RunOptions`` of the run.
 
     Raises:
         GraphError: it was stopped.
     """
-    import onnxruntime
-
-    seconds, options = time_limit(), onnxruntime.RunOptions()
+    seconds = time_limit()
     stopped = threading.Event()
 
     def stop() -> None:
@@ -56,7 +58,7 @@ def limited(what: str) -> Iterator[Any]:
     timer.daemon = True
     timer.start()
     try:
-        yield options
+        yield
     except Exception as error:
         if not stopped.is_set():
             raise

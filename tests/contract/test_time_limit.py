@@ -71,7 +71,7 @@ def test_the_export_of_an_endless_loop_is_refused(tmp_path: Path, monkeypatch, t
 
 
 def test_an_error_before_the_end_stays_what_it_is():
-    with pytest.raises(ZeroDivisionError), limited("a run"):
+    with pytest.raises(ZeroDivisionError), limited("a run", None):
         _ = 1 / 0
 
 
