@@ -33,6 +33,8 @@ def test_names_may_be_joined_by_commas():
         ({"kv_cache": "int3"}, "cannot be kept in 'int3'"),
         ({"rtol": 0}, "a number above zero"),
         ({"rtol": "x"}, "a number above zero"),
+        ({"rtol": 1.0}, "below an output.s own size"),
+        ({"rtol": float("nan")}, "a number above zero"),
         ({"variants": "many"}, "no set of variants"),
         ({"importance": "heads.json"}, "no variant that would lose any"),
         ({"dynamic": {"batch": 1.5}}, r"dimension 'batch' is no range .* omnigraph\.Dim"),
