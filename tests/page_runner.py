@@ -85,6 +85,8 @@ def _run_line(line: str, block: Block, folder: Path) -> str | None:
         _check_make(words[1:])
     elif words[:2] == ["python", "-m"]:
         _check_module(words[2], block)
+    elif words[0] == "openssl" and not block.skipped:
+        subprocess.run(words, cwd=folder, check=True, capture_output=True)
     elif not block.skipped and not line.startswith(SET_UP):
         raise PageError(f"`{line}` is not run, and nothing says why: <!-- not run: REASON -->")
     return None
