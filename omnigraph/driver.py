@@ -50,6 +50,7 @@ from omnigraph.quantization.quantized_program import Search
 from omnigraph.quantization.real_inputs import with_real_inputs
 from omnigraph.quantization.samples import Samples, prepare
 from omnigraph.quantization.search import choose_precisions
+from omnigraph.tracing.hidden_rows import hidden_row
 from omnigraph.tracing.names import output_specs
 from omnigraph.tracing.trace import check_trace, reference_for, trace_within_limits
 
@@ -238,6 +239,8 @@ class _Export:
         references.append(reference_for(program, golden))
         outputs = output_specs(graph)
         greedy = greedy_tokens(program, references[:-1], outputs, samples)
+        if (hidden := hidden_row(program, seed=len(cases) + 1)) is not None:
+            references.insert(0, hidden)
         references = self._outputs.apply(graph, program.inputs, outputs, references)
         state = self._outputs.state(outputs, program.state)
         traced = traced_program(program, graph, output_specs(graph), state, references)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from omnigraph.graph import Graph
@@ -38,14 +39,15 @@ class RemoveRounding(Pass):
     sums alone, so that a fault cannot hide. The contract compares Graphs and artifacts so.
 
     Outputs of a half type become float32 too. Leaves alone: what is quantized for an op that
-    computes with integers, such as MatMulInteger.
+    computes with integers, such as MatMulInteger; and what is dequantized with another scale or
+    zero point than it was quantized with, since that is no rounding.
     """
 
     def apply(self, graph: Graph) -> bool:
         """Rewrite in place; whether anything changed."""
         changed = False
         for node in list(_nodes(graph)):
-            if standard(node, *_QUANTIZERS) and _only_dequantized(node):
+            if standard(node, *_QUANTIZERS) and _only_dequantized(node) and _same_grid(node):
                 _pass_on(node)
                 changed = True
         return _widen(graph) or changed
@@ -68,6 +70,40 @@ def _only_dequantized(node: ir.Node) -> bool:
     quantized, *grid = node.outputs
     users = {user for out in grid for user, _ in out.uses()}
     return _ends_dequantized(quantized) and users <= set(_dequantizers(quantized))
+
+
+def _same_grid(node: ir.Node) -> bool:
+    """Whether a quantized activation is dequantized with the scale it was quantized with."""
+    given = [*node.inputs[1:3]] if standard(node, "QuantizeLinear") else [*node.outputs[1:3]]
+    return all(
+        _same(value, _input(end, position))
+        for end in _dequantizers(node.outputs[0])
+        for position, value in enumerate(_padded(given), 1)
+    )
+
+
+def _padded(values: list[ir.Value | None]) -> list[ir.Value | None]:
+    return [*values, None, None][:2]
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _same(one: ir.Value | None, other: ir.Value | None) -> bool:
+    """Whether two scales, or two zero points, are equal; one that is left out is 0."""
+    if one is other:
+        return True
+    numbers = [_numbers(value) for value in (one, other)]
+    known = [array for array in numbers if array is not None]
+    return len(known) == 2 and bool(np.all(known[0] == known[1]))
+
+
+def _numbers(value: ir.Value | None) -> np.ndarray | None:
+    if value is None:
+        return np.zeros(1, np.float32)
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy().astype(np.float32)
 
 
 def _ends_dequantized(value: ir.Value) -> bool:

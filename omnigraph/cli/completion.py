@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from omnigraph.errors import UsageError, suggest
@@ -127,9 +128,9 @@ def _values(option: str) -> list[str]:
 
 def _passes() -> Iterator[str]:
     """The names of the installed passes, by their files, whose classes have the same names."""
-    from omnigraph import passes
-
-    for path in sorted(Path(passes.__path__[0]).glob("*.py")):
+    found = find_spec("omnigraph.passes")
+    folders = found.submodule_search_locations if found is not None else None
+    for path in sorted(path for folder in folders or () for path in Path(folder).glob("*.py")):
         name = "".join(part.capitalize() for part in path.stem.split("_"))
         if path.stem.endswith("_pass"):
             continue  # the base of passes

@@ -78,9 +78,9 @@ class StageCheck:
         stage = f"pass {pass_.name!r}"
         if isinstance(pass_, CorrectBiases):
             check_corrected(before, graph, pass_, facts)
-        else:
-            for value, forms in stored_values(before, graph):
-                for stored in forms:
+        for value, forms in stored_values(before, graph):
+            for stored in forms:
+                if not stored.is_corrected:
                     check_stored(value, stored, stage, facts.rounded.get(value.name or ""))
         if isinstance(pass_, InsertQdq) and facts.statistics is not None:
             check_ranges(graph, facts.statistics)

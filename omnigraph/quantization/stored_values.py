@@ -49,6 +49,11 @@ class StoredValue:
     block: int | None = None
 
     @property
+    def is_corrected(self) -> bool:
+        """Whether it is a bias that was moved on purpose."""
+        return (self.value.name or "").endswith(CORRECTED_SUFFIX)
+
+    @property
     def grid(self) -> WeightGrid:
         """The type, and the terms for each scale."""
         assert self.value.dtype is not None
@@ -201,8 +206,8 @@ def check_stored(
     if compensated is not None and meant:
         wide = compensated.dequantized()
         wide = wide if stored.axis % 2 == _axis(compensated) else wide.T
-    error = np.abs(found - wide)
-    error[~np.isfinite(wide)] = 0
+    finite = np.isfinite(wide)
+    error = np.abs(np.where(finite, found, 0) - np.where(finite, wide, 0))
     excess = error - (1e-6 * np.abs(wide) if meant else _bound(wide, stored))
     if excess.size and not float(excess.max()) <= 0:
         place = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess)), excess.shape))

@@ -41,7 +41,10 @@ def reference_for(program: Program, case: Case) -> Reference:
     return Reference(case, feeds, {name: array(t).copy() for name, t in named.items()})
 
 
-def reference_on(program: Program, feeds: Mapping[str, np.ndarray]) -> Reference:
+def reference_on(
+    program: Program, feeds: Mapping[str, np.ndarray], case: Case | None = None
+) -> Reference:
     """The outputs of the torch module for inputs that are given; see `reference_for`."""
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
-    return reference_for(replace(program, make_inputs=lambda _: tensors), Case("given", {}))
+    given = replace(program, make_inputs=lambda _: tensors)
+    return reference_for(given, case or Case("given", {}))

@@ -70,6 +70,8 @@ def _take_out(quantizer: openvino.Node) -> None:
     ends = [list(_ends(node)) for node in integers]
     if any(None in found or not found for found in ends):
         return
+    if not all(_same_grid(quantizer, *pair) for found in ends for pair in filter(None, found)):
+        return  # what is dequantized otherwise than it was quantized is not only rounded
     for node, found in zip(integers, ends, strict=True):
         for first, last in filter(None, found):
             last.output(0).replace(first.input_value(0))
@@ -97,6 +99,30 @@ def _dequantization(convert: openvino.Node) -> tuple[openvino.Node, openvino.Nod
     if node is None or node.get_type_name() != "Multiply":
         return None
     return convert, node
+
+
+def _same_grid(quantizer: openvino.Node, first: openvino.Node, last: openvino.Node) -> bool:
+    """Whether a value is dequantized with the scale and the zero point of its quantizer."""
+    nodes = [quantizer.input_value(i).get_node() for i in range(1, 5)]
+    before = last.input_value(0).get_node()
+    nodes += [last.input_value(1).get_node()]
+    nodes += [before.input_value(1).get_node()] if before is not first else []
+    numbers = [number for node in nodes if (number := _number(node)) is not None]
+    if len(numbers) < len(nodes):
+        return False
+    low, high, least, most, scale, zero = (*numbers, 0.0)[:6]
+    ends = [scale * (end - zero) for end in (least, most)]
+    return bool(np.allclose(ends, [low, high], rtol=1e-4, atol=1e-4 * abs(scale)))
+
+
+def _number(node: openvino.Node) -> float | None:
+    """The number of a constant, also behind a Convert; None where there is none."""
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant":
+        return None
+    data = np.asarray(node.get_data(), np.float32).reshape(-1)
+    return float(data[0]) if data.size and (data == data[0]).all() else None
 
 
 def _only_reader(node: openvino.Node) -> openvino.Node | None:
