@@ -41,7 +41,7 @@ def contract_cases(program: Program) -> Sequence[Case]:
         sizes = next((row for row in rows if affordable(program, row)), rows[-1])
         cases.append(Case(name, sizes, padding, seed))
     for name, sizes in _largest(program, [case.sizes for case in cases]):
-        cases.append(Case(name, sizes, seed=len(cases)))
+        cases.append(Case(name, sizes, seed=len(cases) + 1))
     return cases
 
 
