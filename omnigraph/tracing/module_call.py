@@ -92,13 +92,14 @@ def module_outputs(program: Program, case: Case) -> list[tuple[str, list[np.ndar
 
         return record
 
+    inputs = program.make_inputs(case)  # before the hooks: it may run the model for real pasts
     hooks = [
         module.register_forward_hook(recorder(path))
         for name, module in program.module.named_modules()
         if (path := own_path(name, program.root))
     ]
     try:
-        run(program, program.make_inputs(case))
+        run(program, inputs)
     finally:
         for hook in hooks:
             hook.remove()
