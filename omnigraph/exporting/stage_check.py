@@ -90,10 +90,14 @@ class StageCheck:
         self._ranges = activation_ranges(graph)
 
     def _step(self, graph: Graph, stage: str) -> None:
-        found = self.run(unrounded(graph))
+        found = self.run(self.compared(graph))
         self._compare(found, self.outputs, self.tolerance, stage)
         if self.outputs is not self.torch:
             self.outputs = found
+
+    def compared(self, graph: Graph) -> Graph:
+        """The Graph as it is compared: unrounded, but where nothing may have been rounded yet."""
+        return graph if self.outputs is self.torch else unrounded(graph)
 
     def run(self, graph: Graph) -> list[Outputs]:
         """The outputs of a Graph for each input set."""
