@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omnigraph.artifact import Artifact, seal
-from omnigraph.contract.comparison import Bounds, Run
+from omnigraph.contract.comparison import Bounds, Open, Run
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.export_job import TargetProduct, TracedProgram
 from omnigraph.lowering import Lowered, Target
+from omnigraph.lowering.emulation import run_lowered
 from omnigraph.manifest import build_manifest, golden_name, write_golden
 
 if TYPE_CHECKING:
     from omnigraph.runtimes.base import Session
 
 _NONE = Tolerance(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """An artifact of one program.
+
+    Args:
+        artifact: its files.
+        open: gives the function that runs the program: in the target's runtime, or, where that is
+            not here, its lowered Graph in onnxruntime.
+    """
+
+    artifact: Artifact
+    open: Open
 
 
 class Emitter:
@@ -35,6 +51,10 @@ class Emitter:
 
     def session(self, lowered: Lowered, directory: Path) -> Session:
         """Emit the program into ``directory``, an empty folder, and open a Session of it."""
+        return self.target.open_session(self.emit(lowered, directory).artifact)
+
+    def emit(self, lowered: Lowered, directory: Path) -> Emitted:
+        """Emit the program into ``directory``, an empty folder."""
         program = Lowered(
             lowered.name,
             lowered.graph.clone(),  # emitting may change it
@@ -68,4 +88,5 @@ class Emitter:
         )
         write_golden(directory / golden_name(lowered.name), self.golden)
         seal(directory, build_manifest("bisection", {"config": {}}, self.target, product, [traced]))
-        return self.target.open_session(Artifact(directory, check_hashes=False))
+        artifact = Artifact(directory, check_hashes=False)
+        return Emitted(artifact, self.target.run_emitted if emission.executes_here else run_lowered)

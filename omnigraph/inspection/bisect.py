@@ -2,107 +2,55 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
+import onnx_ir as ir
 
-from omnigraph.contract.graph_check import (
-    GraphRunner,
-    check_graph,
-    longest_contraction,
-    rounded_activations,
-    rounding_depth,
-)
-from omnigraph.contract.tolerance import Deviation, Tolerance, deviation, deviations, output_scales
+from omnigraph.contract.comparison import Run, check_artifact
+from omnigraph.contract.graph_check import check_graph
+from omnigraph.contract.tolerance import Tolerance
 from omnigraph.emitter import Emitter
-from omnigraph.errors import OmniGraphError
-from omnigraph.export_job import traced_program
-from omnigraph.exporting.lower_program import float_tolerance
+from omnigraph.errors import OmniGraphError, TraceError
+from omnigraph.export_job import TracedProgram, traced_program
+from omnigraph.exporting.lower_program import exact_tolerance
 from omnigraph.exporting.options import OF_MODEL, ExportOptions
 from omnigraph.exporting.plan import TargetJob, model_settings, plan_jobs
 from omnigraph.exporting.program_choice import choose_programs
+from omnigraph.exporting.stage_check import StageCheck, bounds_of, unrounded
 from omnigraph.frontends.resolve import ModelSource, resolve
 from omnigraph.frontends.training_modes import TrainingModes
 from omnigraph.graph import Graph, describe
 from omnigraph.input_sets import contract_cases
-from omnigraph.lowering import Lowered, Target
+from omnigraph.inspection.node_by_node import (
+    NodeRunner,
+    Values,
+    compared,
+    first_parted_node,
+    most_parted_node,
+    showing_all,
+)
+from omnigraph.inspection.parting import Parting, parted_output
+from omnigraph.lowering import Lowered
 from omnigraph.passes.base import Pass, PassRecord, run_passes
-from omnigraph.passes.calibrated_pass import QuantizationFacts, QuantizingPass
+from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.program import Program, TensorSpec
 from omnigraph.progress import Progress, silent
 from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.quantize import run_one
 from omnigraph.quantization.samples import Samples, prepare
+from omnigraph.quantization.stored_values import substitute
 from omnigraph.tracing.names import output_specs
-from omnigraph.tracing.trace import reference_for, trace_within_limits
+from omnigraph.tracing.trace import check_trace, reference_for, trace_within_limits
 
-Feeds = Mapping[str, np.ndarray]
-#: Runs a program: feeds to outputs, both by name.
-Run = Callable[[Feeds], Mapping[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Parting:
-    """Where the numbers of a program first differ too much from the reference.
-
-    Args:
-        stage: the pass, the trace, or the runtime of a target after which they do.
-        node: the first node whose result this stage changed, with its module; None where no single
-            node was found.
-        output: the output of the program that is too far from the reference.
-        case: the input set on which it is.
-        error: the error that stopped the stage, such as an illegal Graph.
-    """
-
-    program: str
-    stage: str
-    node: str | None
-    output: str | None = None
-    case: str | None = None
-    deviation: Deviation | None = None
-    tolerance: Tolerance | None = None
-    error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The finding as JSON-ready fields, without unknown ones."""
-        fields = {
-            "program": self.program,
-            "stage": self.stage,
-            "node": self.node,
-            "output": self.output,
-            "case": self.case,
-            "rms": self.deviation.rms if self.deviation else None,
-            "peak": self.deviation.peak if self.deviation else None,
-            "tolerance": self.tolerance.to_dict() if self.tolerance else None,
-            "error": self.error,
-        }
-        return {name: value for name, value in fields.items() if value is not None}
-
-    def __str__(self) -> str:
-        text = f"program {self.program!r}: the numbers part at {self.stage}"
-        if self.error is not None:
-            return f"{text}, which failed: {self.error}"
-        text += f", first at {self.node}" if self.node else ", but no single node was found"
-        if self.deviation is not None and self.tolerance is not None:
-            text += (
-                f"; output {self.output!r} on input set {self.case!r} is at "
-                f"{self.deviation.rms:.2e} rms, and {self.tolerance.rms:.2e} is allowed"
-            )
-        return text
-
-
-@dataclass(frozen=True)
-class InputSet:
-    """One input set with the reference's outputs for it."""
-
-    case: str
-    feeds: Feeds
-    outputs: Feeds
+#: Finds a node of the second of two Graphs.
+Find = Callable[[Graph, Graph, Sequence[Values], Tolerance], ir.Node | None]
+#: Roundings in one node, or in the few that a pass makes one.
+_DEPTH = 8
 
 
 def bisect(
@@ -118,9 +66,9 @@ def bisect(
 
     Args:
         model: as for ``export``.
-        target: whose pipeline and runtime to run.
+        target: whose pipeline and compiler to run.
         options: as for ``export``.
-        until: the stage to stop after; None goes on to the runtime.
+        until: the stage to stop after; None goes on to the artifact.
         progress: called with each stage.
         given: fields of `ExportOptions` by keyword.
 
@@ -172,83 +120,74 @@ class _Bisection:
     options: ExportOptions
     samples: Samples | None
     progress: Progress
-    to_the_runtime: bool
+    to_the_artifact: bool
 
     def run(
         self, program: Program, facts: QuantizationFacts
     ) -> tuple[Parting | None, QuantizationFacts]:
         """Where the numbers of one program differ, and all facts known then."""
+        self._report(program, "trace")
         program, graph = trace_within_limits(program)
         references = [reference_for(program, case) for case in contract_cases(program)]
-        references.append(references[0])
+        try:
+            check_trace(program, graph, references)
+        except TraceError as error:
+            return Parting(program.name, "the trace", None, error=str(error)), facts
         outputs = output_specs(graph)
-        item = traced_program(program, graph, outputs, program.state, references)
-        sets = [InputSet(r.case.name, r.feeds, r.outputs) for r in item.references]
-
-        def report(stage: str) -> None:
-            self.progress(f"{program.name}: {stage}")
-
+        item = traced_program(program, graph, outputs, program.state, [*references, references[0]])
         calibrator = None
         if self.samples is not None:
             calibrator = Calibrator(self.options.quantizing, self.samples, item, self.progress)
-        tolerance = float_tolerance(self.job, item, self.options)
-        passes = PassBisection(graph, sets, tolerance, calibrator, facts, report)
-        found = passes.run(self.job.pipeline)
-        target = self.job.target
-        if found is None and self.to_the_runtime and target.unrunnable() is None:
-            report(f"runtime of {target.name}")
-            lowered = Lowered(
-                program.name, graph, program.inputs, outputs, program.dims, program.state
-            )
-            emit = Emitter(target, self.job.precision, self.job.settings, item.golden)
-            found = bisect_runtime(graph, target, lowered, sets, passes.tolerance, emit.run)
+        tolerance = exact_tolerance(item, self.options)
+        passes = PassBisection(graph, item, tolerance, calibrator, facts)
+        found = passes.run(self.job.pipeline, lambda stage: self._report(program, stage))
+        if found is None and self.to_the_artifact:
+            self._report(program, f"artifact of {self.job.target.name}")
+            found = bisect_artifact(graph, item, self.job, self.options, passes.check)
         return found, passes.facts
+
+    def _report(self, program: Program, stage: str) -> None:
+        self.progress(f"{program.name}: {stage}")
 
 
 class PassBisection:
-    """Runs a pipeline pass by pass until the numbers differ too much.
+    """Runs a pipeline pass by pass, and compares each Graph with the one before, as an export does.
 
     Args:
         graph: a Graph as traced; rewritten in place.
-        sets: input sets with the outputs of the reference.
-        tolerance: from the first pass that rounds; before it, that of fp32 holds.
+        item: the program, with the outputs of the reference.
+        tolerance: of computations that differ by the order of their sums.
         calibrator: gathers facts for passes that need them; None where nothing is quantized.
         facts: known so far.
-        progress: called with each stage before it is compared.
     """
 
     def __init__(
         self,
         graph: Graph,
-        sets: Sequence[InputSet],
+        item: TracedProgram,
         tolerance: Tolerance,
         calibrator: Calibrator | None = None,
         facts: QuantizationFacts | None = None,
-        progress: Progress = silent,
     ) -> None:
-        self._graph, self._sets, self._progress = graph, sets, progress
-        self._program = graph.graph.name or "graph"
+        self._graph, self._item = graph, item
         self._calibrator = calibrator
-        self._exact = Tolerance.for_precision(
-            "fp32", depth=rounding_depth(graph), contraction=longest_contraction(graph)
-        ).with_rounded_activations(rounded_activations(graph))
-        self._has_rounded = False
-        #: The tolerance after a pass has rounded; quantization widens it.
-        self.tolerance = tolerance
+        self._feeds = [reference.feeds for reference in item.references]
+        #: The numbers of the last Graph.
+        self.check = StageCheck(item, tolerance, graph)
         #: All facts known by now.
         self.facts = facts or QuantizationFacts()
 
-    def run(self, pipeline: Iterable[Pass]) -> Parting | None:
+    def run(self, pipeline: Iterable[Pass], progress: Progress = silent) -> Parting | None:
         """Where the numbers differ, or None."""
-        self._progress("trace")
-        run = GraphRunner(self._graph).run
-        found = _compare(self._program, "the trace", run, self._sets, self._exact)
+        try:
+            self.check.exact(self._graph, "the trace")
+        except OmniGraphError as error:
+            return self._parting("the trace", None, error)
         for pass_ in pipeline:
-            if found is not None:
-                break
-            self._progress(pass_.name)
-            found = self._after(pass_)
-        return found
+            progress(pass_.name)
+            if (found := self._after(pass_)) is not None:
+                return found
+        return None
 
     def _after(self, pass_: Pass) -> Parting | None:
         """Run one pass; where it makes the numbers differ, or None."""
@@ -257,144 +196,164 @@ class PassBisection:
         try:
             record = self._run(pass_)
             check_graph(graph, pass_.name)
-            run = GraphRunner(graph).run
+            if not record.modified:
+                return None
+            if pass_.rounds:
+                self.check.rounded(before.clone(), graph, pass_, self.facts)
+            else:
+                self.check.exact(graph, stage)
         except OmniGraphError as error:
-            return Parting(self._program, stage, None, error=str(error))
-        self._has_rounded |= pass_.rounds
-        # `run_one` compares the quantized Graph, with the expected noise.
-        if isinstance(pass_, QuantizingPass) or not record.modified:
-            return None
-        tolerance = self.tolerance if self._has_rounded else self._exact
-        found = _compare(self._program, stage, run, self._sets, tolerance)
-        if found is None:
-            return None
-        feeds = next(s.feeds for s in self._sets if s.case == found.case)
-        node = first_parted_node(graph, _all_values(before), _all_values(graph), feeds, tolerance)
-        return replace(found, node=node)
+            if pass_.rounds:
+                node = self._rounded_node(before, str(error))
+                return Parting(self._item.name, stage, node, error=str(error))
+            return self._parting(stage, self._exact_node(before), error)
+        return None
 
     def _run(self, pass_: Pass) -> PassRecord:
         if self._calibrator is None:
             return run_passes(self._graph, (pass_,))[0]
         done = run_one(self._graph, pass_, self._calibrator, self.facts)
         self.facts = done.facts
-        if done.rounding is not None:
-            self.tolerance = done.rounding.tolerance(self.tolerance)
         return done.records[0]
+
+    def _parting(self, stage: str, node: str | None, error: OmniGraphError) -> Parting:
+        """What is known of a stage that failed: the output that parts, or the error."""
+        found = None
+        try:
+            outputs = self.check.run(self.check.compared(self._graph))
+            found = parted_output(self._item, outputs, self.check.outputs, self.check.tolerance)
+        except OmniGraphError:
+            pass  # the Graph does not run: the error says it
+        if found is None:
+            return Parting(self._item.name, stage, node, error=str(error))
+        return Parting(self._item.name, stage, node, *found, self.check.tolerance)
+
+    def _exact_node(self, before: Graph) -> str | None:
+        """The first node that an exact pass changed: without rounding, or with it."""
+        pairs = [(unrounded(before), unrounded(self._graph)), (before, self._graph)]
+        return self._first(pairs, first_parted_node)
+
+    def _rounded_node(self, before: Graph, error: str) -> str | None:
+        """The node whose constant is not the rounded one, or whose result lost most by rounding."""
+        if (named := _node_of_constant(self._graph, error)) is not None:
+            return named
+        stored = before.clone()
+        substitute(stored, self._graph)
+        exact = [(unrounded(stored), unrounded(self._graph))]
+        return self._first(exact, first_parted_node) or self._first(
+            [(stored, self._graph)], most_parted_node
+        )
+
+    def _first(self, pairs: Iterable[tuple[Graph, Graph]], find: Find) -> str | None:
+        for before, after in pairs:
+            try:
+                node = find(before, after, self._feeds, _of_one_node(self._item))
+            except OmniGraphError:
+                continue  # one of them does not run
+            if node is not None:
+                return describe(node)
+        return None
 
 
 def bisect_passes(
-    graph: Graph,
-    pipeline: Iterable[Pass],
-    sets: Sequence[InputSet],
-    tolerance: Tolerance,
-    *,
-    progress: Progress = silent,
+    graph: Graph, pipeline: Iterable[Pass], item: TracedProgram, tolerance: Tolerance
 ) -> Parting | None:
     """Run a pipeline without calibration pass by pass until the numbers differ too much.
 
     Args:
         graph: a Graph as traced; rewritten in place.
         pipeline: the passes to run.
-        sets: input sets with the outputs of the reference.
-        tolerance: from the first pass that rounds; before it, that of fp32 holds.
-        progress: called with each stage before it is compared.
+        item: the program, with the outputs of the reference.
+        tolerance: of computations that differ by the order of their sums.
     """
-    return PassBisection(graph, sets, tolerance, progress=progress).run(pipeline)
+    return PassBisection(graph, item, tolerance).run(pipeline)
 
 
-def bisect_runtime(
-    graph: Graph,
-    target: Target,
-    lowered: Lowered,
-    sets: Sequence[InputSet],
-    tolerance: Tolerance,
-    run_emitted: Callable[[Lowered, Path], Run],
+def bisect_artifact(
+    graph: Graph, item: TracedProgram, job: TargetJob, options: ExportOptions, check: StageCheck
 ) -> Parting | None:
-    """Compare a lowered Graph, as its vendor's runtime computes it, with the reference.
+    """Compare the artifact of a lowered Graph with the Graph.
 
-    To find the node, every value becomes an output. That may keep the runtime from the fusion that
-    computed wrongly; then no node is named.
+    To find the node, every value becomes an output. That may keep the compiler from the fusion that
+    is at fault; then no node is named.
 
     Args:
         graph: the Graph after the target's pipeline.
-        run_emitted: emits a program into an empty folder, and returns the function that runs it.
+        check: the numbers of the Graph.
     """
-    program = lowered.name
-    stage = f"the runtime of {target.name!r}"
+    lowered = Lowered(item.name, graph, item.inputs, item.outputs, item.dims, item.state)
+    emit = Emitter(job.target, job.precision, job.settings, item.golden)
+    stage, tolerance = f"the artifact of {job.target.name!r}", check.tolerance
+    found = None
     with tempfile.TemporaryDirectory() as scratch:
-        run = run_emitted(lowered, Path(scratch))
-        found = _compare(program, stage, run, sets, tolerance)
+        emitted = emit.emit(lowered, Path(scratch))
+        bounds = bounds_of(job, check, graph, options.rtol)
+        try:
+            check_artifact(
+                Path(scratch),
+                {item.name: item.references},
+                {item.name: bounds},
+                emitted.open,
+                job.target.run_unrounded,
+            )
+            return None
+        except OmniGraphError as error:
+            message = str(error)
+        try:
+            with job.target.run_unrounded(emitted.artifact, item.name) as run:
+                outputs = [run(reference.feeds) for reference in item.references]
+            found = parted_output(item, outputs, check.outputs, tolerance)
+        except OmniGraphError:
+            pass  # it does not run: the message says so
+    node = _artifact_node(emit, lowered, item)
     if found is None:
-        return None
-    feeds = next(s.feeds for s in sets if s.case == found.case)
-    shown = _showing_all(graph)
+        return Parting(item.name, stage, node, error=message)
+    return Parting(item.name, stage, node, *found, tolerance)
+
+
+def _artifact_node(emit: Emitter, lowered: Lowered, item: TracedProgram) -> str | None:
+    """The first node that an artifact computes otherwise from the same inputs of the node."""
+    own = unrounded(lowered.graph)
+    # What is quantized is not shown: its readers alone may have it.
+    shown = showing_all(lowered.graph, {v.name or "" for v in showing_all(own).graph.outputs})
     outputs = tuple(
         TensorSpec(v.name or "", v.dtype.numpy().name if v.dtype else "float32", ())
         for v in shown.graph.outputs
     )
-    node = None
+    whole = replace(lowered, graph=shown, outputs=outputs)
+    tolerance = _of_one_node(item)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            whole = Lowered(
-                program, shown.clone(), lowered.inputs, outputs, lowered.dims, lowered.state
-            )
-            node = first_parted_node(
-                graph, GraphRunner(shown).run, run_emitted(whole, Path(scratch)), feeds, tolerance
-            )
+            artifact = emit.emit(whole, Path(scratch)).artifact
+            with emit.target.run_unrounded(artifact, item.name) as run:
+                return _first_unlike(own, run, item, tolerance)
     except OmniGraphError:
-        pass  # the runtime does not take so many outputs; the stage is known anyway
-    return Parting(program, stage, node, found.output, found.case, found.deviation, tolerance)
+        return None  # the compiler does not take so many outputs; the stage is known anyway
 
 
-def first_parted_node(
-    graph: Graph, before: Run, after: Run, feeds: Feeds, tolerance: Tolerance
-) -> str | None:
-    """The first node of a Graph whose value differs from the value of the same name before.
-
-    Nodes with only new values are skipped: the result is the first node that shows the change.
-    """
-    one, other = before(feeds), after(feeds)
-    for node in graph.graph:
-        for value in node.outputs:
-            name = value.name or ""
-            if name not in one or name not in other:
-                continue
-            if not deviation(other[name], one[name]).within(tolerance):
+def _first_unlike(graph: Graph, run: Run, item: TracedProgram, tolerance: Tolerance) -> str | None:
+    nodes = None
+    for reference in item.references:
+        recorded = run(reference.feeds)
+        nodes = nodes or NodeRunner(graph, set(recorded))
+        computed = nodes.run(recorded, reference.feeds)
+        for node, deviation in compared(graph, recorded, computed):
+            if not deviation.within(tolerance):
                 return describe(node)
     return None
 
 
-def _compare(
-    program: str, stage: str, run: Run, sets: Iterable[InputSet], tolerance: Tolerance
-) -> Parting | None:
-    sets = list(sets)
-    scales = output_scales([s.outputs for s in sets])
-    for given in sets:
-        try:
-            results = run(given.feeds)
-        except OmniGraphError as error:
-            return Parting(program, stage, None, case=given.case, error=str(error))
-        for output, found in deviations(results, given.outputs, scales).items():
-            if not found.within(tolerance):
-                return Parting(program, stage, None, output, given.case, found, tolerance)
+def _of_one_node(item: TracedProgram) -> Tolerance:
+    return Tolerance.for_precision("fp32", depth=_DEPTH, contraction=item.contraction)
+
+
+def _node_of_constant(graph: Graph, error: str) -> str | None:
+    """The first node that reads a constant, or quantizes an activation, which an error names."""
+    for name in re.findall(r"'([^']+)'", error):
+        for node in graph.graph:
+            for value in filter(None, node.inputs):
+                stored = (value.name or "").startswith((f"{name}_int", f"{name}_uint"))
+                constant = stored or (value.name == name and value.is_initializer())
+                if constant or (value.name == name and node.op_type == "QuantizeLinear"):
+                    return describe(node)
     return None
-
-
-def _all_values(graph: Graph) -> Run:
-    return GraphRunner(_showing_all(graph)).run
-
-
-def _showing_all(graph: Graph) -> Graph:
-    """A copy of a Graph that outputs the results of all nodes with a known type.
-
-    Nodes of subgraphs are left out. Weights are not copied.
-    """
-    shown = graph.clone()
-    taken = set(shown.graph.outputs)
-    numbers = set(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.STRING}
-    for node in shown.graph:
-        for value in node.outputs:
-            known = value.dtype is not None and int(value.dtype) in numbers
-            if value.name and known and value not in taken:
-                shown.graph.outputs.append(value)
-    return shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,20 @@ import pytest
 
 from omnigraph.cli.main import main
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance
+from omnigraph.export_job import TracedProgram, traced_program
+from omnigraph.exporting.options import ExportOptions
+from omnigraph.exporting.plan import TargetJob
+from omnigraph.exporting.stage_check import StageCheck
 from omnigraph.graph import Graph
-from omnigraph.inspection.bisect import InputSet, bisect_passes, bisect_runtime
-from omnigraph.lowering import Lowered, find_target
+from omnigraph.inspection.bisect import bisect_artifact, bisect_passes
+from omnigraph.lowering import Emission, Lowered, find_target
 from omnigraph.passes.base import Pass
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.eliminate_identities import EliminateIdentities
-from omnigraph.program import TensorSpec
+from omnigraph.passes.pipeline import Pipeline
+from omnigraph.program import Case, Dim, Program, TensorSpec
 from omnigraph.testing import graph_from_text
 
 CHAIN = """g (float[N,3] x) => (float[N,3] y)
@@ -42,14 +48,18 @@ class ReplaceOp(Pass):
         return False
 
 
-def sets_of(graph: Graph) -> list[InputSet]:
-    return [InputSet("only", FEEDS, GraphRunner(graph).run(FEEDS))]
+def item_of(graph: Graph) -> TracedProgram:
+    """The program of a Graph, whose reference is the Graph as it is now."""
+    spec, result = (TensorSpec(name, "float32", ("N", 3)) for name in "xy")
+    program = Program("g", None, (spec,), ("y",), {"N": Dim(1)}, lambda _: {})
+    reference = Reference(Case("only", {"N": 4}), FEEDS, GraphRunner(graph).run(FEEDS))
+    return traced_program(program, graph, (result,), (), [reference, reference])
 
 
 def test_a_wrong_pass_is_named_with_the_first_node_it_changed():
     graph = graph_from_text(CHAIN)
     pipeline = (EliminateIdentities(), ReplaceOp("Neg", "Abs"), EliminateDeadCode())
-    found = bisect_passes(graph, pipeline, sets_of(graph), TOLERANCE)
+    found = bisect_passes(graph, pipeline, item_of(graph), TOLERANCE)
     assert found is not None
     assert found.stage == "pass 'replace-op'"
     assert found.node is not None and found.node.startswith("Abs 'node_2' of module 'model'")
@@ -61,51 +71,55 @@ def test_a_wrong_pass_is_named_with_the_first_node_it_changed():
 def test_of_two_wrong_passes_the_first_is_named():
     graph = graph_from_text(CHAIN)
     pipeline = (ReplaceOp("Exp", "Sin"), ReplaceOp("Relu", "Abs"))
-    found = bisect_passes(graph, pipeline, sets_of(graph), TOLERANCE)
+    found = bisect_passes(graph, pipeline, item_of(graph), TOLERANCE)
     assert found is not None and found.node is not None and found.node.startswith("Sin ")
 
 
 def test_honest_passes_part_nowhere():
     graph = graph_from_text(CHAIN)
     pipeline = (EliminateIdentities(), EliminateDeadCode())
-    assert bisect_passes(graph, pipeline, sets_of(graph), TOLERANCE) is None
+    assert bisect_passes(graph, pipeline, item_of(graph), TOLERANCE) is None
 
 
 def test_a_trace_that_is_wrong_is_a_stage_of_its_own():
     graph = graph_from_text(CHAIN)
-    sets = sets_of(graph)
+    item = item_of(graph)
     ReplaceOp("Exp", "Sin")(graph)
-    found = bisect_passes(graph, (), sets, TOLERANCE)
+    found = bisect_passes(graph, (), item, TOLERANCE)
     assert found is not None and found.stage == "the trace"
 
 
 def test_a_pass_that_leaves_no_legal_graph_is_named():
     graph = graph_from_text(CHAIN)
-    found = bisect_passes(graph, (ReplaceOp("Exp", "Nonsense"),), sets_of(graph), TOLERANCE)
+    found = bisect_passes(graph, (ReplaceOp("Exp", "Nonsense"),), item_of(graph), TOLERANCE)
     assert found is not None
     assert found.stage == "pass 'replace-op'"
     assert "No Op registered for Nonsense" in (found.error or "")
 
 
-def test_a_runtime_that_computes_something_else_is_named_with_its_node():
+def test_an_artifact_that_computes_something_else_is_named_with_its_node():
     graph = graph_from_text(CHAIN)
-    spec = TensorSpec("x", "float32", ("N", 3))
-    lowered = Lowered("g", graph, (spec,), (TensorSpec("y", "float32", ("N", 3)),), {})
+    item = item_of(graph)
 
-    def broken(program: Lowered, _: Path):
-        other = program.graph.clone()
-        ReplaceOp("Exp", "Sin")(other)
-        return GraphRunner(other).run
+    class Broken(type(find_target("onnx"))):  # type: ignore[misc]
+        def emit(self, programs: list[Lowered], *given: Path, **options: str) -> Emission:
+            others = [replace(program, graph=program.graph.clone()) for program in programs]
+            for other in others:
+                ReplaceOp("Exp", "Sin")(other.graph)
+            return super().emit(others, *given, **options)
 
-    target = find_target("onnx")
-    found = bisect_runtime(graph, target, lowered, sets_of(graph), TOLERANCE, broken)
+    job = TargetJob(Broken(), "fp32", "fp32", Pipeline(), {})
+    check = StageCheck(item, TOLERANCE, graph)
+    found = bisect_artifact(graph, item, job, ExportOptions(), check)
     assert found is not None
-    assert found.stage == "the runtime of 'onnx'"
+    assert found.stage == "the artifact of 'onnx'"
     assert found.node is not None and found.node.startswith("Exp 'node_3'")
+    honest = replace(job, target=find_target("onnx"))
+    assert bisect_artifact(graph, item, honest, ExportOptions(), check) is None
 
 
 WRONG = '''
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import onnx_ir as ir
 from omnigraph.passes.base import Graph, Pass
 
@@ -163,4 +177,4 @@ def test_the_command_finds_nothing_in_an_honest_export_on_its_own_runtime(capsys
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert "within the contract at every stage" in captured.out
-    assert "forward: runtime of openvino" in captured.err
+    assert "forward: artifact of openvino" in captured.err
