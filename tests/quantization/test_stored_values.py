@@ -133,6 +133,15 @@ def test_a_wrong_code_scale_or_zero_point_is_found(name, tensor, edit):
         check(before, after)
 
 
+def test_a_constant_without_axes_is_compared_too():
+    before = graph_with_weights(
+        "g (float[N] x, float c) => (float[N] y) { y = Mul(x, c) }", c=np.float32(0.3).reshape(())
+    )
+    after = before.clone()
+    run_passes(after, [ConvertPrecision("bf16")])
+    assert check(before, after) == 1
+
+
 def test_infinities_and_numbers_beyond_a_half_are_where_rounding_puts_them():
     text = "g (float[N,4] x, float[4] m) => (float[N,4] y) { y = Add(x, m) }"
     mask = np.array([0.0, -np.inf, -3.4e38, 1.0], np.float32)
