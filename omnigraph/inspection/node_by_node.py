@@ -128,7 +128,7 @@ def _deviation(found: np.ndarray, expected: np.ndarray) -> Deviation:
 
 
 def _bounded(array: np.ndarray) -> np.ndarray:
-    return np.clip(array.astype(np.float32), -_LARGEST, _LARGEST)
+    return np.asarray(np.clip(array.astype(np.float32), -_LARGEST, _LARGEST))
 
 
 def _as(array: np.ndarray, value: ir.Value) -> np.ndarray:
@@ -137,8 +137,8 @@ def _as(array: np.ndarray, value: ir.Value) -> np.ndarray:
     dtype = value.dtype.numpy()
     if value.dtype.is_floating_point():
         most = float(ml_dtypes.finfo(dtype).max)
-        return np.clip(array.astype(np.float32), -most, most).astype(dtype)
-    return array.astype(dtype, copy=False)
+        return np.asarray(np.clip(array.astype(np.float32), -most, most), dtype)
+    return np.asarray(array, dtype)
 
 
 def _read_recorded(graph: Graph, names: set[str]) -> dict[str, ir.Value]:

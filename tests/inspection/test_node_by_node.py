@@ -93,3 +93,14 @@ def test_half_types_are_compared_in_fp32_and_ways_to_hide_a_token_are_alike():
     node = node_named(after, "low")
     node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.float32(-65504)))
     assert first_parted_node(before, after, [FEEDS], TOLERANCE) is None
+
+
+def test_a_result_without_axes_is_recorded():
+    before = graph_from_text(
+        "g (float[N,3] x) => (float[N,3] y) { s = ReduceSum<keepdims=0>(x) "
+        "t = Neg(s)  y = Mul(x, t) }"
+    )
+    after = before.clone()
+    node_named(after, "t").op_type = "Abs"
+    found = first_parted_node(before, after, [FEEDS], TOLERANCE)
+    assert found is not None and found.outputs[0].name == "t"
