@@ -170,12 +170,23 @@ def parting_module(
     except GraphError:  # it does not run at this size: that error names its node
         return None
     for module, outputs in recorded:
-        # Also those that stay inside: the Graph may use only some of a module's outputs.
-        own = [arrays[v.name or ""] for v in found if _is_in(v.producer(), module)]
-        candidates = own or [*arrays.values(), *feeds.values()]
-        if not all(any(_agree(array, out) for array in candidates) for out in outputs):
-            return module
+        inside = [v for v in found if _is_in(v.producer(), module)]
+        own = [arrays[v.name or ""] for v in inside if _leaves(v, module, v in results)]
+        # The Graph may use only some of a module's outputs: the others stay inside.
+        kept = [arrays[v.name or ""] for v in inside]
+        for out in outputs:
+            candidates = [array for array in own if array.shape == out.shape] or kept
+            candidates = candidates or [*arrays.values(), *feeds.values()]
+            if not any(_agree(array, out) for array in candidates):
+                return module
     return None
+
+
+def _leaves(value: ir.Value, module: str, result: bool) -> bool:
+    """Whether a module computes this value for use outside of it."""
+    return _is_in(value.producer(), module) and (
+        result or any(not _is_in(user, module) for user, _ in value.uses())
+    )
 
 
 def _is_in(node: ir.Node | None, module: str) -> bool:
