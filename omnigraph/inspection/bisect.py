@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from omnigraph.contract.comparison import Run, check_artifact
@@ -316,10 +317,7 @@ def _artifact_node(emit: Emitter, lowered: Lowered, item: TracedProgram) -> str 
     own = unrounded(lowered.graph)
     # What is quantized is not shown: its readers alone may have it.
     shown = showing_all(lowered.graph, {v.name or "" for v in showing_all(own).graph.outputs})
-    outputs = tuple(
-        TensorSpec(v.name or "", v.dtype.numpy().name if v.dtype else "float32", ())
-        for v in shown.graph.outputs
-    )
+    outputs = tuple(TensorSpec(v.name or "", _name_of_type(v), ()) for v in shown.graph.outputs)
     whole = replace(lowered, graph=shown, outputs=outputs)
     tolerance = _of_one_node(item)
     try:
@@ -329,6 +327,12 @@ def _artifact_node(emit: Emitter, lowered: Lowered, item: TracedProgram) -> str 
                 return _first_unlike(own, run, item, tolerance)
     except OmniGraphError:
         return None  # the compiler does not take so many outputs; the stage is known anyway
+
+
+def _name_of_type(value: ir.Value) -> str:
+    """The type of an output; one that numpy does not have is widened where it is read."""
+    dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+    return dtype.name if dtype.type.__module__ == "numpy" else "float32"
 
 
 def _first_unlike(graph: Graph, run: Run, item: TracedProgram, tolerance: Tolerance) -> str | None:

@@ -98,19 +98,19 @@ def compared(graph: Graph, found: Values, expected: Values) -> Iterator[tuple[ir
 
 
 def showing_all(graph: Graph, names: Collection[str] | None = None) -> Graph:
-    """A copy of a Graph that outputs the results of all nodes, of the types that numpy has.
+    """A copy of a Graph that outputs the results of its nodes: all of the types that numpy has.
 
     Nodes of subgraphs are left out. Weights are not copied.
 
     Args:
-        names: of the results to show; None is all.
+        names: of the results to show instead, of any type.
     """
     shown = graph.clone()
     taken = set(shown.graph.outputs)
     for node in shown.graph:
         for value in node.outputs:
-            asked = value.name and (names is None or value.name in names)
-            if asked and _is_of_numpy(value) and value not in taken:
+            asked = _is_of_numpy(value) if names is None else value.name in names
+            if value.name and asked and value not in taken:
                 shown.graph.outputs.append(value)
     return shown
 
