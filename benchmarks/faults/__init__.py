@@ -1,0 +1,1 @@
+"""Faults planted in exports, to see whether the contract finds them."""
