@@ -239,7 +239,11 @@ class PassBisection:
         if (named := _node_of_constant(self._graph, error)) is not None:
             return named
         stored = before.clone()
+        known = {value.name for node in before.graph for value in node.outputs}
         substitute(stored, self._graph)
+        for value in (value for node in stored.graph for value in node.outputs):
+            if value.name not in known:  # the pass may have given this name to another
+                value.name = f"{value.name}::stored"
         exact = [(unrounded(stored), unrounded(self._graph))]
         return self._first(exact, first_parted_node) or self._first(
             [(stored, self._graph)], most_parted_node

@@ -149,7 +149,8 @@ def _read_recorded(graph: Graph, names: set[str]) -> dict[str, ir.Value]:
             if value is None or value.name not in names or not _is_computed(value):
                 continue
             if value.name not in given:
-                new = ir.Value(name=value.name + _GIVEN, type=value.type, shape=value.shape)
+                # Without a shape: the Graph may know a wrong one.
+                new = ir.Value(name=value.name + _GIVEN, type=value.type)
                 graph.graph.inputs.append(new)
                 given[value.name] = new
             node.replace_input_with(index, given[value.name])
