@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from omnigraph.artifact import publish, seal, staging
 from omnigraph.artifact.signature import Signer
-from omnigraph.contract.comparison import NumberCheck, check_artifact
+from omnigraph.contract.comparison import NumberCheck, Openers, check_artifact
 from omnigraph.contract.graph_check import check_graph
 from omnigraph.contract.greedy_tokens import TokenAgreement, TokenCount
 from omnigraph.errors import ResourceError
@@ -361,8 +361,7 @@ class _Export:
                 directory,
                 {item.name: item.references for item in traced},
                 product.bounds,
-                tokens.counting(run),
-                job.target.run_unrounded,
+                Openers(tokens.counting(run), job.target.run_unrounded, job.target.constant_hashes),
                 product.places,
             )
             if job.quantizes and tokens.found:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,31 @@ class Bounds:
             set; None where nothing rounds, so that torch's own outputs are as near.
         noise: by output, of the rounding that the target's runtime does, from ``outputs``.
         total: as it is shipped, from torch.
+        tables: the size in bytes and the sha256 of each table of weights, by name, that the vendor
+            file must hold.
     """
 
     exact: Tolerance
     total: Tolerance
     outputs: Sequence[Outputs] | None = None
     noise: Mapping[str, Noise] | None = None
+    tables: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Openers:
+    """How the contract looks into an artifact.
+
+    Args:
+        program: opens a program in the target's runtime, or, where that is not here, its lowered
+            Graph in onnxruntime.
+        unrounded: opens a program so that it rounds no activation.
+        hashes: the sha256 of each constant of a program, of those of the given sizes in bytes.
+    """
+
+    program: Open
+    unrounded: Open
+    hashes: Callable[[Artifact, str, Collection[int]], set[str]]
 
 
 _NOWHERE: Mapping[str, Mapping[str, str]] = {}
@@ -77,17 +96,13 @@ def check_artifact(
     directory: Path,
     references: Mapping[str, Sequence[Reference]],
     bounds: Mapping[str, Bounds],
-    run_program: Open,
-    run_unrounded: Open,
+    openers: Openers,
     places: Mapping[str, Mapping[str, str]] = _NOWHERE,
 ) -> list[NumberCheck]:
     """Compare every output of every program with the Graph that was emitted, and with torch.
 
     Args:
         directory: a sealed artifact.
-        run_program: opens a program in the target's runtime, or, where that is not here, its
-            lowered Graph in onnxruntime.
-        run_unrounded: opens a program so that it rounds no activation.
         places: for each program, by name of a node or of its outputs, the node for a person.
 
     Raises:
@@ -99,15 +114,30 @@ def check_artifact(
     checks: list[NumberCheck] = []
     for program, sets in references.items():
         bound = bounds[program]
+        _check_tables(program, artifact, bound, openers)
         if bound.outputs is not None:
-            with run_unrounded(artifact, program) as run:
+            with openers.unrounded(artifact, program) as run:
                 run = _explained(program, run, sets, places.get(program, {}))
                 _check_unrounded(program, run, sets, bound)
         # One program at a time, so that no two are in memory.
-        with run_program(artifact, program) as run:
+        with openers.program(artifact, program) as run:
             run = _explained(program, run, sets, places.get(program, {}))
             checks += _check_program(program, run, sets, bound)
     return checks
+
+
+def _check_tables(program: str, artifact: Artifact, bound: Bounds, openers: Openers) -> None:
+    """Look for each table of weights in the vendor file: inputs read few of their rows."""
+    sizes = {size for size, _ in bound.tables.values()}
+    found = openers.hashes(artifact, program, sizes) if sizes else set()
+    for name, (_, sha256) in bound.tables.items():
+        if sha256 not in found:
+            raise ContractError(
+                f"Table {name!r} of program {program!r} is not in the artifact with the values "
+                "that it has in the Graph; no artifact was written",
+                expected="the values of the Graph that was compiled",
+                hint="the compiler changes a weight",
+            )
 
 
 def _check_unrounded(program: str, run: Run, sets: Sequence[Reference], bound: Bounds) -> None:

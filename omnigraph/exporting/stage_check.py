@@ -17,6 +17,7 @@ from omnigraph.contract.tolerance import Tolerance, deviations, noises, output_s
 from omnigraph.errors import ContractError
 from omnigraph.export_job import TracedProgram
 from omnigraph.exporting.plan import TargetJob
+from omnigraph.exporting.tables import check_tables, table_hashes, tables_of
 from omnigraph.graph import Graph
 from omnigraph.passes.base import Pass
 from omnigraph.passes.calibrated_pass import QuantizationFacts
@@ -50,6 +51,7 @@ class StageCheck:
         own = graph.clone()
         self._rounds_itself = bool(RemoveRounding()(own).modified)
         self._ranges = activation_ranges(graph)
+        self._tables = tables_of(graph)
         #: The outputs, without rounding, of the last Graph that was compared.
         self.outputs: Sequence[Outputs] = self.run(own) if self._rounds_itself else self.torch
 
@@ -64,6 +66,7 @@ class StageCheck:
             self._compare(self.run(graph), self.torch, tolerance, stage)
         self._step(graph, stage)
         check_same_ranges(activation_ranges(graph), self._ranges, stage)
+        self._check_tables(graph, stage)
 
     def rounded(self, before: Graph, graph: Graph, pass_: Pass, facts: QuantizationFacts) -> None:
         """Refuse a Graph that a pass rounded otherwise than its rounding explains.
@@ -88,6 +91,12 @@ class StageCheck:
         self.outputs = self.run(unrounded(before))
         self._step(graph, stage)
         self._ranges = activation_ranges(graph)
+        self._check_tables(graph, stage)
+
+    def _check_tables(self, graph: Graph, stage: str) -> None:
+        tables = tables_of(graph)
+        check_tables(self._tables, tables, stage)
+        self._tables = tables
 
     def _step(self, graph: Graph, stage: str) -> None:
         found = self.run(self.compared(graph))
@@ -137,9 +146,10 @@ def unrounded(graph: Graph) -> Graph:
 
 def bounds_of(job: TargetJob, check: StageCheck, graph: Graph, rtol: float | None) -> Bounds:
     """How far the artifact of a lowered Graph may be; ``rtol`` replaces the distance from torch."""
-    exact, target = check.tolerance, job.target
+    exact, target, tables = check.tolerance, job.target, table_hashes(graph)
     if check.outputs is check.torch and target.rounding(job.precision) == "fp32":
-        return Bounds(exact, exact if rtol is None else Tolerance(rtol, 16 * rtol))
+        total = exact if rtol is None else Tolerance(rtol, 16 * rtol)
+        return Bounds(exact, total, tables=tables)
     copy = graph.clone()
     target.emulate(copy, job.precision)
     emulated = check.run(copy)
@@ -153,4 +163,4 @@ def bounds_of(job: TargetJob, check: StageCheck, graph: Graph, rtol: float | Non
     total = Tolerance(min(rms, MOST), peak)
     if rtol is not None:
         total = Tolerance(rtol, 16 * rtol)
-    return Bounds(exact, total, check.outputs, noise)
+    return Bounds(exact, total, check.outputs, noise, tables)

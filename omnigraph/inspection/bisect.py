@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.contract.comparison import Run, check_artifact
+from omnigraph.contract.comparison import Openers, Run, check_artifact
 from omnigraph.contract.graph_check import check_graph
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.emitter import Emitter
@@ -298,8 +298,7 @@ def bisect_artifact(
                 Path(scratch),
                 {item.name: item.references},
                 {item.name: bounds},
-                emitted.open,
-                job.target.run_unrounded,
+                Openers(emitted.open, job.target.run_unrounded, job.target.constant_hashes),
             )
             return None
         except OmniGraphError as error:

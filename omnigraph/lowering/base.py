@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -196,6 +196,15 @@ class Target(abc.ABC):
 
         Args:
             artifact: a directory, of this target.
+        """
+
+    @abc.abstractmethod
+    def constant_hashes(self, artifact: Artifact, program: str, sizes: Collection[int]) -> set[str]:
+        """The sha256 of each constant in a program's vendor file, of those of the given sizes.
+
+        Args:
+            artifact: a directory, of this target.
+            sizes: in bytes.
         """
 
     def emulate(self, graph: Graph, precision: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import onnx_ir as ir
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from omnigraph.artifact import Artifact
 from omnigraph.contract.comparison import Run
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.external_weights import tensor_bytes
 from omnigraph.graph import OPSET
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
 from omnigraph.passes.remove_rounding import RemoveRounding
@@ -26,6 +28,19 @@ def run_lowered(artifact: Artifact, program: str) -> Iterator[Run]:
     assert graph.opset_imports[""] == OPSET
     EmulateBfloat16()(graph)
     yield GraphRunner(graph).run
+
+
+def initializer_hashes(
+    artifact: Artifact, program: str, role: str, sizes: Collection[int]
+) -> set[str]:
+    """The sha256 of each initializer of an ONNX file, of those of the given sizes in bytes."""
+    graph = ir.load(artifact.path / artifact.programs[program].files[role])
+    tensors = (value.const_value for value in graph.graph.initializers.values())
+    return {
+        hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+        for tensor in tensors
+        if tensor is not None and tensor.nbytes in sizes
+    }
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from omnigraph.artifact import ProgramEntry, seal
-from omnigraph.contract.comparison import check_artifact
+from omnigraph.contract.comparison import Bounds, Openers, check_artifact
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.errors import InputError, RunError
@@ -59,9 +59,10 @@ def check(target_name: str, directory: Path, sets: list[Reference], x: TensorSpe
         "programs": {"forward": ProgramEntry((x,), (Y,), files, details=details).to_dict()},
     }
     seal(directory, manifest)
-    tolerances = {"forward": Tolerance(1e-6, 1e-5)}
-    named = {"forward": places(graph)}
-    check_artifact(directory, {"forward": sets}, tolerances, target.run_emitted, named)
+    tolerance = Tolerance(1e-6, 1e-5)
+    bounds = {"forward": Bounds(tolerance, tolerance)}
+    openers = Openers(target.run_emitted, target.run_unrounded, target.constant_hashes)
+    check_artifact(directory, {"forward": sets}, bounds, openers, {"forward": places(graph)})
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from omnigraph.contract.comparison import Run
 from omnigraph.contract.graph_check import proto_without_weights
 from omnigraph.graph import OPSET, Graph
 from omnigraph.lowering.base import Emission, Lowered, Target
-from omnigraph.lowering.emulation import run_file_unrounded
+from omnigraph.lowering.emulation import initializer_hashes, run_file_unrounded
 from omnigraph.lowering.nonconforming import nonconforming
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.onnx.kernels import CONTRIB_OPS, LEAST_TOKENS_GROUPED, MOST_QUERIES_JOINED
@@ -113,6 +113,10 @@ class OnnxTarget(Target):
     def run_unrounded(self, artifact: Artifact, program: str) -> AbstractContextManager[Run]:
         """The file itself, node by node."""
         return run_file_unrounded(artifact, program, "model")
+
+    def constant_hashes(self, artifact: Artifact, program: str, sizes: Collection[int]) -> set[str]:
+        """Of the initializers of the ONNX file."""
+        return initializer_hashes(artifact, program, "model", sizes)
 
     def emulate(self, graph: Graph, precision: str) -> None:
         """MatMulNBits quantizes the activations of layers whose weights alone are quantized."""

@@ -7,11 +7,12 @@ An IR is an XML of layers, whose constants say where in a binary file their data
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import onnx
 
 #: Constants stand at multiples of this, a cache line and the widest vector.
@@ -134,6 +135,23 @@ def rewrite_ir(
     if half_matmuls:
         _mark_decompressions(tree.getroot())
     tree.write(out, encoding="utf-8", xml_declaration=True)
+
+
+def constant_hashes(xml: np.ndarray, weights: np.ndarray, sizes: Collection[int]) -> set[str]:
+    """The sha256 of each constant of an IR, of those of the given sizes in bytes.
+
+    Args:
+        xml: the bytes of the IR.
+        weights: the bytes of its file of weights.
+    """
+    found = set()
+    for layer in ElementTree.fromstring(xml.tobytes()).iter("layer"):
+        data = layer.find("data")
+        if layer.get("type") == "Const" and data is not None and int(data.get("size", 0)) in sizes:
+            start = int(data.attrib["offset"])
+            content = weights[start : start + int(data.attrib["size"])]
+            found.add(hashlib.sha256(content.data).hexdigest())
+    return found
 
 
 def _drop_counters(layer: ElementTree.Element) -> None:

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,12 @@ from omnigraph.graph import OPSET, Graph, describe
 from omnigraph.lowering.base import Emission, Lowered, Target
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.openvino.attention import simplify_attention
-from omnigraph.lowering.openvino.ir import SharedWeights, rewrite_ir, weights_as_inputs
+from omnigraph.lowering.openvino.ir import (
+    SharedWeights,
+    constant_hashes,
+    rewrite_ir,
+    weights_as_inputs,
+)
 from omnigraph.lowering.openvino.quantization import SCHEMES, runtime_details
 from omnigraph.lowering.openvino.support import computed_wrongly
 from omnigraph.lowering.openvino.unrounded import run_unrounded
@@ -135,6 +140,15 @@ class OpenVinoTarget(Target):
     def run_unrounded(self, artifact: Artifact, program: str) -> AbstractContextManager[Run]:
         """The IR in f32, with its quantizers of activations taken out."""
         return run_unrounded(artifact, program)
+
+    def constant_hashes(self, artifact: Artifact, program: str, sizes: Collection[int]) -> set[str]:
+        """Of the constants of the IR."""
+        files = artifact.programs[program].files
+        if "weights" not in files:
+            return set()
+        return constant_hashes(
+            artifact.read(files["model"]), artifact.read(files["weights"]), sizes
+        )
 
     def emulate(self, graph: Graph, precision: str) -> None:
         """The type that the CPU's kernels compute in, and activations quantized in groups."""

@@ -16,7 +16,7 @@ from omnigraph.contract.comparison import Run
 from omnigraph.errors import UsageError
 from omnigraph.external_weights import release_memory
 from omnigraph.lowering.base import Emission, Lowered, Target
-from omnigraph.lowering.emulation import run_file_unrounded
+from omnigraph.lowering.emulation import initializer_hashes, run_file_unrounded
 from omnigraph.lowering.onnx.files import write_onnx
 from omnigraph.lowering.tensorrt.build import Flavour, build_engine, rtx_flavour
 from omnigraph.lowering.tensorrt.quantization import FIRST_CAPABILITY, SCHEMES
@@ -110,6 +110,10 @@ class TensorRtTarget(Target):
     def run_unrounded(self, artifact: Artifact, program: str) -> AbstractContextManager[Run]:
         """The Graph that an engine was compiled from: engines compute in the types it names."""
         return run_file_unrounded(artifact, program, "lowered")
+
+    def constant_hashes(self, artifact: Artifact, program: str, sizes: Collection[int]) -> set[str]:
+        """Of the initializers of the ONNX file that the engine was compiled from."""
+        return initializer_hashes(artifact, program, "lowered", sizes)
 
     def check_options(self, options: Mapping[str, str]) -> None:
         """Refuse an unknown option, and a compute capability that cannot be built for."""
