@@ -3,7 +3,7 @@
 Rounding to a grid of step s makes an error that is close to uniform over a step: s/√12 in the root
 mean square (Widrow & Kollár, Quantization Noise, section 4.2). Divided by the root mean square of
 the values, it is the noise of an activation, e_x, or of a weight, e_w. A linear layer has the noise
-of both, ``√(e_x² + e_w²)``. The noises of different layers are close to independent, so they add up
+of both, ``√(e_x² + e_w²)``; an embedding, whose rows are rounded, has that of its table. The noises of different layers are close to independent, so they add up
 at the outputs as a random walk, to about ``√(Σ e²)``. Residual paths, softmax and norms reduce it
 more often than they increase it. As everywhere in the contract, twice that is allowed, but no more
 than half of an output's own size: beyond that, it is not the same model any more.
@@ -35,7 +35,11 @@ from omnigraph.contract.tolerance import (
 )
 from omnigraph.errors import ContractError
 from omnigraph.graph import Graph
-from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer, linear_layers
+from omnigraph.passes.analysis.quantization.linear_layers import (
+    LinearLayer,
+    linear_layers,
+    tables,
+)
 from omnigraph.passes.analysis.quantization.scheme import ActivationGrid, Scheme
 from omnigraph.passes.analysis.quantization.statistics import Statistics
 from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
@@ -68,6 +72,11 @@ def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
             shown += _activation_noise(linear, scheme, insert.known.statistics) ** 2
         if scheme.runtime_group is not None:
             hidden += _group_noise(scheme.runtime_group) ** 2
+    for table in tables(graph):
+        scheme = insert.scheme_for(table.layer)
+        if scheme is not None and scheme.tables is not None:
+            assert table.weight.const_value is not None
+            shown += _rounding_noise(table.weight.const_value.numpy().T, scheme.tables) ** 2
     return math.sqrt(shown), math.sqrt(hidden)
 
 
@@ -85,8 +94,13 @@ def _weight_noise(linear: LinearLayer, grid: WeightGrid) -> float:
         return _FLOAT8_NOISE
     assert linear.weight.const_value is not None
     weight = linear.weight.const_value.numpy()
+    return _rounding_noise(weight.T if linear.channel_axis == 0 else weight, grid)
+
+
+def _rounding_noise(weight: np.ndarray, grid: WeightGrid) -> float:
+    """The noise of a weight [K, N] on its grid, relative to its root mean square."""
     size = math.sqrt(float(np.mean(np.square(weight), dtype=np.float64)))
-    steps = _steps(weight.T if linear.channel_axis == 0 else weight, grid)
+    steps = _steps(weight, grid)
     step = math.sqrt(float(np.mean(np.square(steps), dtype=np.float64)))
     return step * _UNIFORM / size if size else 0.0
 
