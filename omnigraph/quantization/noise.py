@@ -3,10 +3,11 @@
 Rounding to a grid of step s makes an error that is close to uniform over a step: s/√12 in the root
 mean square (Widrow & Kollár, Quantization Noise, section 4.2). Divided by the root mean square of
 the values, it is the noise of an activation, e_x, or of a weight, e_w. A linear layer has the noise
-of both, ``√(e_x² + e_w²)``; an embedding, whose rows are rounded, has that of its table. The noises of different layers are close to independent, so they add up
-at the outputs as a random walk, to about ``√(Σ e²)``. Residual paths, softmax and norms reduce it
-more often than they increase it. As everywhere in the contract, twice that is allowed, but no more
-than half of an output's own size: beyond that, it is not the same model any more.
+of both, ``√(e_x² + e_w²)``; an embedding, whose rows are rounded, has that of its table. The noises
+of different layers are close to independent, so they add up at the outputs as a random walk, to
+about ``√(Σ e²)``. Residual paths, softmax and norms reduce it more often than they increase it. As
+everywhere in the contract, twice that is allowed, but no more than half of an output's own size:
+beyond that, it is not the same model any more.
 
 This bound is for the quantized Graph, which onnxruntime runs as it is. A target cannot compute
 exactly the same: sums in another order now and then round a value to the next quantized value, and
