@@ -62,43 +62,50 @@ def lower_program(
         UnsupportedError: the target cannot take a node of the final Graph.
     """
     exact = exact_tolerance(item, options)
-    runner = _Runner(job, item, options, calibrator, exact)
+    runner = _Runner(job, item, calibrator)
     check = StageCheck(item, exact, graph)
-    done, layers = Quantized(facts=facts), None
-    for passes, rounding in _segments(job.pipeline):
+    done = Quantized(facts=facts)
+    for passes, rounding in _segments(job.pipeline, each=options.verify_each):
+        first = len(done.records)
         done = runner.run(graph, passes, done)
-        check.exact(graph, f"pass {passes[-1].name!r}" if passes else "the trace")
+        if not first or any(record.modified for record in done.records[first:]):
+            check.exact(graph, f"pass {passes[-1].name!r}" if passes else "the trace")
         if rounding is None:
-            break
+            continue
         before = graph.clone()
         done = runner.run(graph, (rounding,), done)
         if done.records[-1].modified:
             check.rounded(before, graph, rounding, done.facts)
-    if done.rounding is not None:
-        layers = done.rounding.layers
     job.target.check_nodes(item.name, graph, job.precision)
     bounds = bounds_of(job, check, graph, options.rtol)
     return LoweredProgram(
         Lowered(item.name, graph, item.inputs, item.outputs, item.dims, item.state),
         done.records,
         attention_sites(graph, done.records),
-        layers if layers is not None else layer_precisions(graph),
+        done.rounding.layers if done.rounding is not None else layer_precisions(graph),
         bounds,
         done.rounding.deviation if done.rounding is not None else None,
         done.facts,
     )
 
 
-def _segments(pipeline: Pipeline) -> Iterator[tuple[tuple[Pass, ...], Pass | None]]:
-    """Passes that change no number, each time up to one that rounds; None at the end."""
+def _segments(pipeline: Pipeline, *, each: bool) -> Iterator[tuple[tuple[Pass, ...], Pass | None]]:
+    """Passes that change no number, each time up to one that rounds; None where none does.
+
+    Args:
+        each: whether each of them is a segment of its own.
+    """
     exact: list[Pass] = []
     for pass_ in pipeline:
         if pass_.rounds:
             yield tuple(exact), pass_
             exact = []
+        elif each:
+            yield (pass_,), None
         else:
             exact.append(pass_)
-    yield tuple(exact), None
+    if not each:
+        yield tuple(exact), None
 
 
 def exact_tolerance(item: TracedProgram, options: ExportOptions) -> Tolerance:
@@ -109,34 +116,17 @@ def exact_tolerance(item: TracedProgram, options: ExportOptions) -> Tolerance:
     return Tolerance(options.rtol, 16 * options.rtol)
 
 
-def float_tolerance(job: TargetJob, item: TracedProgram, options: ExportOptions) -> Tolerance:
-    """The tolerance for rounding to float types, and for activations that the model quantizes.
-
-    Where the export quantizes, `omnigraph.quantization.noise` counts those activations.
-    """
-    if options.rtol is not None:
-        return Tolerance(options.rtol, 16 * options.rtol)
-    floats = Tolerance.for_precision(
-        job.target.rounding(job.precision), depth=item.depth, contraction=item.contraction
-    )
-    return floats if job.quantizes else floats.with_rounded_activations(item.rounded_activations)
-
-
 @dataclass(frozen=True)
 class _Runner:
     """Runs passes of a pipeline on one program, with the observers of an export."""
 
     job: TargetJob
     item: TracedProgram
-    options: ExportOptions
     calibrator: Calibrator | None
-    exact: Tolerance
 
     def run(self, graph: Graph, passes: tuple[Pass, ...], before: Quantized) -> Quantized:
         """Run some passes after others; all results together."""
-        floats = float_tolerance(self.job, self.item, self.options)
-        compared = floats if self.options.verify_each else None
-        look = [*observers(self.job.target.name, self.item, compared, self.exact)]
+        look = [*observers(self.job.target.name, self.item.name)]
         first = len(before.records)
         if self.calibrator is None:
             records = run_passes(graph, passes, look, first=first)

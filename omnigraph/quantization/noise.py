@@ -9,11 +9,8 @@ about ``√(Σ e²)``. Residual paths, softmax and norms reduce it more often th
 everywhere in the contract, twice that is allowed, but no more than half of an output's own size:
 beyond that, it is not the same model any more.
 
-This bound is for the quantized Graph, which onnxruntime runs as it is. A target cannot compute
-exactly the same: sums in another order now and then round a value to the next quantized value, and
-then the results behind it differ by whole steps. That is another draw of the same noise, not more
-of it, so an artifact may be twice as far from torch as the quantized Graph is, plus the rounding
-of the floats around it.
+This bound is for the quantized Graph, which onnxruntime runs as it is. How far an artifact may be
+from it, `omnigraph.contract.tolerance` says.
 """
 
 from __future__ import annotations
@@ -51,7 +48,6 @@ _UNIFORM = 1 / math.sqrt(12)
 _FLOAT8_NOISE = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).eps) / 2 / math.sqrt(3)
 #: The largest error of the same model, relative to the output's own size.
 _MOST = 0.5
-_PEAK = 16
 
 
 def noise_of(graph: Graph, insert: InsertQdq) -> tuple[float, float]:
@@ -174,15 +170,3 @@ def _too_far(
         hint="calibrate on more of what the model is for (--calibration DATA), keep layers in float"
         " (--keep 'PATTERN'), or let --max-loss choose them",
     )
-
-
-def quantized_tolerance(quantized: Deviation, hidden: float, floats: Tolerance) -> Tolerance:
-    """The tolerance of an artifact, by the reasoning at the top of this module.
-
-    Args:
-        quantized: the deviation of the quantized Graph from torch.
-        hidden: the noise of what the runtime rounds by itself.
-        floats: the tolerance of what stays in float.
-    """
-    rms = 2 * math.hypot(quantized.rms, hidden) + floats.rms
-    return Tolerance(rms, max(_PEAK * rms, 2 * quantized.peak + floats.peak))

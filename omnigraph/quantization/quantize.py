@@ -16,7 +16,7 @@ from omnigraph.passes.calibrated_pass import CalibratedPass, QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.precision import PRECISIONS, QUANTIZED
 from omnigraph.quantization.gather import Calibrator
-from omnigraph.quantization.noise import check_quantized, noise_of, quantized_tolerance
+from omnigraph.quantization.noise import check_quantized, noise_of
 from omnigraph.quantization.options import Quantization
 
 
@@ -33,10 +33,6 @@ class Rounding:
     deviation: Deviation
     hidden: float
     layers: list[LayerPrecision]
-
-    def tolerance(self, floats: Tolerance) -> Tolerance:
-        """The tolerance of the artifact; ``floats`` is that of what stays in float."""
-        return quantized_tolerance(self.deviation, self.hidden, floats)
 
 
 @dataclass(frozen=True)

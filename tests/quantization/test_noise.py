@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omnigraph.contract.tolerance import Deviation, Tolerance
+from omnigraph.contract.tolerance import Tolerance
 from omnigraph.lowering import find_target
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.base import run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
-from omnigraph.quantization.noise import check_quantized, noise_of, quantized_tolerance
+from omnigraph.quantization.noise import check_quantized, noise_of
 
 RNG = np.random.default_rng(0)
 
@@ -46,12 +46,3 @@ def trace_of_one_product():
     seen = Observation(low, high, low, high, rms, np.abs(x).max(0), x.mean(0))
     references = [Reference(Case("all", {}), {"x": x}, {"y": x @ weight})]
     return graph, references, Statistics({"w": seen}, "min-max", "a test", 1)
-
-
-def test_a_tolerance_grows_with_the_noise_and_keeps_that_of_floats():
-    floats = Tolerance(1e-5, 16e-5)
-    none = quantized_tolerance(Deviation(0.0, 0.0), 0.0, floats)
-    assert (none.rms, none.peak) == (floats.rms, floats.peak)
-    some = quantized_tolerance(Deviation(0.01, 0.5), 0.0, floats)
-    assert some.rms == pytest.approx(0.02, rel=1e-2) and some.peak > 1.0
-    assert quantized_tolerance(Deviation(0.01, 0.0), 0.03, floats).rms > 0.06
