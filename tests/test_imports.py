@@ -230,6 +230,7 @@ TORCH = {
     "omnigraph.tracing.module_call",
     "omnigraph.tracing.reference",
     "omnigraph.tracing.torch_export",
+    "omnigraph.tracing.hidden_rows",
     "omnigraph.tracing.transformers_forms",
     "omnigraph.frontends.onnx_inputs",
     "omnigraph.frontends.onnx_module",

@@ -33,7 +33,7 @@ def hidden_row(program: Program, seed: int) -> Reference | None:
     case = Case("hidden-row", fit_sizes(program, _SIZES), seed=seed)
     if not masks or case.sizes.get(str(masks[0].shape[0]), 1) < 2:
         return None
-    feeds = {name: np.array(tensor) for name, tensor in program.make_inputs(case).items()}
+    feeds = {name: t.numpy().copy() for name, t in program.make_inputs(case).items()}
     for spec in masks:
         feeds[spec.name][-1] = 0
     try:
