@@ -28,6 +28,7 @@ from omnigraph.quantization.activation_grids import (
     activation_ranges,
     check_ranges,
     check_same_ranges,
+    count_roundings,
 )
 from omnigraph.quantization.corrected_biases import check_corrected
 from omnigraph.quantization.stored_values import check_stored, stored_values, substitute
@@ -51,6 +52,7 @@ class StageCheck:
         own = graph.clone()
         self._rounds_itself = bool(RemoveRounding()(own).modified)
         self._ranges = activation_ranges(graph)
+        self._roundings = count_roundings(graph)
         self._tables = tables_of(graph)
         #: The outputs, without rounding, of the last Graph that was compared.
         self.outputs: Sequence[Outputs] = self.run(own) if self._rounds_itself else self.torch
@@ -66,6 +68,7 @@ class StageCheck:
             self._compare(self.run(graph), self.torch, tolerance, stage)
         self._step(graph, stage)
         check_same_ranges(activation_ranges(graph), self._ranges, stage)
+        self._check_roundings(graph, stage)
         self._check_tables(graph, stage)
 
     def rounded(self, before: Graph, graph: Graph, pass_: Pass, facts: QuantizationFacts) -> None:
@@ -91,7 +94,20 @@ class StageCheck:
         self.outputs = self.run(unrounded(before))
         self._step(graph, stage)
         self._ranges = activation_ranges(graph)
+        self._roundings = count_roundings(graph)
         self._check_tables(graph, stage)
+
+    def _check_roundings(self, graph: Graph, stage: str) -> None:
+        """Passes that claim to change no number round nothing that was not rounded before."""
+        found = count_roundings(graph)
+        if self.outputs is not self.torch and found > self._roundings:
+            raise ContractError(
+                f"More activations of program {self._item.name!r} are rounded after {stage}",
+                expected=f"{self._roundings} at most",
+                found=str(found),
+                hint="a pass that rounds says so: `rounds = True`",
+            )
+        self._roundings = found
 
     def _check_tables(self, graph: Graph, stage: str) -> None:
         tables = tables_of(graph)

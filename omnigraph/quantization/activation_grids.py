@@ -42,6 +42,21 @@ def _quantizers(graph: Graph) -> Iterator[tuple[ir.Node, Range, float]]:
         yield node, (step * (low - offset), step * (high - offset)), step
 
 
+def count_roundings(graph: Graph) -> int:
+    """How many activations a Graph rounds: to integers, to float8, or to a half type."""
+    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    casts = (
+        node
+        for node in nodes_of(graph, "Cast")
+        if node.attributes.get_int("to", 0) in halves
+        and node.inputs[0] is not None
+        and node.inputs[0].dtype == ir.DataType.FLOAT
+        and ir.convenience.get_const_tensor(node.inputs[0]) is None
+    )
+    quantizers = nodes_of(graph, "QuantizeLinear", "DynamicQuantizeLinear")
+    return sum(1 for _ in casts) + sum(1 for _ in quantizers)
+
+
 def check_ranges(graph: Graph, statistics: Statistics) -> None:
     """Refuse a quantizer whose range is not the calibrated one of the layers that it serves.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -102,3 +105,34 @@ def test_a_pass_that_rounds_may_do_nothing_else(pass_: Pass):
     node.op_type, node.attributes["alpha"] = "LeakyRelu", ir.AttrFloat32("alpha", 1e-3)
     with pytest.raises(ContractError, match="differs from the graph before"):
         check.rounded(before, made, pass_, QuantizationFacts())
+
+
+@pytest.mark.parametrize("pass_", ROUNDING, ids=str)
+def test_a_pass_that_claims_to_be_exact_rounds_nothing(pass_: Pass):
+    made = graph()
+    check = start(made)
+    before = made.clone()
+    run_passes(made, [pass_])
+    check.rounded(before, made, pass_, QuantizationFacts())
+    run_passes(made, [Narrow()])
+    with pytest.raises(ContractError, match="More activations of program 'g' are rounded"):
+        check.exact(made, "a test")
+
+
+@dataclass(frozen=True)
+class Narrow(Pass):
+    """Round the output through a half type."""
+
+    name: ClassVar[str] = "narrow"
+
+    def apply(self, graph: Graph) -> bool:
+        """Cast down and up again."""
+        output = graph.graph.outputs[0]
+        down = ir.node("Cast", [output], {"to": ir.DataType.FLOAT16})
+        up = ir.node("Cast", [down.outputs[0]], {"to": ir.DataType.FLOAT})
+        for node, dtype in ((down, ir.DataType.FLOAT16), (up, ir.DataType.FLOAT)):
+            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), output.shape
+            graph.graph.append(node)
+        graph.graph.outputs[0] = up.outputs[0]
+        output.name, up.outputs[0].name = f"{output.name}_wide", output.name
+        return True
