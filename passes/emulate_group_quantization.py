@@ -35,7 +35,7 @@ class EmulateGroupQuantization(Pass):
     a difference between an artifact and its Graph that explains.
 
     Args:
-        group: terms that share a scale.
+        group: terms that share a scale, of weights whose scales are not in groups themselves.
 
     Leaves alone: layers whose activations the Graph itself quantizes, and weights in float.
     """
@@ -44,19 +44,21 @@ class EmulateGroupQuantization(Pass):
 
     def apply(self, graph: Graph) -> bool:
         """Rewrite in place; whether anything changed."""
-        rounded: dict[ir.Value, ir.Value] = {}
+        rounded: dict[tuple[ir.Value, int], ir.Value] = {}
         for node in list(nodes_of(graph, "MatMul", "Gemm")):
-            value, terms = node.inputs[0], _stored_terms(node)
-            if value is None or terms is None or _is_rounded(value):
+            value, stored = node.inputs[0], _stored(node)
+            if value is None or stored is None or _is_rounded(value):
                 continue
-            if value not in rounded:
-                rounded[value] = _in_groups(node, value, terms, min(self.group, terms))
-            node.replace_input_with(0, rounded[value])
+            terms, block = stored
+            key = value, min(block or self.group, terms)
+            if key not in rounded:
+                rounded[key] = _in_groups(node, value, terms, key[1])
+            node.replace_input_with(0, rounded[key])
         return bool(rounded)
 
 
-def _stored_terms(node: ir.Node) -> int | None:
-    """The terms of the sums of a product with an integer weight; None for any other product."""
+def _stored(node: ir.Node) -> tuple[int, int] | None:
+    """The terms of a product with an integer weight, and those of a scale; None for any other."""
     factor = node.inputs[1]
     stored = made_by(through(factor, "Transpose", "Cast"), "DequantizeLinear")
     if factor is None or stored is None or not is_weight(stored.inputs[0]):
@@ -64,7 +66,8 @@ def _stored_terms(node: ir.Node) -> int | None:
     if factor.shape is None or len(factor.shape) != 2:
         return None
     size = factor.shape[1 if node.attributes.get_int("transB", 0) else 0]
-    return size if isinstance(size, int) else None
+    block = stored.attributes.get_int("block_size", 0)
+    return (size, block) if isinstance(size, int) else None
 
 
 def _is_rounded(value: ir.Value) -> bool:

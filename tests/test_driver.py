@@ -198,7 +198,7 @@ def test_one_weight_changed_by_a_tenth_is_refused(tmp_path: Path):
     with pytest.raises(ContractError) as refused:
         export_encoder(tmp_path / "net.omni", "broken")
     text = str(refused.value)
-    assert "Output 'last_hidden_state' of program 'encode' is too far" in text
+    assert "Output 'last_hidden_state' of program 'encode' differs from torch" in text
     assert "no artifact was written" in text
     assert "expected an error within" in text
     assert "hint: `omnigraph bisect" in text

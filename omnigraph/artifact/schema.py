@@ -60,6 +60,11 @@ def _size(value: Any, where: str) -> None:
             raise Fault(where, "a size, a name, or a sum of names", value)
 
 
+def _any_size(value: Any, where: str) -> None:
+    """A size, or an expression of names."""
+    either(integer(0, _MOST_SIZE), text)(value, where)
+
+
 def _range(value: Any, where: str) -> None:
     each(maybe(integer(0, _MOST_SIZE)))(value, where)
     if len(value) not in (2, 3):
@@ -76,14 +81,14 @@ def _sha256(value: Any, where: str) -> None:
         raise Fault(where, "a sha256 in hexadecimal", value)
 
 
-_TENSOR = record(
-    {"name": name, "dtype": one_of(_DTYPES), "shape": each(_size)},
-    {"default": maybe(number()), "role": text, "least": number(), "greatest": number()},
-)
+_MORE = {"default": maybe(number()), "role": text, "least": number(), "greatest": number()}
+_INPUT = record({"name": name, "dtype": one_of(_DTYPES), "shape": each(_size)}, _MORE)
+#: The size of an output may be any expression of the dimensions, as the trace has it.
+_OUTPUT = record({"name": name, "dtype": one_of(_DTYPES), "shape": each(_any_size)}, _MORE)
 _TOLERANCE = record({}, {"rms": number(0.0, MOST_RMS), "peak": number(0.0, MOST_PEAK * MOST_RMS)})
 _COUNTS = mapping(integer(None))
 _PROGRAM = record(
-    {"inputs": each(_TENSOR), "outputs": each(_TENSOR), "files": mapping(_file)},
+    {"inputs": each(_INPUT), "outputs": each(_OUTPUT), "files": mapping(_file)},
     {
         "state": each(each(name, 2)),
         "golden": maybe(_file),

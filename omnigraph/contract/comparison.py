@@ -20,6 +20,7 @@ from omnigraph.contract.tolerance import (
     deviations,
     noises,
     output_scales,
+    with_ties,
 )
 from omnigraph.errors import ContractError
 
@@ -146,7 +147,8 @@ def _check_unrounded(program: str, run: Run, sets: Sequence[Reference], bound: B
     scales = output_scales(bound.outputs)
     for reference, expected in zip(sets, bound.outputs, strict=True):
         for output, found in deviations(run(reference.feeds), expected, scales).items():
-            if not found.within(bound.exact):
+            allowed = with_ties(bound.exact, expected[output], scales[output])
+            if not found.within(allowed):
                 raise ContractError(
                     f"Output {output!r} of program {program!r} is not that of the Graph that was "
                     f"compiled, on input set {reference.case.name!r} {dict(reference.case.sizes)}, "

@@ -43,6 +43,8 @@ EIGHT_BIT_NOISE = 16 / 255 / math.sqrt(12)
 #: Types of codes, which stand for floats: they are compared as numbers. All other integers, and
 #: booleans, are compared for equality.
 _CODES = (np.dtype(np.int8), np.dtype(np.uint8))
+#: The share of floats that sums in another order round to the next code.
+_TIES = 1e-3
 #: The least deviation of integers and booleans of which one is wrong, so that no tolerance of
 #: floats hides it among many.
 _ONE_WRONG = 1e-2
@@ -200,6 +202,36 @@ def noises(
             rows,
         )
     return made
+
+
+def with_ties(tolerance: Tolerance, expected: np.ndarray, scale: float) -> Tolerance:
+    """A tolerance for codes: one in a thousand floats is near enough the middle of two codes."""
+    if expected.dtype not in _CODES or not scale:
+        return tolerance
+    return Tolerance(
+        max(tolerance.rms, math.sqrt(_TIES) / scale), max(tolerance.peak, 1.001 / scale)
+    )
+
+
+def with_codes(
+    noise: Mapping[str, Noise], expected: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Noise]:
+    """The noise of each output, and of those that are codes at least that of rounding to them.
+
+    A float at the middle between two codes becomes either.
+    """
+    scales = output_scales(expected)
+    return {
+        name: Noise(
+            max(found.pooled, 1 / math.sqrt(12) / scales[name]),
+            max(found.single, 1 / math.sqrt(12) / scales[name]),
+            max(found.peak, 1 / scales[name]),
+            found.rows,
+        )
+        if expected[0][name].dtype in _CODES and scales[name]
+        else found
+        for name, found in noise.items()
+    }
 
 
 def output_scales(references: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:

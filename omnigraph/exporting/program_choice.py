@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from omnigraph.errors import UsageError, suggest
 from omnigraph.frontends.resolve import ModelSource
 from omnigraph.program import Dim, Program
-from omnigraph.tracing.limits import with_own_limits
 
 
 def choose_programs(
@@ -30,6 +29,8 @@ def choose_programs(
                 found=source.not_made.get(name),
                 hint=suggest(name, known, "leave --programs out to compile all of them"),
             )
+    from omnigraph.tracing.limits import with_own_limits  # it imports torch
+
     chosen = [p for p in source.programs if names is None or p.name in names]
     dims = {dim for program in chosen for dim in (*program.dims, *program.dim_names())}
     for dim in dynamic:

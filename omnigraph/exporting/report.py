@@ -78,7 +78,7 @@ class ExportReport:
         return (
             f"ExportReport({str(self.path)!r}, target={self.target!r}, "
             f"precision={self.precision!r}, bytes={self.bytes}, "
-            f"error={self.deviation.rms:.1e}, programs={list(self.programs)})"
+            f"error={self.deviation.rms:.1e}, programs={list(self.passes)})"
         )
 
     @property

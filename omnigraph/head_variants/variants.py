@@ -23,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.greedy_tokens import GreedyTokens
 from omnigraph.contract.reference import Reference
 from omnigraph.errors import UsageError
 from omnigraph.export_job import TracedProgram
@@ -155,6 +156,7 @@ class _Maker:
             outputs=output_specs(graph),
             references=references,
             golden=golden,
+            greedy=GreedyTokens(),
         )
 
 
@@ -319,6 +321,7 @@ def _gates(
         state=(),
         references=[reference(whole) for whole in maker.traced.references],
         golden=reference(maker.traced.golden),
+        greedy=GreedyTokens(),
     )
     return traced, thresholds
 

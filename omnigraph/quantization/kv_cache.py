@@ -62,6 +62,11 @@ def _scales(item: TracedProgram, program: Program) -> dict[str, np.ndarray]:
             if found[given].ndim == 4 and found[given].size:
                 most = np.abs(found[given]).max(axis=(0, 2, 3))
                 largest[given] = np.maximum(largest.get(given, 0), most)
+    for reference in item.references:  # longer ones among them
+        for _, given in item.state:
+            if (result := reference.outputs.get(given)) is not None and result.size:
+                most = np.abs(result).max(axis=(0, 2, 3))
+                largest[given] = np.maximum(largest.get(given, 0), most)
     return {
         name: np.where(most > 0, most / _MOST, 1).astype(np.float32)
         for name, most in largest.items()

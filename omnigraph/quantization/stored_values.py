@@ -80,7 +80,7 @@ class StoredValue:
 
     def stand_in(self, value: ir.Value, graph: Graph) -> ir.Value:
         """The same numbers as a value of another Graph, which has float32 constant ``value``."""
-        first, name = graph.graph[0], f"{value.name}_as_stored"
+        first, name = graph.graph[0], f"{value.name}_as_{self.value.name}"
         inputs: list[ir.Value] = []
         for part in (self.value, self.scales, self.zeros):
             if part is not None:
@@ -202,8 +202,8 @@ def check_stored(
         ContractError: naming the constant, and the element that is furthest beyond its bound.
     """
     wide, found = np.asarray(_array(value), np.float32), stored.numpy()
-    meant = compensated is not None and compensated.grid == stored.grid
-    if compensated is not None and meant:
+    meant = compensated is not None
+    if compensated is not None:
         wide = compensated.dequantized()
         wide = wide if stored.axis % 2 == _axis(compensated) else wide.T
     finite = np.isfinite(wide)

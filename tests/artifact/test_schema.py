@@ -106,7 +106,7 @@ WRONG = {
     "a dimension is renamed": lambda f: f["dimensions"].update(Batch=f["dimensions"].pop("batch")),
     "an axis is renamed": put(f"{PROGRAM}.inputs.0.shape.0", "rows"),
     "a range is a number": put("dimensions.batch", 3),
-    "a range of three": put("dimensions.batch", [1, 2, 3]),
+    "a range of four": put("dimensions.batch", [1, 2, 1, 1]),
     "an empty range": put("dimensions.batch", [3, 2]),
     "a negative range": put("dimensions.batch", [-1, 2]),
     "a range of text": put("dimensions.batch", ["1", None]),

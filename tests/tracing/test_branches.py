@@ -105,7 +105,7 @@ RIGHT = {
 @pytest.mark.parametrize("case", RIGHT)
 def test_what_is_computed_from_sizes_is_right_at_other_sizes(case: str, path: Path):
     module = Small(RIGHT[case])
-    assert export(module, example(), LENGTH, path).limits == ()
+    assert export(module, example(), LENGTH, path).remarks.limits == ()
     check(module, path, *({"x": torch.randn(*s, 8)} for s in [(1, 1), (3, 2), (2, 9), (1, 300)]))
 
 

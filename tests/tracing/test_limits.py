@@ -73,7 +73,7 @@ def test_a_range_that_is_declared_beyond_the_limit_is_refused(path: Path):
     message = refused(module, inputs, LENGTH, path, "length=1:200")
     assert "does not run at length=200, which its dimensions allow, at test_limits.py:" in message
     assert option_of(message) == "length=1:128"
-    assert export(module, inputs, LENGTH, path, option_of(message)).limits == ()
+    assert export(module, inputs, LENGTH, path, option_of(message)).remarks.limits == ()
 
 
 def test_an_open_end_that_is_declared_goes_as_far_as_the_module(path: Path):

@@ -120,9 +120,7 @@ class OnnxTarget(Target):
 
     def emulate(self, graph: Graph, precision: str) -> None:
         """MatMulNBits quantizes the activations of layers whose weights alone are quantized."""
-        scheme = self.schemes[precision]
-        if scheme is not None and scheme.runtime_group is not None:
-            EmulateGroupQuantization(scheme.runtime_group)(graph)
+        EmulateGroupQuantization()(graph)
 
 
 def _scores_of_hidden(node: ir.Node) -> str | None:

@@ -39,6 +39,7 @@ from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
 from omnigraph.passes.legalize_extreme_reductions import LegalizeExtremeReductions
+from omnigraph.passes.legalize_integer_lookups import LegalizeIntegerLookups
 from omnigraph.passes.legalize_ragged_blocks import LegalizeRaggedBlocks
 from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
 from omnigraph.passes.legalize_unmasked_attention import LegalizeUnmaskedAttention
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     import openvino
 
 _WEIGHTS = "weights.bin"
+#: OpenVINO's own group of activations that it quantizes, where the Session sets none.
+_RUNTIME_GROUP = 32
 #: Names that OpenVINO makes up: a type, and a counter of the process.
 _COUNTED = re.compile(r"[A-Z][A-Za-z0-9]*_\d+")
 #: Constant inputs up to this size are shown to the frontend with their values: axes and shapes.
@@ -153,9 +156,11 @@ class OpenVinoTarget(Target):
     def emulate(self, graph: Graph, precision: str) -> None:
         """The type that the CPU's kernels compute in, and activations quantized in groups."""
         details = runtime_details(precision)
-        if (group := details.get("dynamic_quantization_group")) is not None:
-            EmulateGroupQuantization(group)(graph)
+        group = details.get("dynamic_quantization_group", _RUNTIME_GROUP)
+        EmulateGroupQuantization(group)(graph)
         if details["execution"]["cpu"] == "bf16":
+            # Before ConvertPrecision, which keeps values computed from integers in fp32.
+            LegalizeIntegerLookups()(graph)
             ConvertPrecision("bf16")(graph)
         super().emulate(graph, precision)
 

@@ -52,7 +52,9 @@ def run_unrounded(artifact: Artifact, program: str) -> Iterator[Run]:
             results = request.infer({name: feeds[name] for name in names})
         except RuntimeError as error:
             raise RunError(
-                f"Program {program!r} failed in OpenVINO, without rounding", found=message_of(error)
+                f"Program {program!r} failed in OpenVINO, without rounding",
+                found=message_of(error),
+                hint="the same sizes run in onnxruntime: fix the dimension with --dynamic",
             ) from error
         return {name: results[port].copy() for port in compiled.outputs for name in port.names}
 
