@@ -153,6 +153,9 @@ class InputBinder:
         summed = {term for entry in sums for term in entry[3]}
         least = {dim: self._least(dim) for dim in (summed | emptied) - known}
         here = known | set(least) | {entry[2] for entry in sums}
+        # A sum that no input has may have a limit of the model's own.
+        sums += [(None, 0, dim, *_split(dim)) for dim in self._ranges if _is_sum_of(dim, here)]
+        here |= {entry[2] for entry in sums}
         return _Plan(
             specs=tuple(specs),
             take=_taker([spec.name for spec in specs]),
@@ -334,9 +337,8 @@ def _sum_axes(spec: TensorSpec) -> list[tuple[int, str, tuple[str, ...], int]]:
     """The axes that are sums: axis, text, names, and the number that they are added to."""
     found = []
     for axis, dim in enumerate(spec.shape):
-        if isinstance(dim, str) and len(terms := dim_terms(dim)) > 1:
-            names = tuple(term for term in terms if not term.isdigit())
-            found.append((axis, dim, names, sum(int(t) for t in terms if t.isdigit())))
+        if isinstance(dim, str) and len(dim_terms(dim)) > 1:
+            found.append((axis, dim, *_split(dim)))
     return found
 
 
@@ -354,6 +356,18 @@ def _fill(
             made[key] = np.full(shape, spec.default, spec.dtype)
         filled.insert(position, made[key])
     return filled
+
+
+def _split(dim: str) -> tuple[tuple[str, ...], int]:
+    """The names of a sum, and its number."""
+    terms = dim_terms(dim)
+    names = tuple(term for term in terms if not term.isdigit())
+    return names, sum(int(term) for term in terms if term.isdigit())
+
+
+def _is_sum_of(dim: str, names: set[str]) -> bool:
+    """Whether a dimension is a sum of these names, and none of them itself."""
+    return dim not in names and names.issuperset(_split(dim)[0])
 
 
 def _elsewhere(sizes: Mapping[str, int], axis: int, dim: str) -> str:

@@ -172,6 +172,15 @@ def test_a_sum_with_a_number_has_that_number_added():
     )
 
 
+def test_a_sum_that_no_input_has_may_have_a_limit():
+    specs = (TensorSpec("ids", "int64", ("length",)), TensorSpec("old", "int64", ("past",)))
+    ranges = {"length": [1, 40], "past": [0, 40], "length + past": [1, 40]}
+    bind = InputBinder("forward", specs, ranges).bind
+    bind({"ids": np.zeros(20, np.int64), "old": np.zeros(20, np.int64)})
+    with pytest.raises(InputError, match=r"dimension 'length \+ past'[\s\S]*1:40[\s\S]*41"):
+        bind({"ids": np.zeros(21, np.int64), "old": np.zeros(20, np.int64)})
+
+
 def test_inputs_without_a_range_or_without_axes():
     bind = binder(TensorSpec("scale", "float32", ()), TensorSpec("x", "float32", ("n",))).bind
     scale, x = bind({"scale": np.float32(2), "x": np.zeros(0, np.float32)})
