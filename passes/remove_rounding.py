@@ -11,7 +11,7 @@ import onnx_ir as ir
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.float_precision import MOVEMENT
 from omnigraph.passes.base import Pass
-from omnigraph.passes.matching import standard
+from omnigraph.passes.matching import input_at, standard
 
 _WIDE = ir.DataType.FLOAT
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -74,20 +74,16 @@ def _only_dequantized(node: ir.Node) -> bool:
 
 def _same_grid(node: ir.Node) -> bool:
     """Whether a quantized activation is dequantized with the scale it was quantized with."""
-    given = [*node.inputs[1:3]] if standard(node, "QuantizeLinear") else [*node.outputs[1:3]]
+    scale: ir.Value | None
+    zero: ir.Value | None
+    if standard(node, "QuantizeLinear"):
+        scale, zero = input_at(node, 1), input_at(node, 2)
+    else:
+        scale, zero = node.outputs[1], node.outputs[2]
     return all(
-        _same(value, _input(end, position))
+        _same(scale, input_at(end, 1)) and _same(zero, input_at(end, 2))
         for end in _dequantizers(node.outputs[0])
-        for position, value in enumerate(_padded(given), 1)
     )
-
-
-def _padded(values: list[ir.Value | None]) -> list[ir.Value | None]:
-    return [*values, None, None][:2]
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _same(one: ir.Value | None, other: ir.Value | None) -> bool:
