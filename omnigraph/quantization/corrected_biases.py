@@ -7,8 +7,17 @@ import numpy as np
 from omnigraph.errors import ContractError
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import bias_of, linear_layers
+from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.correct_biases import CORRECTED_SUFFIX, CorrectBiases
+
+
+def _step(grid: WeightGrid) -> float:
+    """The widest step of a grid, relative to the largest weight."""
+    if not grid.is_integer:
+        return 2.0**-3  # of float8 with three bits of mantissa
+    low, high = grid.levels
+    return 2 / (high - low)
 
 
 def check_corrected(
@@ -35,8 +44,7 @@ def check_corrected(
         assert bias.const_value is not None and twin.const_value is not None
         assert linear.weight.const_value is not None
         weight = linear.weight.const_value.numpy()
-        low, high = scheme.weights.levels
-        step = 2 * np.abs(weight).max(axis=1 - linear.channel_axis) / (high - low)
+        step = _step(scheme.weights) * np.abs(weight).max(axis=1 - linear.channel_axis)
         bound = np.abs(observed.means).sum() * step + 1e-6 * np.abs(bias.const_value.numpy())
         moved = np.abs(twin.const_value.numpy() - bias.const_value.numpy())
         if (moved > bound).any():
