@@ -9,6 +9,9 @@ import numpy as np
 
 from omnigraph.program import Case
 
+#: The name of the input set in which one row is hidden wholly. No calibration sees such a row.
+HIDDEN_ROW = "hidden-row"
+
 
 @dataclass(frozen=True)
 class Reference:

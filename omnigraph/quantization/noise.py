@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.contract.graph_check import GraphRunner, rounded_activations
-from omnigraph.contract.reference import Reference
+from omnigraph.contract.reference import HIDDEN_ROW, Reference
 from omnigraph.contract.tolerance import (
     EIGHT_BIT_NOISE,
     Deviation,
@@ -148,6 +148,8 @@ def check_quantized(
         ContractError: it is larger than the noise explains.
     """
     runner = GraphRunner(graph)
+    # Activations of a row that is hidden wholly may lie beyond every range that was observed.
+    references = [r for r in references if r.case.name != HIDDEN_ROW]
     outputs = [reference.outputs for reference in references]
     scales = output_scales(outputs)
     limit = min(2 * expected, _MOST) + floats.rms

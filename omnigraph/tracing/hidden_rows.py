@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omnigraph.contract.reference import Reference
+from omnigraph.contract.reference import HIDDEN_ROW, Reference
 from omnigraph.errors import TraceError
 from omnigraph.program import Case, Program, TensorSpec, dim_terms, fit_sizes
 from omnigraph.tracing.reference import reference_on
@@ -30,7 +30,7 @@ def hidden_row(program: Program, seed: int) -> Reference | None:
     gives NaN or fails without a token, as a mean over the tokens does.
     """
     masks = [spec for spec in program.inputs if _is_mask_of_rows(spec)]
-    case = Case("hidden-row", fit_sizes(program, _SIZES), seed=seed)
+    case = Case(HIDDEN_ROW, fit_sizes(program, _SIZES), seed=seed)
     if not masks or case.sizes.get(str(masks[0].shape[0]), 1) < 2:
         return None
     feeds = {name: t.numpy().copy() for name, t in program.make_inputs(case).items()}
