@@ -13,11 +13,11 @@ _LOGGING = "transformers.utils.logging"
 
 
 @contextmanager
-def hidden_bars(factory: ModuleType) -> Iterator[None]:
-    """Switch the bars off while a factory runs, and back on after it.
+def hidden_bars(factory: ModuleType | None = None) -> Iterator[None]:
+    """Switch the bars off while a model is made, and back on after it.
 
     Args:
-        factory: the module of the factory: where its text names transformers, that is imported.
+        factory: the module of its factory: where its text names transformers, that is imported.
     """
     with suppress(ImportError, OSError, UnicodeDecodeError):
         file = getattr(factory, "__file__", None)

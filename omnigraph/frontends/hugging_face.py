@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from omnigraph.errors import UsageError
+from omnigraph.frontends.hidden_bars import hidden_bars
 from omnigraph.frontends.hugging_face_inputs import (
     BATCH,
     DECODER,
@@ -139,7 +139,7 @@ def _load(folder: Path, settings: Mapping[str, str], *, headless: bool) -> Any:
     if headless:
         kind, name = transformers.AutoModel, f"the model in {name}"
     try:
-        with _no_progress(transformers.utils.logging):
+        with hidden_bars():
             model, found = kind.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -157,18 +157,6 @@ def _load(folder: Path, settings: Mapping[str, str], *, headless: bool) -> Any:
             hint="architectures in config.json names the class that the weights were saved from",
         )
     return model.float().eval()  # what is computed in float32 is compared
-
-
-@contextmanager
-def _no_progress(logging: Any) -> Iterator[None]:
-    """Switch the progress bars of transformers off, which would cross our own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _unreadable(folder: Path, file: str, error: Exception) -> UsageError:

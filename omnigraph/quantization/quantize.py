@@ -26,12 +26,10 @@ class Rounding:
 
     Args:
         deviation: of the quantized Graph, run by onnxruntime, from torch.
-        hidden: the relative noise of what the runtime rounds by itself.
         layers: the types of each linear layer and embedding.
     """
 
     deviation: Deviation
-    hidden: float
     layers: list[LayerPrecision]
 
 
@@ -103,7 +101,7 @@ def run_one(
     exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
     noise = math.hypot(expected, hidden)
     found = check_quantized(graph, item.references, noise, exact, item.name)
-    return Quantized(records, facts, Rounding(found, hidden, layer_precisions(graph)))
+    return Quantized(records, facts, Rounding(found, layer_precisions(graph)))
 
 
 def quantized_copy(
