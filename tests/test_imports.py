@@ -227,6 +227,7 @@ SPINE = [n for n in ALL if not n.startswith(tuple(f"omnigraph.{f}" for f in FOLD
 
 #: What calls and exports a module, and what makes a module of a file or folder.
 TORCH = {
+    "omnigraph.tracing.indexed_tables",
     "omnigraph.tracing.module_call",
     "omnigraph.tracing.reference",
     "omnigraph.tracing.torch_export",

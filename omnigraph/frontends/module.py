@@ -11,6 +11,7 @@ from omnigraph.errors import TraceError, UsageError
 from omnigraph.frontends.roles import with_roles
 from omnigraph.frontends.training_modes import in_eval_mode
 from omnigraph.program import Case, Dim, Program, TensorSpec, dim_terms, evaluate_dim
+from omnigraph.tracing.indexed_tables import indexed_rows
 from omnigraph.tracing.module_call import flatten_outputs, returned
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def program_from_module(
         inputs: example tensors of any sizes; values of other sizes are drawn like them: integers
             from their range, floats with their mean and deviation. A tensor of two values that is
             a mask (booleans, 0 and 1, 0 and a large negative number) is mostly the one that the
-            example has more of, with the other as padding.
+            example has more of, with the other as padding. Integers that index a table (token
+            ids), of which the example has two values at most, are drawn from all its rows.
         dynamic: for each input, axis to dimension name. By default axis 0 is "batch" and axis 1
             "sequence" where the sizes agree with those of the first input that has both, and other
             axes are fixed. Axis 1 of floats with two axes holds features, and is fixed.
@@ -60,7 +62,8 @@ def program_from_module(
         )
         for key, tensor in example.items()
     )
-    result = returned(in_eval_mode(module), example)
+    with indexed_rows(in_eval_mode(module)) as rows:
+        result = returned(module, example)
     outputs, left_out = _output_names(result, taken=set(example)), tuple(_left_out(result))
     dims = {t: Dim(1) for s in specs for d in s.shape if isinstance(d, str) for t in dim_terms(d)}
 
@@ -72,6 +75,7 @@ def program_from_module(
                 [evaluate_dim(d, case.sizes) for d in spec.shape],
                 case.padding,
                 draw,
+                rows.get(spec.name),
             )
             for spec in specs
         }
@@ -241,9 +245,13 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _resample(example: Tensor, shape: list[int], padding: str, draw: np.random.Generator) -> Tensor:
-    """A tensor of another shape with values like the example's."""
+def _resample(
+    example: Tensor, shape: list[int], padding: str, draw: np.random.Generator, rows: int | None
+) -> Tensor:
+    """A tensor of another shape with values like the example's, or indices of a table's rows."""
     values = example.numpy()
+    if rows is not None and np.unique(values).size <= 2:
+        return example.new_tensor(draw.integers(0, rows, shape, values.dtype))
     if (pair := _mask_values(values)) is not None:
         usual, padded = pair
         mask = np.full(shape, usual, values.dtype)

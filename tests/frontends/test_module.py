@@ -280,3 +280,13 @@ def test_what_is_left_out_is_listed():
         "output.3.cache (Cache)",
         "output.3.names.0 (str)",
     )
+
+
+def test_ids_whose_example_is_constant_are_drawn_from_their_table():
+    table = nn.Embedding(50, 8)
+    module = Module(lambda m, ids, mask: m.layer(table(ids)) * mask[..., None])
+    ids = torch.ones(2, 9, dtype=torch.int64)
+    program = program_from_module(module, {"ids": ids, "mask": ids.clone()})
+    drawn = program.make_inputs(Case("long", {"batch": 4, "sequence": 100}, seed=0))
+    assert set(drawn["ids"].ravel().tolist()) == set(range(50))
+    assert set(drawn["mask"].ravel().tolist()) == {1}
