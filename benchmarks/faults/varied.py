@@ -122,9 +122,9 @@ def _transformer(name: str, settings: dict[str, Any]) -> Program:
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             return self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
 
-    tokens = torch.ones(2, 9, dtype=torch.int64)
+    tokens = torch.randint(settings["vocab_size"], (2, 9))
     return program_from_module(
-        Forward().eval(), {"input_ids": tokens, "attention_mask": tokens.clone()}
+        Forward().eval(), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     )
 
 

@@ -192,9 +192,7 @@ def noises(
         ]
         sizes = [e[name].size for e in expected]
         squares = sum(d.rms**2 * size for d, size in zip(each, sizes, strict=True))
-        rows = sum(
-            e[name].size // max(1, e[name].shape[-1] if e[name].ndim else 1) for e in expected
-        )
+        rows = sum(rows_of(e[name]) for e in expected)
         made[name] = Noise(
             math.sqrt(squares / max(1, sum(sizes))),
             max(d.rms for d in each),
@@ -202,6 +200,11 @@ def noises(
             rows,
         )
     return made
+
+
+def rows_of(output: np.ndarray) -> int:
+    """The rows of an output, along its last axis: at least one."""
+    return max(1, output.size // max(1, output.shape[-1] if output.ndim else 1))
 
 
 def with_ties(tolerance: Tolerance, expected: np.ndarray, scale: float) -> Tolerance:

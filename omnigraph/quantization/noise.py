@@ -7,7 +7,8 @@ of both, ``√(e_x² + e_w²)``; an embedding, whose rows are rounded, has that 
 of different layers are close to independent, so they add up at the outputs as a random walk, to
 about ``√(Σ e²)``. Residual paths, softmax and norms reduce it more often than they increase it. As
 everywhere in the contract, twice that is allowed over all input sets, and twice as much in one of
-them, but no more than half of an output's own size: beyond that, it is not the same model any more.
+them (or ``1 + 4/√n`` times in one of few rows n, whose mean is that uncertain), but no more than
+half of an output's own size: beyond that, it is not the same model any more.
 
 This bound is for the quantized Graph, which onnxruntime runs as it is. How far an artifact may be
 from it, `omnigraph.contract.tolerance` says.
@@ -31,6 +32,7 @@ from omnigraph.contract.tolerance import (
     deviations,
     noises,
     output_scales,
+    rows_of,
 )
 from omnigraph.errors import ContractError
 from omnigraph.graph import Graph
@@ -160,7 +162,8 @@ def check_quantized(
         position = max(range(len(sets)), key=lambda i: sets[i][output].rms)
         furthest = sets[position][output]
         # One set of few rows is further from the mean of all than they are together.
-        if noise.pooled > limit or furthest.rms > min(2 * limit, _MOST + floats.rms):
+        factor = max(2.0, 1 + 4 / math.sqrt(rows_of(outputs[position][output])))
+        if noise.pooled > limit or furthest.rms > min(factor * limit, _MOST + floats.rms):
             raise _too_far(program, output, references[position], furthest, limit)
         worst = worst.worst(Deviation(furthest.rms, noise.peak))
     return worst
