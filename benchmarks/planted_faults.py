@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -41,7 +42,13 @@ def planted_in(export: tuple[int, str, str], every: int) -> list[Row]:
     for number, (fault, time, model) in enumerate(planned(target, precision, turn)):
         if (number + turn) % every:
             continue
-        outcome = try_fault(fault, time, model, target, precision)
+        try:
+            outcome = try_fault(fault, time, model, target, precision)
+        except Exception:  # of the planting, not of the export: the others are worth an hour
+            print(
+                f"NOT PLANTED: {fault.name}, {time}, {model}\n{traceback.format_exc()}", flush=True
+            )
+            continue
         if outcome is None:
             continue
         found = outcome.error is not None

@@ -27,6 +27,10 @@ class Weight:
     @property
     def turned(self) -> bool:
         """Whether the output channels are the last axis."""
+        for node, position in self.value.uses():
+            if node.op_type == "DequantizeLinear" and position == 0:
+                axis, blocks = (node.attributes.get_int(n, 0) for n in ("axis", "block_size"))
+                return bool(axis) != bool(blocks)  # the axis of blocks is the other one
         ops = [node.op_type for node in readers(self.value)]
         return not {"Transpose", "Gather"} & set(ops) and "Gemm" not in ops
 
