@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 
 import omnigraph
+from omnigraph.artifact import Artifact
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.reference import Reference
 from omnigraph.emitter import Emitter
@@ -20,6 +21,7 @@ from omnigraph.passes.base import run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.program import Case, Dim, TensorSpec
+from omnigraph.runtimes.onnx import OnnxSession
 from omnigraph.runtimes.openvino import sums_saturate
 from omnigraph.testing import graph_with_weights
 
@@ -30,6 +32,11 @@ TEXT = f"""g (float[batch,{TERMS}] x, float[{TERMS},{CHANNELS}] w) => (float[bat
     {{ y = MatMul(x, w) }}"""
 PRODUCT = "y = MatMul(x, w)"
 TINY = {"config": "tiny", "settings": {"kind": "encoder"}, "programs": ["encode"]}
+DECODER = {
+    "config": "tiny",
+    "settings": {"kind": "decoder", "vocab_size": "512"},
+    "programs": ["decode"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +51,17 @@ def artifacts(tmp_path_factory) -> dict[tuple[str, str], Path]:
     return made
 
 
-def onnxruntime_ops(artifact: Path, scratch: Path) -> Counter[str]:
-    """The ops of the Graph that onnxruntime runs, after its own optimizations."""
-    from omnigraph.artifact import Artifact
-
-    opened = Artifact(artifact)
-    folder = scratch / "files"
-    folder.mkdir()
-    for name in opened.manifest["files"]:
-        if name.startswith("golden"):
-            continue
-        (folder / name).write_bytes(bytes(opened.read(name)))
+def onnxruntime_nodes(artifact: Path, scratch: Path) -> list[onnx.NodeProto]:
+    """The nodes that onnxruntime runs, after its own optimizations, as the Session loads it."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(scratch / "optimized.onnx")
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(folder / "encode.onnx", options)
-    optimized = onnx.load(scratch / "optimized.onnx", load_external_data=False)
-    return Counter(node.op_type for node in optimized.graph.node)
+    with OnnxSession(Artifact(artifact)) as session:
+        session._load(session.entry(), options)
+    return list(onnx.load(scratch / "optimized.onnx", load_external_data=False).graph.node)
+
+
+def onnxruntime_ops(artifact: Path, scratch: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnxruntime_nodes(artifact, scratch))
 
 
 def test_onnxruntime_multiplies_integers(artifacts, tmp_path: Path):
@@ -74,6 +75,31 @@ def test_onnxruntime_multiplies_by_four_bits(artifacts, tmp_path: Path):
     assert ops["MatMulNBits"] == 2 * 6 and ops["MatMul"] == 0
 
 
+@pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
+def test_no_step_dequantizes_a_weight(tmp_path: Path, precision: str):
+    """Logits read the table of the embedding, which is stored once, and multiply its integers."""
+    (report,) = omnigraph.export("omninet", ["onnx"], precision=precision, out=tmp_path, **DECODER)
+    nodes = onnxruntime_nodes(report.path, tmp_path)
+    ops = Counter(node.op_type for node in nodes)
+    assert ops["MatMulNBits"] == 2 * 6 + 1
+    assert ops["MatMul"] == ops["Gemm"] == ops["DequantizeLinear"] == 0
+    # Groups as the scheme says them, which the contract counts the noise of.
+    chosen = find_target("onnx").schemes[precision]
+    assert chosen is not None and chosen.tables is not None
+    table = find_target("onnx").schemes["int8-weights"]
+    for node in nodes:
+        found = {a.name: a.i for a in node.attribute}
+        if node.op_type == "MatMulNBits":
+            scheme = table if found["bits"] == 8 else chosen
+            assert found["block_size"] == scheme.runtime_group, found
+    # What the embedding and the logits read has two names, but one place in the file.
+    file = onnx.load(report.path / "decode.onnx", load_external_data=False)
+    for shape, kind in (([512, 64], onnx.TensorProto.INT8), ([512], onnx.TensorProto.FLOAT)):
+        like = [t for t in file.graph.initializer if t.dims == shape and t.data_type == kind]
+        places = {entry.value for t in like for entry in t.external_data if entry.key == "offset"}
+        assert len(like) == (1 if kind == onnx.TensorProto.INT8 else 2) and len(places) == 1
+
+
 def test_openvino_multiplies_integers(artifacts):
     with omnigraph.load(artifacts["openvino", "int8"]) as session:
         kinds = [k.kind for k in session.kernels() if k.kind.startswith("FullyConnected")]
@@ -81,6 +107,27 @@ def test_openvino_multiplies_integers(artifacts):
     # Where sums of integers are cut off, the same codes are multiplied in float.
     multiplied = "f32" if sums_saturate() else "i8"
     assert all(kind.lower().endswith(multiplied) for kind in kinds), Counter(kinds)
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
+def test_onnxruntime_multiplies_integers_that_several_products_read(tmp_path: Path, precision: str):
+    graph = graph_with_weights(
+        f"""g (float[batch,{TERMS}] x, float[{TERMS},{CHANNELS}] w) => (float[batch,{CHANNELS}] y)
+        {{ a = MatMul(x, w) n = Neg(x) b = MatMul(n, w) y = Sub(a, b) }}""",
+        w=WEIGHT,
+    )
+    target = find_target("onnx")
+    run_passes(graph, [InsertQdq(scheme=target.schemes[precision])])
+    run_passes(graph, target.pipeline(precision))
+    lowered = Lowered("forward", graph, (), (), {})
+    target.emit([lowered], tmp_path, precision=precision, options={})
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(tmp_path / "forward.onnx", options)
+    found = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    ops = Counter(node.op_type for node in found)
+    assert ops["MatMulNBits"] == 2 and ops["DequantizeLinear"] == 0, ops
 
 
 def product_and_exact(
@@ -112,11 +159,14 @@ def product_and_exact(
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
 @pytest.mark.parametrize("terms", [40, 64, 72, 200])
-def test_blocks_that_do_not_fill_their_axis(tmp_path: Path, target: str, terms: int):
+def test_blocks_that_do_not_fill_their_axis(
+    tmp_path: Path, target: str, precision: str, terms: int
+):
     weight = RNG.standard_normal((terms, 24)).astype(np.float32)
     x = RNG.standard_normal((3, terms)).astype(np.float32)
-    found, exact = product_and_exact(target, "int4-weights", weight, x, tmp_path)
+    found, exact = product_and_exact(target, precision, weight, x, tmp_path)
     # Products in bf16, or with activations in codes of eight bits, whose step is a 127th of the
     # largest: of either, less than a hundredth.
     assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()

@@ -31,9 +31,9 @@ from omnigraph.passes.analysis.quantization.weight_rounding import WeightGrid
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.emulate_group_quantization import EmulateGroupQuantization
 from omnigraph.passes.join_attention_heads import JoinAttentionHeads
-from omnigraph.passes.legalize_int8_weights import LegalizeInt8Weights
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.pipelines import common
+from omnigraph.passes.separate_stored_weights import SeparateStoredWeights
 from omnigraph.passes.use_group_query_attention import CONTRIB_DOMAIN, UseGroupQueryAttention
 from omnigraph.precision import PRECISIONS
 
@@ -87,7 +87,7 @@ class OnnxTarget(Target):
             # Before heads are joined, which it does itself where it takes an Attention.
             UseGroupQueryAttention(LEAST_TOKENS_GROUPED),
             JoinAttentionHeads(MOST_QUERIES_JOINED),
-            LegalizeInt8Weights(),
+            SeparateStoredWeights(),
         )
         narrow = (CompressWeights(),) if PRECISIONS[precision].floats != "fp32" else ()
         return replace(common(), kernels=(*kernels, *narrow))

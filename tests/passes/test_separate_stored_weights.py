@@ -1,13 +1,15 @@
-"""Every product of an int8 weight reads codes and zero points of its own."""
+"""Every product of a weight of integers reads codes, scales and zero points of its own."""
 
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
-from omnigraph.passes.legalize_int8_weights import LegalizeInt8Weights
+from omnigraph.passes.base import run_passes
+from omnigraph.passes.separate_stored_weights import SeparateStoredWeights
 from omnigraph.testing import assert_miss, assert_pass, graph_with_weights
 
-PASS = LegalizeInt8Weights()
+PASS = SeparateStoredWeights()
 RNG = np.random.default_rng(0)
 CODES = RNG.integers(-127, 128, (4, 4)).astype(np.int8)
 SCALES = RNG.uniform(0.01, 0.02, 4).astype(np.float32)
@@ -109,3 +111,52 @@ def test_scales_that_are_computed_are_left() -> None:
         y = DequantizeLinear<axis = 1>(a, s)
     }"""
     assert_miss(PASS, graph_with_weights(text, a=CODES), "no constants")
+
+
+def own_inputs(text: str, **weights: np.ndarray | ir.TensorProtocol) -> list[list[str | None]]:
+    graph = graph_with_weights(text, **weights)
+    assert all(record.modified for record in run_passes(graph, (PASS,)))
+    assert not list(PASS.sites(graph))
+    nodes = [node for node in graph.graph if node.op_type == "DequantizeLinear"]
+    return [[v.name for v in node.inputs if v is not None] for node in nodes]
+
+
+def test_no_two_products_share_an_initializer() -> None:
+    found = own_inputs(
+        """g (float[B,4] x, uint8[4,4] a, float[4] s, uint8[4] z) => (float[B,4] y) {
+            w = DequantizeLinear<axis = 1>(a, s, z)
+            h = MatMul(x, w)
+            y = MatMul(h, w)
+        }""",
+        a=CODES.view(np.uint8),
+        s=SCALES,
+        z=np.full(4, 7, np.uint8),
+    )
+    assert len(found) == 2 and len({name for names in found for name in names}) == 6
+
+
+def test_logits_have_scales_beside_those_that_an_embedding_looks_up() -> None:
+    text = """g (int64[T] ids, int8[6,4] a, float[6] s) => (float[T,6] y) {
+        r = Gather(a, ids)  f = Cast<to = 1>(r)  k = Gather(s, ids)
+        last = Constant<value_ints = [-1]>()  u = Unsqueeze(k, last)  h = Mul(f, u)
+        w = DequantizeLinear<axis = 0>(a, SCALES, ZEROS)
+        t = Transpose<perm = [1, 0]>(w)
+        y = MatMul(h, t)
+    }"""
+    given = {
+        "a": RNG.integers(-127, 128, (6, 4)).astype(np.int8),
+        "s": RNG.uniform(0.01, 0.02, 6).astype(np.float32),
+        "z": np.zeros(6, np.int8),
+    }
+    before = text.replace("SCALES", "s").replace("ZEROS", "z")
+    before = before.replace("float[6] s)", "float[6] s, int8[6] z)")
+    after = text.replace("SCALES", "s_1").replace("ZEROS", "z")
+    after = after.replace("float[6] s)", "float[6] s, float[6] s_1, int8[6] z)")
+    assert_pass(
+        PASS,
+        graph_with_weights(before, **given),
+        graph_with_weights(after, **given, s_1=given["s"]),
+        {"ids": np.array([0, 5, 2])},
+    )
+    ((codes, scales, zeros),) = own_inputs(before, **given)
+    assert (codes, scales, zeros) == ("a", "s_1", "z")

@@ -1,4 +1,4 @@
-"""Gives every reader of an int8 weight quantized values and zero points of its own."""
+"""Gives every reader of a weight of integers the values, scales and zero points of its own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import input_at, nodes_of, standard
 from omnigraph.passes.site_pass import Miss, SitePass
 
+_VALUES, _SCALES, _ZEROS = 0, 1, 2
+_INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
+
 
 @dataclass(frozen=True)
-class LegalizeInt8Weights(SitePass):
-    """Write the zero points of int8 weights, and give every reader initializers of its own.
+class SeparateStoredWeights(SitePass):
+    """Give every reader of a weight of integers initializers of its own, and int8 zero points.
 
     Before, with quantized values int8 [K, N] and scales [N]::
 
@@ -28,24 +31,29 @@ class LegalizeInt8Weights(SitePass):
     After, where ``values_1`` has the content of ``values``, and so its place in the weights file::
 
         y  = MatMul(a, DequantizeLinear(values, scales, values_zero_point))
-        z  = MatMul(b, DequantizeLinear(values_1, scales, values_1_zero_point))
+        z  = MatMul(b, DequantizeLinear(values_1, scales_1, values_1_zero_point))
+
+    onnxruntime multiplies by integers (MatMulNBits) only where nothing else reads the initializers
+    of a weight: the scales of a table that embeddings and logits share, for example. Else it
+    dequantizes the whole weight on each run.
 
     On CPUs without VNNI, onnxruntime makes weights unsigned at load, because sums of products
     u8 * s8 would saturate. It does so for each reader, and fails at the second reader of an
     initializer. Where there are no zero points, it adds one for all channels, which
     DequantizeLinear refuses.
 
-    Needs: quantized values and scales as initializers. Leaves alone: lookups of rows. Exact.
+    Needs: quantized values as initializers, and the scales of int8 without zero points. Leaves
+    alone: lookups of rows. Exact.
     """
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
-        """Every DequantizeLinear of an int8 weight with several readers, or without zero points."""
+        """Every DequantizeLinear of a weight that shares something, or is int8 without zeros."""
         return [node for node in nodes_of(graph, "DequantizeLinear") if _is_site(node)]
 
     def rewrite(self, graph: Graph, node: ir.Node) -> str:
         """Give each reader of one dequantized weight a DequantizeLinear of its own."""
-        scales = node.inputs[1]
-        if input_at(node, 2) is None and (scales is None or not is_weight(scales)):
+        scales = node.inputs[_SCALES]
+        if _lacks_zeros(node) and (scales is None or not is_weight(scales)):
             raise Miss("its scales are no constants")
         wide = node.outputs[0]
         readers = list(wide.uses())
@@ -60,39 +68,51 @@ class LegalizeInt8Weights(SitePass):
 
 
 def _is_site(node: ir.Node) -> bool:
-    quantized, zeros, wide = node.inputs[0], input_at(node, 2), node.outputs[0]
-    if quantized is None or not is_weight(quantized) or quantized.dtype != ir.DataType.INT8:
+    values, wide = node.inputs[_VALUES], node.outputs[0]
+    if values is None or not is_weight(values) or values.dtype not in _INTEGERS:
         return False
     several = len(wide.uses()) + wide.is_graph_output() > 1
-    return zeros is None or several or _is_shared(quantized) or _is_shared(zeros)
+    return several or _lacks_zeros(node) or any(_is_shared(node, i) for i in range(_ZEROS + 1))
 
 
-def _is_shared(value: ir.Value) -> bool:
-    """Whether more than one DequantizeLinear reads an initializer."""
-    return sum(standard(user, "DequantizeLinear") for user, _ in value.uses()) > 1
+def _lacks_zeros(node: ir.Node) -> bool:
+    values = node.inputs[_VALUES]
+    return (
+        input_at(node, _ZEROS) is None and values is not None and values.dtype == ir.DataType.INT8
+    )
+
+
+def _is_shared(node: ir.Node, index: int) -> bool:
+    """Whether something else reads an initializer of a DequantizeLinear.
+
+    Values may be looked up too: a product of a table reads them transposed, and onnxruntime
+    transposes a copy at load.
+    """
+    value = input_at(node, index)
+    if value is None or not is_weight(value):
+        return False
+    kinds = ("DequantizeLinear", "Gather") if index == _SCALES else ("DequantizeLinear",)
+    return sum(standard(user, *kinds) for user, _ in value.uses()) > 1
 
 
 def _own_initializers(graph: Graph, node: ir.Node | None) -> None:
-    assert node is not None and node.inputs[0] is not None
-    quantized, zeros = node.inputs[0], input_at(node, 2)
-    if _is_shared(quantized):
-        quantized = _copy(graph, quantized)
-        node.replace_input_with(0, quantized)
-    if zeros is None:
-        scales = node.inputs[1]
-        assert scales is not None and scales.shape is not None
+    assert node is not None
+    for index in range(_ZEROS + 1):
+        if _is_shared(node, index):
+            node.replace_input_with(index, _copy(graph, node.inputs[index]))
+    if _lacks_zeros(node):
+        values, scales = node.inputs[:_ZEROS]
+        assert values is not None and scales is not None and scales.shape is not None
         array = np.zeros(scales.shape.numpy(), np.int8)
-        name = f"{quantized.name}_zero_point"
-        node.resize_inputs(3)
-        node.replace_input_with(2, initializer(graph, ir.tensor(array, name=name)))
-    elif _is_shared(zeros):
-        node.replace_input_with(2, _copy(graph, zeros))
+        node.resize_inputs(_ZEROS + 1)
+        zeros = ir.tensor(array, name=f"{values.name}_zero_point")
+        node.replace_input_with(_ZEROS, initializer(graph, zeros))
 
 
-def _copy(graph: Graph, value: ir.Value) -> ir.Value:
+def _copy(graph: Graph, value: ir.Value | None) -> ir.Value:
     """An initializer of the same content with another name."""
+    assert value is not None and value.const_value is not None
     tensor, known = value.const_value, graph.graph.initializers
-    assert tensor is not None
     name = next(n for i in range(1, len(known) + 2) if (n := f"{value.name}_{i}") not in known)
     shape = ir.Shape(tensor.shape.numpy())
     same = ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=name)
