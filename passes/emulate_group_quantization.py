@@ -61,7 +61,7 @@ def _stored(node: ir.Node) -> tuple[int, int] | None:
     """The terms of a product with an integer weight, and those of a scale; None for any other."""
     factor = node.inputs[1]
     stored = made_by(through(factor, "Transpose", "Cast"), "DequantizeLinear")
-    weight = stored.inputs[0] if stored is not None else None
+    weight = through(stored.inputs[0], "Transpose") if stored is not None else None
     if factor is None or stored is None or weight is None or not is_weight(weight):
         return None
     if factor.shape is None or len(factor.shape) != 2:

@@ -88,7 +88,7 @@ def _row(node: ir.Node) -> LayerPrecision | None:
     source = node.inputs[0 if node.op_type == "Gather" else 1]
     weight = through(source, "Transpose", "Cast", "Identity")
     wide = made_by(weight, "DequantizeLinear")
-    stored = list(wide.inputs) if wide is not None else [weight]
+    stored = [through(v, "Transpose") for v in wide.inputs] if wide is not None else [weight]
     if node.op_type == "Gather":
         stored += _scales_of_rows(node)
     if stored[0] is None or not is_weight(stored[0]) or len(stored[0].shape or ()) != 2:

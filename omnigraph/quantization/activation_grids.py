@@ -96,7 +96,7 @@ def _weights_of(node: ir.Node) -> Iterator[str]:
                 stored = made_by(
                     through(product.inputs[1], "Transpose", "Cast"), "DequantizeLinear"
                 )
-                weight = stored.inputs[0] if stored is not None else None
+                weight = through(stored.inputs[0], "Transpose") if stored is not None else None
                 if weight is not None and weight.name is not None:
                     yield weight.name.rpartition("_")[0]
 

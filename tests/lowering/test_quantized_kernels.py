@@ -109,13 +109,18 @@ def test_openvino_multiplies_integers(artifacts):
     assert all(kind.lower().endswith(multiplied) for kind in kinds), Counter(kinds)
 
 
+SEVERAL = f"""g (float[batch,{TERMS}] x, float[{TERMS},{CHANNELS}] w) =>
+    (float[batch,{CHANNELS}] y) {{ a = MatMul(x, w) n = Neg(x) b = MatMul(n, w) y = Sub(a, b) }}"""
+ROWS_OF_CHANNELS = f"""g (float[batch,{CHANNELS}] x, float[{TERMS},{CHANNELS}] w) =>
+    (float[batch,{TERMS}] y) {{ y = Gemm<transB = 1>(x, w) }}"""
+
+
 @pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
-def test_onnxruntime_multiplies_integers_that_several_products_read(tmp_path: Path, precision: str):
-    graph = graph_with_weights(
-        f"""g (float[batch,{TERMS}] x, float[{TERMS},{CHANNELS}] w) => (float[batch,{CHANNELS}] y)
-        {{ a = MatMul(x, w) n = Neg(x) b = MatMul(n, w) y = Sub(a, b) }}""",
-        w=WEIGHT,
-    )
+@pytest.mark.parametrize(("text", "products"), [(SEVERAL, 2), (ROWS_OF_CHANNELS, 1)])
+def test_onnxruntime_dequantizes_no_weight(
+    tmp_path: Path, precision: str, text: str, products: int
+):
+    graph = graph_with_weights(text, w=WEIGHT)
     target = find_target("onnx")
     run_passes(graph, [InsertQdq(scheme=target.schemes[precision])])
     run_passes(graph, target.pipeline(precision))
@@ -127,7 +132,7 @@ def test_onnxruntime_multiplies_integers_that_several_products_read(tmp_path: Pa
     onnxruntime.InferenceSession(tmp_path / "forward.onnx", options)
     found = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
     ops = Counter(node.op_type for node in found)
-    assert ops["MatMulNBits"] == 2 and ops["DequantizeLinear"] == 0, ops
+    assert ops["MatMulNBits"] == products and ops["DequantizeLinear"] == 0, ops
 
 
 def product_and_exact(

@@ -34,6 +34,7 @@ from omnigraph.passes.join_attention_heads import JoinAttentionHeads
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.pipelines import common
 from omnigraph.passes.separate_stored_weights import SeparateStoredWeights
+from omnigraph.passes.transpose_stored_weights import TransposeStoredWeights
 from omnigraph.passes.use_group_query_attention import CONTRIB_DOMAIN, UseGroupQueryAttention
 from omnigraph.precision import PRECISIONS
 
@@ -88,6 +89,8 @@ class OnnxTarget(Target):
             UseGroupQueryAttention(LEAST_TOKENS_GROUPED),
             JoinAttentionHeads(MOST_QUERIES_JOINED),
             SeparateStoredWeights(),
+            # After it, where each dequantized weight has one reader.
+            TransposeStoredWeights(),
         )
         narrow = (CompressWeights(),) if PRECISIONS[precision].floats != "fp32" else ()
         return replace(common(), kernels=(*kernels, *narrow))
