@@ -61,7 +61,7 @@ def build_manifest(
                 emission.files[item.name],
                 item.state,
                 golden_name(item.name),
-                product.bounds[item.name].total.to_dict(),
+                product.bounds[item.name].to_dict(),
                 emission.details.get(item.name, {}),
             ).to_dict(),
             "ops": product.ops[item.name],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from omnigraph.artifact import Artifact
-from omnigraph.contract.tolerance import Deviation, Tolerance, deviations
+from omnigraph.contract.tolerance import Deviation, Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError
 from omnigraph.runtimes.variants import MISSED
 
@@ -69,5 +69,6 @@ def check_golden(
     feeds, golden = artifact.golden_pair(program, without=(MISSED,))
     bounds = artifact.programs[program].tolerance
     tolerance = Tolerance(bounds["rms"], bounds["peak"])
-    found = deviations(run(feeds), golden)
+    scales = output_scales([golden], bounds.get("least_scales", {}))
+    found = deviations(run(feeds), golden, scales)
     return [GoldenCheck(program, name, far, tolerance) for name, far in found.items()]

@@ -53,7 +53,7 @@ class ProgramEntry:
     files: Mapping[str, str]
     state: tuple[tuple[str, str], ...] = ()
     golden: str | None = None
-    tolerance: Mapping[str, float] = field(default_factory=dict)
+    tolerance: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -85,7 +85,15 @@ _MORE = {"default": maybe(number()), "role": text, "least": number(), "greatest"
 _INPUT = record({"name": name, "dtype": one_of(_DTYPES), "shape": each(_size)}, _MORE)
 #: The size of an output may be any expression of the dimensions, as the trace has it.
 _OUTPUT = record({"name": name, "dtype": one_of(_DTYPES), "shape": each(_any_size)}, _MORE)
-_TOLERANCE = record({}, {"rms": number(0.0, MOST_RMS), "peak": number(0.0, MOST_PEAK * MOST_RMS)})
+#: A sigmoid's results are 1 at most, so no output of one needs a larger scale.
+_TOLERANCE = record(
+    {},
+    {
+        "rms": number(0.0, MOST_RMS),
+        "peak": number(0.0, MOST_PEAK * MOST_RMS),
+        "least_scales": mapping(number(0.0, 1.0)),
+    },
+)
 _COUNTS = mapping(integer(None))
 _PROGRAM = record(
     {"inputs": each(_INPUT), "outputs": each(_OUTPUT), "files": mapping(_file)},

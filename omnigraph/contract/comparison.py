@@ -41,6 +41,7 @@ class Bounds:
             set; None where nothing rounds, so that torch's own outputs are as near.
         noise: by output, of the rounding that the target's runtime does, from ``outputs``.
         total: as it is shipped, from torch.
+        least: the least scale of each output that a sigmoid makes.
         tables: the size in bytes and the sha256 of each table of weights, by name, that the vendor
             file must hold.
     """
@@ -50,6 +51,12 @@ class Bounds:
     outputs: Sequence[Outputs] | None = None
     noise: Mapping[str, Noise] | None = None
     tables: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    least: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tolerance of the artifact as JSON-ready fields."""
+        scales = {"least_scales": dict(self.least)} if self.least else {}
+        return {**self.total.to_dict(), **scales}
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ def _check_tables(program: str, artifact: Artifact, bound: Bounds, openers: Open
 def _check_unrounded(program: str, run: Run, sets: Sequence[Reference], bound: Bounds) -> None:
     """Compare the files of an artifact with the Graph that they were made of."""
     assert bound.outputs is not None
-    scales = output_scales(bound.outputs)
+    scales = output_scales(bound.outputs, bound.least)
     for reference, expected in zip(sets, bound.outputs, strict=True):
         for output, found in deviations(run(reference.feeds), expected, scales).items():
             allowed = with_ties(bound.exact, expected[output], scales[output])
@@ -184,7 +191,7 @@ def _check_program(
     program: str, run: Run, sets: Sequence[Reference], bound: Bounds
 ) -> list[NumberCheck]:
     worst: dict[str, NumberCheck] = {}
-    scales = output_scales([reference.outputs for reference in sets])
+    scales = output_scales([reference.outputs for reference in sets], bound.least)
     found_sets: list[Outputs] = []
     for reference in sets:
         outputs = run(reference.feeds)
@@ -218,7 +225,7 @@ def _too_far(
 def _check_noise(program: str, found: Sequence[Outputs], bound: Bounds) -> None:
     """Compare what the runtime rounds with what its rounding explains."""
     assert bound.outputs is not None and bound.noise is not None
-    for output, noise in noises(found, bound.outputs).items():
+    for output, noise in noises(found, bound.outputs, bound.least).items():
         if not bound.noise[output].explains(noise, bound.exact):
             limit = bound.noise[output].limit(bound.exact)
             raise ContractError(

@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -50,6 +51,7 @@ _TIES = 1e-3
 _ONE_WRONG = 1e-2
 #: Two draws of one noise are alike; what a runtime rounds is not all that an emulation rounds.
 _ANOTHER_DRAW = 1.5
+_NO_SCALES: Mapping[str, float] = MappingProxyType({})
 #: Elements that are compared at a time.
 _SLICE = 1 << 20
 
@@ -181,10 +183,12 @@ class Noise:
 
 
 def noises(
-    found: Sequence[Mapping[str, np.ndarray]], expected: Sequence[Mapping[str, np.ndarray]]
+    found: Sequence[Mapping[str, np.ndarray]],
+    expected: Sequence[Mapping[str, np.ndarray]],
+    least: Mapping[str, float] = _NO_SCALES,
 ) -> dict[str, Noise]:
-    """The noise of each output, over the input sets."""
-    scales = output_scales(expected)
+    """The noise of each output, over the input sets; ``least`` as in `output_scales`."""
+    scales = output_scales(expected, least)
     made = {}
     for name in expected[0] if expected else ():
         each = [
@@ -237,17 +241,35 @@ def with_codes(
     }
 
 
-def output_scales(references: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+def output_scales(
+    references: Sequence[Mapping[str, np.ndarray]], least: Mapping[str, float] = _NO_SCALES
+) -> dict[str, float]:
     """The root mean square of each output over all input sets, which divides its errors.
 
     One input set alone may have too few numbers, or too small ones, to give a scale.
+
+    Args:
+        least: the least scale of each output that a sigmoid makes, whose errors are not relative
+            to it; see `omnigraph.contract.sigmoid_outputs`.
     """
     scales = {}
     for name in references[0] if references else ():
         arrays = [reference[name] for reference in references]
         squares = sum(float(np.square(s[np.isfinite(s)]).sum()) for a in arrays for s in _slices(a))
-        scales[name] = math.sqrt(squares / max(1, sum(array.size for array in arrays)))
+        rms = math.sqrt(squares / max(1, sum(array.size for array in arrays)))
+        scales[name] = max(rms, least[name], _through_sigmoid(arrays)) if name in least else rms
     return scales
+
+
+def _through_sigmoid(arrays: Sequence[np.ndarray]) -> float:
+    """The error of a sigmoid's results for each unit of relative error of what it is given."""
+    squares, slopes = 0.0, [0.0]
+    for array in arrays:
+        y = np.clip(array.astype(np.float64), 2.0**-24, 1 - 2.0**-24)
+        squares += float(np.square(np.log(y / (1 - y))).sum())
+        slopes.append(math.sqrt(float(np.square(y * (1 - y)).sum()) / max(1, y.size)))
+    given = math.sqrt(squares / max(1, sum(array.size for array in arrays)))
+    return min(1.0, given * max(slopes))
 
 
 def deviations(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from omnigraph.contract.comparison import Bounds, Outputs
 from omnigraph.contract.graph_check import GraphRunner
+from omnigraph.contract.sigmoid_outputs import least_scales
 from omnigraph.contract.tolerance import (
     Tolerance,
     deviations,
@@ -56,6 +57,8 @@ class StageCheck:
 
     def __init__(self, item: TracedProgram, exact: Tolerance, graph: Graph) -> None:
         self._item, self.tolerance = item, exact
+        #: The least scale of each output that a sigmoid makes.
+        self.least = least_scales(graph, exact)
         self.torch = [reference.outputs for reference in item.references]
         own = graph.clone()
         modified = RemoveRounding()(own).modified
@@ -150,7 +153,7 @@ class StageCheck:
         tolerance: Tolerance,
         stage: str,
     ) -> None:
-        scales = output_scales(expected)
+        scales = output_scales(expected, self.least)
         for outputs, before, reference in zip(found, expected, self._item.references, strict=True):
             for output, deviation in deviations(outputs, before, scales).items():
                 allowed = with_ties(tolerance, before[output], scales[output])
@@ -180,12 +183,12 @@ def bounds_of(job: TargetJob, check: StageCheck, graph: Graph, rtol: float | Non
     exact, target, tables = check.tolerance, job.target, table_hashes(graph)
     if check.outputs is check.torch and target.rounding(job.precision) == "fp32":
         total = exact if rtol is None else Tolerance(rtol, 16 * rtol)
-        return Bounds(exact, total, tables=tables)
+        return Bounds(exact, total, tables=tables, least=check.least)
     copy = graph.clone()
     target.emulate(copy, job.precision)
     emulated = check.run(copy)
-    noise = with_codes(noises(emulated, check.outputs), check.outputs)
-    stored = noises(check.outputs, check.torch)
+    noise = with_codes(noises(emulated, check.outputs, check.least), check.outputs)
+    stored = noises(check.outputs, check.torch, check.least)
     rms = peak = 0.0
     for output, found in noise.items():
         limit = found.limit(exact)
@@ -194,4 +197,4 @@ def bounds_of(job: TargetJob, check: StageCheck, graph: Graph, rtol: float | Non
     total = Tolerance(min(rms, MOST), peak)
     if rtol is not None:
         total = Tolerance(rtol, 16 * rtol)
-    return Bounds(exact, total, check.outputs, noise, tables)
+    return Bounds(exact, total, check.outputs, noise, tables, check.least)

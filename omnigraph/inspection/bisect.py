@@ -222,7 +222,7 @@ class PassBisection:
         found = None
         try:
             outputs = self.check.run(self.check.compared(self._graph))
-            found = parted_output(self._item, outputs, self.check.outputs, self.check.tolerance)
+            found = parted_output(self._item, outputs, self.check)
         except OmniGraphError:
             pass  # the Graph does not run: the error says it
         if found is None:
@@ -288,7 +288,7 @@ def bisect_artifact(
     """
     lowered = Lowered(item.name, graph, item.inputs, item.outputs, item.dims, item.state)
     emit = Emitter(job.target, job.precision, job.settings, item.golden)
-    stage, tolerance = f"the artifact of {job.target.name!r}", check.tolerance
+    stage = f"the artifact of {job.target.name!r}"
     found = None
     with tempfile.TemporaryDirectory() as scratch:
         emitted = emit.emit(lowered, Path(scratch))
@@ -306,13 +306,13 @@ def bisect_artifact(
         try:
             with job.target.run_unrounded(emitted.artifact, item.name) as run:
                 outputs = [run(reference.feeds) for reference in item.references]
-            found = parted_output(item, outputs, check.outputs, tolerance)
+            found = parted_output(item, outputs, check)
         except OmniGraphError:
             pass  # it does not run: the message says so
     node = _artifact_node(emit, lowered, item)
     if found is None:
         return Parting(item.name, stage, node, error=message)
-    return Parting(item.name, stage, node, *found, tolerance)
+    return Parting(item.name, stage, node, *found, check.tolerance)
 
 
 def _artifact_node(emit: Emitter, lowered: Lowered, item: TracedProgram) -> str | None:

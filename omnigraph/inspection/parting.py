@@ -9,6 +9,7 @@ from typing import Any
 from omnigraph.contract.comparison import Outputs
 from omnigraph.contract.tolerance import Deviation, Tolerance, deviations, output_scales
 from omnigraph.export_job import TracedProgram
+from omnigraph.exporting.stage_check import StageCheck
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,12 @@ class Parting:
 
 
 def parted_output(
-    item: TracedProgram,
-    found: Sequence[Outputs],
-    expected: Sequence[Outputs],
-    tolerance: Tolerance,
+    item: TracedProgram, found: Sequence[Outputs], check: StageCheck
 ) -> tuple[str, str, Deviation] | None:
-    """The first output beyond a tolerance, with its input set; None where all are within it."""
-    scales = output_scales(expected)
-    for outputs, before, reference in zip(found, expected, item.references, strict=True):
+    """The first output too far from the last stage's, with its input set; None where none is."""
+    scales = output_scales(check.outputs, check.least)
+    for outputs, before, reference in zip(found, check.outputs, item.references, strict=True):
         for output, deviation in deviations(outputs, before, scales).items():
-            if not deviation.within(tolerance):
+            if not deviation.within(check.tolerance):
                 return output, reference.case.name, deviation
     return None

@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from omnigraph.contract.graph_check import GraphRunner, rounded_activations
 from omnigraph.contract.reference import HIDDEN_ROW, Reference
+from omnigraph.contract.sigmoid_outputs import least_scales
 from omnigraph.contract.tolerance import (
     EIGHT_BIT_NOISE,
     Deviation,
@@ -153,12 +154,13 @@ def check_quantized(
     # Activations of a row that is hidden wholly may lie beyond every range that was observed.
     references = [r for r in references if r.case.name != HIDDEN_ROW]
     outputs = [reference.outputs for reference in references]
-    scales = output_scales(outputs)
+    least = least_scales(graph, floats)
+    scales = output_scales(outputs, least)
     limit = min(2 * expected, _MOST) + floats.rms
     found = [runner.run(reference.feeds) for reference in references]
     sets = [deviations(f, o, scales) for f, o in zip(found, outputs, strict=True)]
     worst = Deviation(0.0, 0.0)
-    for output, noise in noises(found, outputs).items():
+    for output, noise in noises(found, outputs, least).items():
         position = max(range(len(sets)), key=lambda i: sets[i][output].rms)
         furthest = sets[position][output]
         # One set of few rows is further from the mean of all than they are together.

@@ -15,7 +15,8 @@ from omnigraph.contract.graph_check import (
     rounding_depth,
 )
 from omnigraph.contract.reference import Reference
-from omnigraph.contract.tolerance import Tolerance, deviation, deviations
+from omnigraph.contract.sigmoid_outputs import least_scales
+from omnigraph.contract.tolerance import Tolerance, deviation, deviations, output_scales
 from omnigraph.errors import GraphError, TraceError
 from omnigraph.graph import MODULE_KEY, Graph
 from omnigraph.program import Case, Dim, Program
@@ -39,6 +40,7 @@ def fault_of(
     except GraphError as error:
         return str(error.found or error.message)
     tolerance = _exact(runner.graph)
+    scales = scales or scales_of(runner.graph, [sample])
     for name, part in deviations(found, expected, scales).items():
         if found[name].shape != expected[name].shape:
             return f"{name} of shape {found[name].shape} where the model has {expected[name].shape}"
@@ -48,6 +50,12 @@ def fault_of(
                 f"(tolerance {tolerance.rms:.1e}, {tolerance.peak:.1e})"
             )
     return None
+
+
+def scales_of(graph: Graph, references: Sequence[Reference]) -> dict[str, float]:
+    """What divides the errors of each output of a Graph as traced."""
+    least = least_scales(graph, _exact(graph))
+    return output_scales([reference.outputs for reference in references], least)
 
 
 def _exact(graph: Graph) -> Tolerance:

@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.reference import Reference
-from omnigraph.contract.tolerance import output_scales
 from omnigraph.errors import TraceError
 from omnigraph.graph import Graph, declare_ranges, declare_roles, describe
 from omnigraph.program import Program
@@ -17,7 +16,7 @@ from omnigraph.tracing.conditions import boundary_cases, conditions_of
 from omnigraph.tracing.limits import limited_by_module
 from omnigraph.tracing.module_call import flatten_outputs, module_outputs, returned
 from omnigraph.tracing.names import output_specs
-from omnigraph.tracing.parted import fault_of, parted_error
+from omnigraph.tracing.parted import fault_of, parted_error, scales_of
 from omnigraph.tracing.reference import reference_for
 from omnigraph.tracing.sizes import example_case
 from omnigraph.tracing.specialization import NarrowedError
@@ -89,7 +88,7 @@ def check_trace(program: Program, graph: Graph, references: Sequence[Reference])
             depends on a dimension; the message names the dimension and the module.
     """
     runner = GraphRunner(graph)
-    scales = output_scales([reference.outputs for reference in references])
+    scales = scales_of(graph, references)
     tried = [reference.case for reference in references]
     beyond = boundary_cases(program, conditions_of(graph), tried)
     for sample in (*references, *(reference_for(program, case) for case in beyond)):
