@@ -9,6 +9,10 @@ from onnxscript import optimizer
 
 from omnigraph.graph import MODULE_KEY, Graph, count_ops
 from omnigraph.passes.base import Pass
+from omnigraph.passes.matching import constant, standard
+
+#: Numbers in the pads of a tensor of as many axes as there are.
+_SHORT = 16
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,17 @@ class FoldConstants(Pass):
             onnx_shape_inference=True,
             input_size_limit=self.input_limit,
             output_size_limit=self.output_limit,
+            should_fold=_is_short_list,
         )
         _drop_leftovers(graph.graph)
         _inherit(graph, origins)
         return cast or (bool(result.modified) and before != count_ops(graph))
+
+
+def _is_short_list(node: ir.Node) -> bool | None:
+    """Whether a ConstantOfShape, which onnxscript keeps, is as short as a Pad's zeros."""
+    length = constant(node.inputs[0]) if standard(node, "ConstantOfShape") else None
+    return True if length is not None and length.size == 1 and length[0] <= _SHORT else None
 
 
 def _drop_leftovers(graph: ir.Graph) -> None:

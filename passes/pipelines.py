@@ -5,6 +5,7 @@ from __future__ import annotations
 from omnigraph.passes.analysis.quantization.scheme import Scheme
 from omnigraph.passes.base import Pass
 from omnigraph.passes.correct_biases import CorrectBiases
+from omnigraph.passes.decide_branches import DecideBranches
 from omnigraph.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omnigraph.passes.eliminate_dead_code import EliminateDeadCode
 from omnigraph.passes.eliminate_identities import EliminateIdentities
@@ -42,6 +43,7 @@ def canonical() -> tuple[Pass, ...]:
         FoldWeightTransposes(),
         # Constants before shapes, since many shapes are made from constants.
         FoldConstants(),
+        DecideBranches(),
         EliminateIdentities(),
         # A Reshape that copies its dimensions needs no Shape, Gather and Concat: they are dead.
         FoldReshapeShapes(),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from omnigraph.graph import describe
 from omnigraph.lowering.nonconforming import nonconforming
 
 _MASK, _SCORES = 3, 3
@@ -22,6 +23,32 @@ def computed_wrongly(node: ir.Node) -> str | None:
     """Why OpenVINO gives wrong numbers for a node that it takes, or None."""
     condition = _CONDITIONS.get(node.op_type)
     return nonconforming(node) or (condition(node) if condition is not None else None)
+
+
+def branches_before(node: ir.Node) -> str | None:
+    """The If, for a person, that makes the rank of what a node is given unknown to OpenVINO."""
+    pending, seen = [value for value in node.inputs if value is not None], set()
+    while pending:
+        value = pending.pop()
+        maker = value.producer()
+        if value in seen or maker is None:
+            continue
+        seen.add(value)
+        if maker.op_type == "If" and (ranks := _unlike_ranks(maker, value)) is not None:
+            return (
+                f"the branches of {describe(maker)} give {ranks[0]} and {ranks[1]} axes; fix the "
+                "size that it asks for: --dynamic DIM=SIZE:SIZE"
+            )
+        pending += [given for given in maker.inputs if given is not None]
+    return None
+
+
+def _unlike_ranks(node: ir.Node, value: ir.Value) -> tuple[int, int] | None:
+    branches = (node.attributes[name].as_graph() for name in ("then_branch", "else_branch"))
+    one, other = (branch.outputs[value.index() or 0].shape for branch in branches)
+    if one is None or other is None or len(one) == len(other):
+        return None
+    return len(one), len(other)
 
 
 def _attention(node: ir.Node) -> str | None:
