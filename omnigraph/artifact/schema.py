@@ -85,7 +85,7 @@ _MORE = {"default": maybe(number()), "role": text, "least": number(), "greatest"
 _INPUT = record({"name": name, "dtype": one_of(_DTYPES), "shape": each(_size)}, _MORE)
 #: The size of an output may be any expression of the dimensions, as the trace has it.
 _OUTPUT = record({"name": name, "dtype": one_of(_DTYPES), "shape": each(_any_size)}, _MORE)
-#: A sigmoid's results are 1 at most, so no output of one needs a larger scale.
+#: Probabilities are 1 at most, so no output of them needs a larger scale.
 _TOLERANCE = record(
     {},
     {

@@ -41,7 +41,7 @@ class Bounds:
             set; None where nothing rounds, so that torch's own outputs are as near.
         noise: by output, of the rounding that the target's runtime does, from ``outputs``.
         total: as it is shipped, from torch.
-        least: the least scale of each output that a sigmoid makes.
+        least: the least scale of each output of probabilities.
         tables: the size in bytes and the sha256 of each table of weights, by name, that the vendor
             file must hold.
     """

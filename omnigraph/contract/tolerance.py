@@ -249,27 +249,44 @@ def output_scales(
     One input set alone may have too few numbers, or too small ones, to give a scale.
 
     Args:
-        least: the least scale of each output that a sigmoid makes, whose errors are not relative
-            to it; see `omnigraph.contract.sigmoid_outputs`.
+        least: the least scale of each output of probabilities, whose errors are not relative to
+            them; see `omnigraph.contract.probabilities`.
     """
     scales = {}
     for name in references[0] if references else ():
         arrays = [reference[name] for reference in references]
         squares = sum(float(np.square(s[np.isfinite(s)]).sum()) for a in arrays for s in _slices(a))
         rms = math.sqrt(squares / max(1, sum(array.size for array in arrays)))
-        scales[name] = max(rms, least[name], _through_sigmoid(arrays)) if name in least else rms
+        scales[name] = rms
+        if name in least:
+            through = _of_probabilities(arrays, shifted=least[name] == 0)
+            scales[name] = max(rms, least[name], through)
     return scales
 
 
-def _through_sigmoid(arrays: Sequence[np.ndarray]) -> float:
-    """The error of a sigmoid's results for each unit of relative error of what it is given."""
-    squares, slopes = 0.0, [0.0]
+def _of_probabilities(arrays: Sequence[np.ndarray], *, shifted: bool) -> float:
+    """The error of probabilities for each unit of relative error of the log-odds.
+
+    Args:
+        shifted: whether they are of a softmax, which has small ones exactly, and computes log-odds
+            but for a shift.
+    """
+    count, total, squares, steepest = 0, 0.0, 0.0, 0.0
+    least = float(np.finfo(np.float32).tiny) if shifted else 2.0**-24
     for array in arrays:
-        y = np.clip(array.astype(np.float64), 2.0**-24, 1 - 2.0**-24)
-        squares += float(np.square(np.log(y / (1 - y))).sum())
-        slopes.append(math.sqrt(float(np.square(y * (1 - y)).sum()) / max(1, y.size)))
-    given = math.sqrt(squares / max(1, sum(array.size for array in arrays)))
-    return min(1.0, given * max(slopes))
+        slopes = 0.0
+        for part in _slices(array):
+            y = part[part > 0] if shifted else part[np.isfinite(part)]
+            y = np.clip(y, least, 1 - 2.0**-24)
+            odds, slope = np.log(y / (1 - y)), y * (1 - y)
+            count += y.size
+            total += float(odds.sum())
+            squares += float(odds @ odds)
+            slopes += float(slope @ slope)
+            steepest = max(steepest, float(slope.max(initial=0)) / 8)
+        steepest = max(steepest, math.sqrt(slopes / max(1, array.size)))
+    mean = total / max(1, count) if shifted else 0.0
+    return min(1.0, math.sqrt(max(0.0, squares / max(1, count) - mean**2)) * steepest)
 
 
 def deviations(

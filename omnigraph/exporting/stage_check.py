@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from omnigraph.contract.comparison import Bounds, Outputs
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.contract.sigmoid_outputs import least_scales
+from omnigraph.contract.probabilities import least_scales
 from omnigraph.contract.tolerance import (
     Tolerance,
     deviations,
@@ -57,7 +57,7 @@ class StageCheck:
 
     def __init__(self, item: TracedProgram, exact: Tolerance, graph: Graph) -> None:
         self._item, self.tolerance = item, exact
-        #: The least scale of each output that a sigmoid makes.
+        #: The least scale of each output of probabilities.
         self.least = least_scales(graph, exact)
         self.torch = [reference.outputs for reference in item.references]
         own = graph.clone()

@@ -24,8 +24,8 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.contract.graph_check import GraphRunner, rounded_activations
+from omnigraph.contract.probabilities import least_scales
 from omnigraph.contract.reference import HIDDEN_ROW, Reference
-from omnigraph.contract.sigmoid_outputs import least_scales
 from omnigraph.contract.tolerance import (
     EIGHT_BIT_NOISE,
     Deviation,

@@ -14,8 +14,8 @@ from omnigraph.contract.graph_check import (
     rounded_activations,
     rounding_depth,
 )
+from omnigraph.contract.probabilities import least_scales
 from omnigraph.contract.reference import Reference
-from omnigraph.contract.sigmoid_outputs import least_scales
 from omnigraph.contract.tolerance import Tolerance, deviation, deviations, output_scales
 from omnigraph.errors import GraphError, TraceError
 from omnigraph.graph import MODULE_KEY, Graph

@@ -1,4 +1,4 @@
-"""Nodes that OpenVINO's frontend takes, but that OpenVINO computes wrongly.
+"""Nodes that OpenVINO's frontend takes, but that OpenVINO computes wrongly or cannot load.
 
 Found with the standard's own node tests (``python -m benchmarks.conformance``) and at larger sizes
 (``tests/lowering/test_openvino_numbers.py``), on the CPU plugin of OpenVINO 2026.4.
@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from omnigraph.graph import describe
 from omnigraph.lowering.nonconforming import nonconforming
 
 _MASK, _SCORES = 3, 3
@@ -20,35 +19,9 @@ _HALVES_AND_FLOAT = frozenset("FLOAT FLOAT16 BFLOAT16".split())
 
 
 def computed_wrongly(node: ir.Node) -> str | None:
-    """Why OpenVINO gives wrong numbers for a node that it takes, or None."""
+    """Why OpenVINO gives no numbers, or wrong ones, for a node that it takes, or None."""
     condition = _CONDITIONS.get(node.op_type)
     return nonconforming(node) or (condition(node) if condition is not None else None)
-
-
-def branches_before(node: ir.Node) -> str | None:
-    """The If, for a person, that makes the rank of what a node is given unknown to OpenVINO."""
-    pending, seen = [value for value in node.inputs if value is not None], set()
-    while pending:
-        value = pending.pop()
-        maker = value.producer()
-        if value in seen or maker is None:
-            continue
-        seen.add(value)
-        if maker.op_type == "If" and (ranks := _unlike_ranks(maker, value)) is not None:
-            return (
-                f"the branches of {describe(maker)} give {ranks[0]} and {ranks[1]} axes; fix the "
-                "size that it asks for: --dynamic DIM=SIZE:SIZE"
-            )
-        pending += [given for given in maker.inputs if given is not None]
-    return None
-
-
-def _unlike_ranks(node: ir.Node, value: ir.Value) -> tuple[int, int] | None:
-    branches = (node.attributes[name].as_graph() for name in ("then_branch", "else_branch"))
-    one, other = (branch.outputs[value.index() or 0].shape for branch in branches)
-    if one is None or other is None or len(one) == len(other):
-        return None
-    return len(one), len(other)
 
 
 def _attention(node: ir.Node) -> str | None:
@@ -79,6 +52,18 @@ def _einsum(node: ir.Node) -> str | None:
     return None if letters else "an equation without indices gives 0"
 
 
+def _if(node: ir.Node) -> str | None:
+    branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    for pair in zip(*(branch.outputs for branch in branches), strict=True):
+        ranks = {None if value.shape is None else len(value.shape) for value in pair}
+        if len(ranks - {None}) > 1:
+            return (
+                f"its branches give {' and '.join(map(str, sorted(filter(None, ranks))))} axes; "
+                "fix the size that it asks for, with --dynamic DIM=SIZE:SIZE"
+            )
+    return None
+
+
 def _pool(node: ir.Node) -> str | None:
     ceiled = node.attributes.get_int("ceil_mode", 0)
     return "with ceil_mode, it keeps windows that begin outside the input" if ceiled else None
@@ -106,6 +91,7 @@ _CONDITIONS: dict[str, Callable[[ir.Node], str | None]] = {
     "AveragePool": _pool,
     "Cast": _cast,
     "Einsum": _einsum,
+    "If": _if,
     "MaxPool": _pool,
     "Resize": _resize,
     "Tile": _tile,

@@ -29,7 +29,7 @@ from omnigraph.lowering.openvino.ir import (
     weights_as_inputs,
 )
 from omnigraph.lowering.openvino.quantization import SCHEMES, runtime_details
-from omnigraph.lowering.openvino.support import branches_before, computed_wrongly
+from omnigraph.lowering.openvino.support import computed_wrongly
 from omnigraph.lowering.openvino.unrounded import run_unrounded
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.convert_precision import ConvertPrecision
@@ -87,9 +87,7 @@ class OpenVinoTarget(Target):
         if (reason := computed_wrongly(node)) is not None:
             return reason
         question = _ask_about(node)
-        reason = None if question is None else _frontend_refusal(question)
-        cause = branches_before(node) if reason is not None and "rank" in reason else None
-        return reason if cause is None else f"{reason} ({cause})"
+        return None if question is None else _frontend_refusal(question)
 
     def pipeline(self, precision: str) -> Pipeline:
         """A half type stores the weights; the runtime's hint sets the type of computation."""
