@@ -27,9 +27,9 @@ _SMALLER = 64
 class OnnxProbe:
     """An ONNX file that is run at one size after another.
 
-    Beside errors, these are faults: an output that is empty or not a number, though it was neither
-    at the first sizes that ran; and a pooling window that is larger than what it is moved over,
-    for which the standard defines no result, and onnxruntime gives one.
+    Beside errors, these are faults: an output that is not a number; one that is empty, though it
+    was not at the first sizes that ran; and a pooling window that is larger than what it is moved
+    over, for which the standard defines no result, and onnxruntime gives one.
 
     Raises:
         GraphError: onnxruntime does not load the file.
@@ -44,6 +44,7 @@ class OnnxProbe:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.products = 0
         self._runner = GraphRunner(graph)
+        #: Outputs that are empty in the first run.
         self._usual: set[str] | None = None
 
     def fault(self, feeds: Mapping[str, np.ndarray]) -> str | None:
@@ -55,12 +56,16 @@ class OnnxProbe:
         for window in self._windows:
             if (reason := window.fault(found[window.shape])) is not None:
                 return reason
-        faults = {fault for name in self._outputs if (fault := _fault(name, found[name]))}
+        outputs = {name: found[name] for name in self._outputs}
+        for name, output in outputs.items():
+            if output.dtype.kind == "f" and np.isnan(output).any():
+                return f"output {name!r} is not a number"
+        empty = {f"output {name!r} is empty" for name, output in outputs.items() if not output.size}
         if self._usual is None:
-            self._usual = faults
+            self._usual = empty
             self.shapes = {name: found[name].shape for name in self._outputs}
             self.products = sum(math.prod(found[n].tolist()) * k for n, k in self._layers)
-        return min(faults - self._usual, default=None)
+        return min(empty - self._usual, default=None)
 
 
 class _Window:
@@ -125,14 +130,6 @@ def _with_shape_of(graph: Graph, value: ir.Value | None, name: str) -> str:
     graph.graph.append(shape)
     graph.graph.outputs.append(shape.outputs[0])
     return name
-
-
-def _fault(name: str, output: np.ndarray) -> str | None:
-    if output.size == 0:
-        return f"output {name!r} is empty"
-    if output.dtype.kind == "f" and np.isnan(output).any():
-        return f"output {name!r} is not a number"
-    return None
 
 
 class Cost:

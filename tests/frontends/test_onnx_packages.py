@@ -13,7 +13,7 @@ from tiny_sessions import reseal
 import omnigraph
 from omnigraph.artifact import Artifact
 from omnigraph.artifact.sealing import MANIFEST
-from omnigraph.errors import ArtifactError, UnsupportedError
+from omnigraph.errors import ArtifactError, TraceError, UnsupportedError
 
 TARGETS = ("onnx", "openvino")
 DRAW = np.random.default_rng(0)
@@ -93,6 +93,13 @@ def test_a_softmax_over_thousands_of_characters_keeps_its_contract(tmp_path: Pat
     }"""
     path = write(tmp_path / "net.onnx", text, k=normal(16, 64), last=normal(64, 6000) / 4)
     omnigraph.export(path, target, out=tmp_path / "net")
+
+
+def test_an_output_that_is_no_number_on_what_was_drawn_asks_for_examples(tmp_path: Path):
+    text = "net (float[N, T] x) => (float[N, T] y) { z = Abs(x) o = Neg(z) y = Log(o) }"
+    with pytest.raises(TraceError, match=r"'y' is not a number") as error:
+        omnigraph.export(write(tmp_path / "net.onnx", text), "onnx", out=tmp_path / "net")
+    assert "--example" in str(error.value)
 
 
 #: What an exporter writes for ``squeeze(-1)`` where it does not know the length.
