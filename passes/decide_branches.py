@@ -103,7 +103,8 @@ def _grows(value: ir.Value) -> bool:
         if not standard(node, *_GROWING):
             return False
         assert node is not None
-        if node.op_type == "Conv" and ir.convenience.get_const_tensor(node.inputs[1]) is None:
+        kernel = node.inputs[1] if node.op_type == "Conv" else None
+        if kernel is not None and kernel.const_value is None:
             return False  # a longer kernel leaves less
         pending += [given for given in node.inputs if given is not None]
     return True

@@ -52,10 +52,11 @@ def least_scales(graph: Graph, tolerance: Tolerance) -> dict[str, float]:
     }
 
 
-def _makers(value: ir.Value) -> set[str]:
+def _makers(value: ir.Value | None) -> set[str]:
     """The ops whose results a value has as its elements, or means of them; "" if not known."""
-    pending: list[ir.Value | None] = [value]
-    seen, found = set(), set()
+    pending = [value]
+    seen: set[ir.Value | None] = set()
+    found: set[str] = set()
     while pending:
         value = pending.pop()
         if value in seen:
