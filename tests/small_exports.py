@@ -19,6 +19,8 @@ from omnigraph.exporting.report import ExportReport
 from omnigraph.frontends.module import program_from_module
 
 Axes = Mapping[str, Mapping[int, str]]
+#: The axes of an input [B, T, 8].
+LENGTH: Axes = {"x": {0: "batch", 1: "length"}}
 
 
 class Small(nn.Module):

@@ -6,20 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_exports import Small, check, export, option_of, refused
+from small_exports import LENGTH, Small, check, export, option_of, refused
 from torch import Tensor, nn
-
-LENGTH = {"x": {0: "batch", 1: "length"}}
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "net.omni"
 
 
 def example(length: int = 16) -> dict[str, Tensor]:

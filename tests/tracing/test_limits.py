@@ -6,24 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_exports import Small, check, export, option_of, refused, refuses
+from small_exports import LENGTH, Small, check, export, option_of, refused, refuses
 from torch import Tensor, nn
 
 from omnigraph.frontends.module import program_from_module
 from omnigraph.program import Dim
 from omnigraph.tracing.limits import with_own_limits
-
-LENGTH = {"x": {0: "batch", 1: "length"}}
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "net.omni"
 
 
 def floats(*shape: int) -> Tensor:

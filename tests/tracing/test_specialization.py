@@ -45,11 +45,6 @@ class Net(nn.Module):
         return self.after(hidden)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 def program(step: Callable[[Tensor], Tensor], **dims: Dim) -> Program:
     made = program_from_module(Net(step), {"input_ids": torch.randint(0, 50, (2, 7))})
     return made.with_dims(dims)
