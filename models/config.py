@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from .activations import ACTIVATIONS
 from .attention_pattern import AttentionPattern, as_tuples, from_json, to_json
-from .config_error import ConfigError
+from .config_error import ConfigError, unknown_field
 from .overrides import parse_overrides
 
 __all__ = ["CONFIGS", "AttentionPattern", "ConfigError", "OmniNetConfig"]
@@ -170,12 +170,12 @@ class OmniNetConfig:
         known = [f.name for f in fields(cls)]
         for key in overrides:
             if key not in known:
-                raise ConfigError(key, f"a field out of {', '.join(known)}", key, "check spelling")
+                raise unknown_field(key, known)
         return replace(CONFIGS[name], **overrides)
 
     @classmethod
-    def from_overrides(cls, overrides: Mapping[str, str], name: str = "tiny") -> OmniNetConfig:
-        """The named configuration with fields given as text, as in ``--set key=value``."""
+    def from_overrides(cls, overrides: Mapping[str, object], name: str = "tiny") -> OmniNetConfig:
+        """The named configuration with fields as text (``--set key=value``), or as values."""
         types = {field.name: str(field.type) for field in fields(cls)}
         return cls.named(name, **parse_overrides(overrides, types))
 
@@ -192,7 +192,7 @@ class OmniNetConfig:
         known = [f.name for f in fields(cls)]
         for key in data:
             if key not in known:
-                raise ConfigError(key, f"a field out of {', '.join(known)}", key, "check spelling")
+                raise unknown_field(key, known)
         values = dict(data)
         if "attention" in values:
             values["attention"] = from_json(values["attention"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from omnigraph.errors import suggest
 
 
 class ConfigError(ValueError):
@@ -14,3 +17,10 @@ class ConfigError(ValueError):
         self.found = found
         self.hint = hint
         super().__init__(f"{field}: expected {expected}, found {found!r}\nhint: {hint}")
+
+
+def unknown_field(name: str, known: Iterable[str]) -> ConfigError:
+    """The error of a field that there is not."""
+    fields = [*known]
+    hint = suggest(name, fields, "check the spelling")
+    return ConfigError(name, f"one of the fields {', '.join(fields)}", name, hint)

@@ -7,74 +7,82 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .attention_pattern import AttentionPattern
-from .config_error import ConfigError
+from .config_error import ConfigError, unknown_field
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
-def parse_overrides(overrides: Mapping[str, str], types: Mapping[str, str]) -> dict[str, Any]:
-    """Turn each text into the type of its field.
+def parse_overrides(overrides: Mapping[str, object], types: Mapping[str, str]) -> dict[str, Any]:
+    """Turn each text into the type of its field; other values must be of that type.
 
     Args:
-        overrides: texts by the name of their field.
+        overrides: texts or values by the name of their field.
         types: the type of each field, as the configuration's annotation spells it.
 
     Raises:
-        ConfigError: no such field (the valid ones are named), or text that is not of its type.
+        ConfigError: no such field (the valid ones are named), or a text or value that is not of its
+            type.
     """
     values: dict[str, Any] = {}
-    for name, text in overrides.items():
+    for name, given in overrides.items():
         if name not in types:
-            raise ConfigError(
-                name, f"one of the fields {', '.join(types)}", name, "check the spelling"
-            )
-        values[name] = _parse(name, types[name], text.strip())
+            raise unknown_field(name, types)
+        values[name] = _parse(name, types[name], given)
     return values
 
 
-def _parse(name: str, type_: str, text: str) -> Any:
+def _parse(name: str, type_: str, given: Any) -> Any:
+    if isinstance(given, str):
+        given = given.strip()
     if type_.endswith("| None"):
-        if text.lower() in ("none", "null", ""):
+        if given is None or str(given).lower() in ("none", "null", ""):
             return None
         type_ = type_.removesuffix("| None").strip()
-    parsers: dict[str, tuple[Callable[[str], Any], str]] = {
-        "int": (int, "an integer"),
-        "float": (float, "a number"),
-        "bool": (_bool, "true or false"),
-        "str": (str, "text"),
-        "Attention": (_attention, "patterns"),
-        "PrunedHeads": (_pruned_heads, 'JSON such as {"encoder.0.self": [1]}'),
-    }
-    parser, expected = parsers[type_]
-    try:
-        return parser(text)
-    except ConfigError:
-        raise
-    except ValueError:
-        raise ConfigError(name, expected, text, f"write --set {name}=VALUE") from None
+    reader, own, expected = _TYPES[type_]
+    suits = isinstance(given, bool) == (own is bool) and isinstance(given, own)
+    if suits or isinstance(given, str):
+        try:
+            return reader(given)
+        except ConfigError:
+            raise
+        except (TypeError, ValueError):
+            pass
+    raise ConfigError(name, expected, given, f"write --set {name}=VALUE")
 
 
-def _bool(text: str) -> bool:
-    if text.lower() in _TRUE:
-        return True
-    if text.lower() in _FALSE:
-        return False
-    raise ValueError(text)
+def _bool(given: str | bool) -> bool:
+    text = str(given).lower()
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    raise ValueError(given)
 
 
-def _attention(text: str) -> Any:
+def _attention(given: Any) -> Any:
     """One pattern; or ``a/b`` for layers, each of which may be ``a+b`` for its heads."""
-    if "/" not in text and "+" not in text:
-        return AttentionPattern.parse(text)
+    if not isinstance(given, str):
+        return given
+    if "/" not in given and "+" not in given:
+        return AttentionPattern.parse(given)
     layers: list[Any] = []
-    for layer in text.split("/"):
+    for layer in given.split("/"):
         heads = tuple(AttentionPattern.parse(head) for head in layer.split("+"))
         layers.append(heads if len(heads) > 1 else heads[0])
     return tuple(layers)
 
 
-def _pruned_heads(text: str) -> dict[str, tuple[int, ...]]:
-    data = json.loads(text)
-    if not isinstance(data, dict):
-        raise ValueError(text)
+def _pruned_heads(given: str | Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    data = json.loads(given) if isinstance(given, str) else given
+    if not isinstance(data, Mapping):
+        raise ValueError(given)
     return {name: tuple(heads) for name, heads in data.items()}
+
+
+#: By annotation: what reads a text or a value, the types of values, and what to say of them.
+_TYPES: Mapping[str, tuple[Callable[[Any], Any], Any, str]] = {
+    "int": (int, int, "an integer"),
+    "float": (float, (int, float), "a number"),
+    "bool": (_bool, bool, "true or false"),
+    "str": (str, str, "text"),
+    "Attention": (_attention, (AttentionPattern, list, tuple), "patterns"),
+    "PrunedHeads": (_pruned_heads, Mapping, 'JSON such as {"encoder.0.self": [1]}'),
+}

@@ -112,7 +112,7 @@ def describe_options(kind: type[Pass]) -> list[str]:
     ]
 
 
-def _class(where: str, attribute: str) -> type[Pass] | None:
+def _class(where: str, attribute: str) -> type[Pass]:
     """A user's own pass, from a file or a module."""
     try:
         if where.endswith(".py"):
@@ -130,8 +130,19 @@ def _class(where: str, attribute: str) -> type[Pass] | None:
             found=f"{type(error).__name__}: {error}",
             hint="--traceback shows where it fails",
         ) from error
-    found = getattr(module, attribute, None)
-    return found if isinstance(found, type) and issubclass(found, Pass) else None
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Pass) and not isabstract(value)
+    }
+    if attribute not in own:
+        raise UsageError(
+            f"There is no pass {attribute!r} in {where}",
+            expected=" or ".join(own) or "a class derived from Pass",
+            found=attribute,
+            hint=suggest(attribute, own, "a pass is named file.py:Class"),
+        )
+    return own[attribute]
 
 
 def _value(pass_: str, option: str, text: str, default: object) -> Any:

@@ -317,6 +317,7 @@ def test_models_that_cannot_be_are_usage_errors(tmp_path: Path, factory: Path):
         "nothing.py:net": "There is no file",
         "no.such.package:net": "cannot be imported",
         f"{factory}:other": "has no callable 'other'",
+        f"{factory}:nett": "hint: did you mean 'net'",
         "collections:OrderedDict": "gives no model",
     }
     for model, message in cases.items():

@@ -80,7 +80,7 @@ def _job(target: Target, options: ExportOptions) -> TargetJob:
     precision = carrier_of(asked)
     target.check_precision(precision)
     given = options.settings or {}
-    settings = {name: given[name] for name in given if name in target.options}
+    settings = {name: str(given[name]) for name in given if name in target.options}
     target.check_options(settings)
     pipeline = target.passes(precision, options.passes, options.quantizing.four_bits)
     return TargetJob(target, asked, precision, pipeline, settings)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from omnigraph.errors import UsageError
+from omnigraph.errors import UsageError, suggest
 from omnigraph.frontends.hidden_bars import hidden_bars
 from omnigraph.frontends.hugging_face_inputs import (
     BATCH,
@@ -110,7 +110,9 @@ def _check_settings(settings: Mapping[str, str]) -> None:
             f"A Hugging Face folder has {what}",
             expected="; ".join(f"{name}={'|'.join(forms)}" for name, forms in SETTINGS.items()),
             found=f"{key}={value}",
-            hint="the other fields of its configuration go with its weights",
+            hint=suggest(key, SETTINGS, "the other fields of its configuration go with its weights")
+            if known is None
+            else suggest(str(value), known, "pick one of those"),
         )
 
 

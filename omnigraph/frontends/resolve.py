@@ -226,19 +226,22 @@ def _from_checkpoint(folder: Path, settings: Mapping[str, str]) -> ModelSource:
     return ModelSource(folder.resolve().name, programs(model), model.config.to_dict())
 
 
-def find_callable(text: str) -> Callable[..., Any]:
+def find_callable(text: str, hint: str) -> Callable[..., Any]:
     """What "file.py:function" or "package.module:function" names.
+
+    Args:
+        hint: what such a function gives.
 
     Raises:
         UsageError: there is none.
     """
     where, _, name = text.rpartition(":")
-    return _callable(where, name)
+    return _callable(where, name, hint)
 
 
 def _from_factory(text: str, settings: Mapping[str, str], modes: TrainingModes) -> ModelSource:
     where, _, name = text.rpartition(":")
-    factory = _callable(where, name)
+    factory = _callable(where, name, "MODEL names a function that gives (module, inputs)")
     try:
         with hidden_bars(sys.modules[factory.__module__]):
             made = factory(**settings)
@@ -253,7 +256,7 @@ def _from_factory(text: str, settings: Mapping[str, str], modes: TrainingModes) 
     return ModelSource(name, _as_programs(made, text, modes))
 
 
-def _callable(where: str, attribute: str) -> Callable[..., Any]:
+def _callable(where: str, attribute: str, hint: str) -> Callable[..., Any]:
     try:
         if where.endswith(".py"):
             path = Path(where)
@@ -281,7 +284,7 @@ def _callable(where: str, attribute: str) -> Callable[..., Any]:
         raise UsageError(
             f"{where} has no callable {attribute!r}",
             expected=", ".join(names[:8]) or "a function",
-            hint="MODEL names a function that gives (module, inputs)",
+            hint=suggest(attribute, names, hint),
         )
     return factory
 

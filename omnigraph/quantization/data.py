@@ -212,7 +212,7 @@ def open_data(data: object, *, tokenizer: str | None = None, samples: int = 128)
     if ":" in text:
         from omnigraph.frontends.resolve import find_callable
 
-        function = find_callable(text)
+        function = find_callable(text, "DATA names a function that gives inputs by name")
         return CalibrationData(text, lambda: iter(function()), samples)
     raise UsageError(f"There are no data {text}", expected=_FORMS, hint="check the path")
 

@@ -120,6 +120,10 @@ def test_the_settings_of_a_folder_are_listed(folder: Folder):
         assert text in str(refused.value)
     with pytest.raises(UsageError, match=r"no attn_implementation=flash: expected .*eager"):
         resolve(folder("bert"), settings={"attn_implementation": "flash"})
+    with pytest.raises(UsageError, match="did you mean 'attn_implementation'"):
+        resolve(folder("bert"), settings={"attention_implementation": "eager"})
+    with pytest.raises(UsageError, match="did you mean 'bfloat16'"):
+        resolve(folder("bert"), settings={"dtype": "bf16"})
 
 
 def test_a_dtype_rounds_the_weights(folder: Folder):

@@ -133,6 +133,28 @@ def test_overrides_are_read_by_the_type_of_the_field():
     assert config.kept_heads("decoder.1.self") == (1, 3)
 
 
+def test_overrides_may_be_values():
+    given = {
+        "kind": "decoder",
+        "num_layers": 3,
+        "num_decoder_layers": None,
+        "ffn_ratio": 2,
+        "tie_embeddings": False,
+        "attention": AttentionPattern("sliding_window", window=64),
+        "pruned_heads": {"decoder.1.self": [0, 2]},
+    }
+    texts = {
+        **dict.fromkeys(given, "none"),
+        "kind": "decoder",
+        "num_layers": "3",
+        "ffn_ratio": "2",
+        "tie_embeddings": "false",
+        "attention": "sliding_window:window=64",
+        "pruned_heads": '{"decoder.1.self": [0, 2]}',
+    }
+    assert OmniNetConfig.from_overrides(given) == OmniNetConfig.from_overrides(texts)
+
+
 def test_override_of_attention_by_layer_and_by_head():
     text = "dense/dense+sliding_window:window=4+block_sparse:block_size=8,seed=2+flash"
     config = OmniNetConfig.from_overrides({"kind": "encoder", "attention": text})
@@ -155,6 +177,17 @@ def test_override_of_attention_by_layer_and_by_head():
         ({"attention": "sliding_window:width=3"}, "attention: expected fields out of type, window"),
         ({"attention": "local"}, "attention.type: expected one of dense, flash"),
         ({"pruned_heads": "3"}, "pruned_heads: expected JSON"),
+        ({"pruned_heads": '{"encoder.0.self": 3}'}, "pruned_heads: expected JSON"),
+        ({"pruned_heads": {"encoder.0.self": 3}}, "pruned_heads: expected JSON"),
+        ({"pruned_heads": [1]}, "pruned_heads: expected JSON such as"),
+        ({"num_layers": True}, "num_layers: expected an integer, found True"),
+        ({"num_layers": None}, "num_layers: expected an integer, found None"),
+        ({"num_layers": 2.5}, "num_layers: expected an integer, found 2.5"),
+        ({"rotary_fraction": None}, "rotary_fraction: expected a number, found None"),
+        ({"tie_embeddings": 1}, "tie_embeddings: expected true or false, found 1"),
+        ({"positions": 3}, "positions: expected text, found 3"),
+        ({"attention": 3}, "attention: expected patterns, found 3"),
+        ({"position": "alibi"}, "hint: did you mean 'positions'? check the spelling"),
     ],
 )
 def test_wrong_override_says_what_is_legal(overrides, words):

@@ -49,6 +49,7 @@ def test_options_follow_the_name():
         ("decompose-attention:separate=1", "cannot be '1'"),
         ("nowhere.py:Mine", "nowhere.py cannot be imported"),
         ("omnigraph.errors:OmniGraphError", "There is no pass"),
+        ("omnigraph.passes.fuse_gelu:FuseGeLu", "hint: did you mean 'FuseGelu'? "),
     ],
 )
 def test_what_is_no_pass_is_refused(text: str, message: str):

@@ -106,6 +106,10 @@ def checked(data: object) -> list[Feeds]:
         ("nothing.npz", "cannot be read"),
         ("nothing", "There are no data"),
         ("nothing.py:f", "There is no file"),
+        (
+            f"{__file__}:function",
+            r"did you mean 'functions'\? DATA names a function that gives inp",
+        ),
         (3, "in no form that is known"),
     ],
 )

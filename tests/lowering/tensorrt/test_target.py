@@ -15,6 +15,8 @@ from tensorrt_programs import HEADS, SIZE, TARGET, WIDTH, emit, graph_of, lower
 
 from omnigraph.contract.tolerance import Tolerance, deviation
 from omnigraph.errors import UnsupportedError, UsageError
+from omnigraph.exporting.options import ExportOptions
+from omnigraph.exporting.plan import plan_jobs
 from omnigraph.lowering import Lowered
 from omnigraph.lowering.tensorrt.build import UNBOUNDED_LENGTH, profile_of
 from omnigraph.passes.emulate_bfloat16 import EmulateBfloat16
@@ -234,6 +236,11 @@ def test_dimension_without_a_bound_gets_a_finite_one() -> None:
 def test_compute_that_cannot_be_is_refused(compute: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         TARGET.check_options({"compute": compute})
+
+
+def test_compute_from_python_may_be_a_number() -> None:
+    with pytest.raises(UsageError, match="cannot build for compute capability '89': expected sm75"):
+        plan_jobs("tensorrt", ExportOptions(settings={"compute": 89}))
 
 
 def test_turing_has_no_bfloat16(tmp_path: Path) -> None:
