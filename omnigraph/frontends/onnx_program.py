@@ -66,7 +66,7 @@ def program_from_onnx(
     module = OnnxModule(path, runner, renamed, probe.shapes)
     program = _program(module, graph, axes, given, found.example)
     program = replace(program, dims={**program.dims, **found.ranges}, to_graph=module.graph)
-    return _with_state(program).with_dims({})
+    return _with_limits(_with_state(program), found.ranges).with_dims({})
 
 
 def _program(
@@ -217,3 +217,14 @@ def _with_state(program: Program) -> Program:
     if "past" in dims:
         dims["past"] = Dim(0, dims["past"].max)
     return replace(program, inputs=inputs, dims=dims, state=tuple(state.items()))
+
+
+def _with_limits(program: Program, found: Mapping[str, Dim]) -> Program:
+    """The program with each range that is not the default in words."""
+    notes = (
+        f"dimension {name!r} of program {program.name!r} can be {program.dims[name]}: the file "
+        "runs at these sizes, of those tried"
+        for name, sizes in found.items()
+        if sizes != Dim()
+    )
+    return replace(program, limits=tuple(notes))

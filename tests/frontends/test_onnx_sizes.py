@@ -84,6 +84,10 @@ def test_files_that_run_at_some_sizes(tmp_path: Path, case: str, target: str):
     assert {**program.dims, **ranges} == program.dims
     (report,) = omnigraph.export(path, target, out=tmp_path / "net.omni")
     assert report.checks
+    said = " ".join(report.remarks.limits)
+    for name, range_ in ranges.items():
+        assert f"dimension {name!r} of program 'forward' can be {range_}: the file runs" in said
+    assert ("dimension 'batch' of program 'forward' can be 1:1:" in said) is (not ranges)
 
 
 def test_a_batch_of_one_is_fixed(tmp_path: Path):
@@ -118,6 +122,7 @@ def test_sizes_below_zero_are_open(tmp_path: Path):
     assert program_from_onnx(path).inputs[0].shape == ("batch", 4)
     (report,) = omnigraph.export(path, "onnx", out=tmp_path / "net.omni")
     assert report.checks
+    assert report.remarks.limits == ()
 
 
 @pytest.mark.parametrize("declared", ["N", "7", "N, T", "N, T, 9"])

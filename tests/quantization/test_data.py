@@ -108,7 +108,7 @@ def checked(data: object) -> list[Feeds]:
         ("nothing.py:f", "There is no file"),
         (
             f"{__file__}:function",
-            r"did you mean 'functions'\? DATA names a function that gives inp",
+            r"'functions'\? DATA names a function that gives inputs",
         ),
         (3, "in no form that is known"),
     ],
