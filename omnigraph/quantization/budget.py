@@ -13,8 +13,9 @@ the loss is beyond the bound there, the last layers step back, until it is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from omnigraph.errors import UsageError
@@ -36,10 +37,12 @@ class Unit:
     Args:
         layers: module paths.
         weights: how many weights the layers have.
+        table: whether they are rows of an embedding, which have types of their own.
     """
 
     layers: tuple[str, ...]
     weights: int
+    table: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ def units_of(graphs: Sequence[Graph], is_kept: Callable[[str], bool]) -> list[Un
         place = units.index(same[0]) if same else len(units)
         layers = dict.fromkeys(layer for known in (*same, unit) for layer in known.layers)
         units = [known for known in units if known not in same]
-        units.insert(place, Unit(tuple(layers), max(known.weights for known in (*same, unit))))
+        joined = (*same, unit)
+        weights, table = max(u.weights for u in joined), any(u.table for u in joined)
+        units.insert(place, Unit(tuple(layers), weights, table))
     return [unit for unit in units if not any(is_kept(layer) for layer in unit.layers)]
 
 
@@ -120,11 +125,11 @@ def _units(graph: Graph) -> list[Unit]:
         mate = lookups.pop(linear.weight, None)
         layers = (linear.layer,) if mate is None else (mate, linear.layer)
         if not taken.intersection(layers):
-            units.append(Unit(layers, linear.contraction * linear.channels))
+            units.append(Unit(layers, linear.contraction * linear.channels, mate is not None))
             taken.update(layers)
     for weight, layer in lookups.items():
         if layer not in taken and weight.const_value is not None:
-            units.append(Unit((layer,), weight.const_value.size))
+            units.append(Unit((layer,), weight.const_value.size, table=True))
     return units
 
 
@@ -147,6 +152,7 @@ class BudgetSearch:
         judge: measures losses.
         times: of each unit's region, by place in ``units``; empty where none was measured.
         progress: called with what is being done.
+        table_bits: of one weight of an embedding, by candidate, where they are not a layer's.
     """
 
     def __init__(
@@ -156,8 +162,9 @@ class BudgetSearch:
         judge: Judge,
         times: Mapping[int, RegionTimes],
         progress: Progress = silent,
+        table_bits: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self._units, self._judge = units, judge
+        self._units, self._judge, self._table_bits = units, judge, table_bits
         self._times, self._progress = times, progress
         self._rejected: dict[int, list[str]] = {}
         self._open = {
@@ -261,7 +268,8 @@ class BudgetSearch:
         times = self._times.get(place)
         if times is not None:
             return times.milliseconds[precision]
-        return self._units[place].weights * bits_of(precision)
+        unit, bits = self._units[place], bits_of(precision)
+        return unit.weights * (self._table_bits.get(precision, bits) if unit.table else bits)
 
     def _after(self, steps: Sequence[_Step], count: int) -> dict[int, str]:
         return {step.place: step.precision for step in steps[:count]}
@@ -277,7 +285,8 @@ class BudgetSearch:
         self, steps: Sequence[_Step], accepted: int, fits: int, losses: Losses | None
     ) -> Plan:
         """The plan of the first ``accepted`` steps; ``fits`` of them fitted off the target."""
-        chosen, spent = self._after(steps, accepted), fits < len(steps)
+        chosen = self._after(steps, accepted)
+        beyond = {(step.place, step.precision) for step in steps[fits:]}
         back = {step.place for step in steps[accepted:fits]}
         choices = []
         for place, unit in enumerate(self._units):
@@ -291,7 +300,7 @@ class BudgetSearch:
                     self._milliseconds(place, shown),
                     "beyond the budget on the target, within it in onnxruntime"
                     if place in back
-                    else self._reason(place, precision, spent),
+                    else self._reason(place, precision, beyond),
                 )
             )
         layers = [layer for place in sorted(back) for layer in self._units[place].layers]
@@ -307,15 +316,17 @@ class BudgetSearch:
             return times.milliseconds[FLOAT], times.milliseconds[precision]
         return times.milliseconds[FLOAT], min(quantized.values())
 
-    def _reason(self, place: int, precision: str, spent: bool) -> str:
+    def _reason(self, place: int, precision: str, beyond: Collection[tuple[int, str]]) -> str:
         if precision == FLOAT and not self._open[place]:
             return "rejected: " + "; ".join(self._rejected.get(place, ["nothing to choose"]))
         if precision == FLOAT:
+            spent = any((place, finer) in beyond for finer in self._open[place])
             return "the budget is spent" if spent else "nothing is saved"
         coarser = self._open[place][self._open[place].index(precision) + 1 :]
         if place in self._rejected:
             return "kept; " + "; ".join(self._rejected[place])
         if coarser:
+            spent = (place, coarser[0]) in beyond
             return f"kept; {coarser[0]}: " + ("the budget is spent" if spent else "saves nothing")
         return "kept"
 

@@ -12,7 +12,7 @@ from omnigraph.errors import UsageError
 from omnigraph.export_job import TracedProgram
 from omnigraph.passes.analysis.quantization.linear_layers import is_chosen
 from omnigraph.passes.calibrated_pass import QuantizationFacts
-from omnigraph.precision import FLOAT, carrier_of
+from omnigraph.precision import FLOAT, bits_of, carrier_of
 from omnigraph.quantization.budget import BudgetSearch, units_of
 from omnigraph.quantization.evaluation import Sample, sample_of
 from omnigraph.quantization.gather import Calibrator
@@ -76,7 +76,11 @@ class _Searcher:
             None if unrunnable else lambda n, choices: self._programs[n].compiled(choices, known),
         )
         times = self._times(known) if options.speed_gate is not None else {}
-        budget = BudgetSearch(self._units, list(search.schemes), judge, times, self._progress)
+        bits = {
+            name: bits_of(FLOAT) if scheme.tables is None else scheme.tables.dtype.bitwidth
+            for name, scheme in search.schemes.items()
+        }
+        budget = BudgetSearch(self._units, list(bits), judge, times, self._progress, bits)
         plan = budget.run(options.max_loss)
         where = f"target {search.target.name}"
         if unrunnable:

@@ -91,6 +91,18 @@ def test_coarser_precisions_come_after_finer_ones():
     assert row.reason == "kept; int4-weights: the budget is spent"
 
 
+def test_a_table_saves_what_the_target_stores_of_it():
+    units = [Unit(("a",), 100, table=True), Unit(("b",), 100)]
+    judge = Judge([], by_choices, None)
+    names = ("int8-weights", "int4-weights")
+    plan = BudgetSearch(units, names, judge, {}, table_bits=dict.fromkeys(names, 8.0)).run(None)
+    assert plan.by_layer == {"a": "int8-weights", "b": "int4-weights"}
+    assert plan.choices[0].reason == "kept; int4-weights: saves nothing"
+    plan = BudgetSearch(units, ("fp8",), judge, {}, table_bits={"fp8": 32.0}).run(None)
+    assert plan.by_layer == {"a": "float", "b": "fp8"}
+    assert plan.choices[0].reason == "nothing is saved"
+
+
 def test_the_gate_rejects_what_is_not_faster():
     times = {
         0: RegionTimes({"float": 1.0, "int8": 0.5}),
@@ -188,6 +200,7 @@ def test_units_are_layers_and_what_shares_a_table(traced):
     units = units_of([graph, graph], lambda layer: layer.endswith("down"))
     names = [unit.layers for unit in units]
     assert ("token_embedding", "output") in names
+    assert {unit.layers for unit in units if unit.table} == {("token_embedding", "output")}
     assert not any("down" in name for layers in names for name in layers)
     assert sorted(names) == sorted(set(names))
     assert len(regions(graph)) == 2 * 4 + 1  # two layers: q, k and v; output; up; down; logits
@@ -232,6 +245,8 @@ def test_an_export_within_a_budget_says_what_it_chose(tmp_path: Path, capsys):
     assert budget["evaluation"].endswith("other_data")
     layers = {name for row in budget["layers"] for name in row["layers"]}
     assert {"output", "token_embedding"} <= layers
+    (row,) = (row for row in budget["layers"] if "token_embedding" in row["layers"])
+    assert (row["choice"], row["reason"]) == ("int8-weights", "kept; int4-weights: saves nothing")
     assert main([*arguments, "--precision", "int8", "--speed-gate", "8", "--json"]) == 0
     (artifact,) = json.loads(capsys.readouterr().out)["artifacts"]
     rows = artifact["quantization"]["budget"]["layers"]
