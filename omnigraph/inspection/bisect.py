@@ -101,7 +101,8 @@ def _bisect(
     programs = choose_programs(source, asked.programs, asked.dynamic or {})
     samples, facts = None, QuantizationFacts()
     if job.quantizes:
-        prepared = prepare(asked.quantizing, programs)
+        judges = job.judges(asked.quantizing)  # whose samples are held out of calibration
+        prepared = prepare(asked.quantizing, programs, judges=judges)
         programs, samples, facts = prepared.programs, prepared.samples, prepared.facts
         choices = job.target.layer_schemes(asked.quantizing.choices, asked.quantizing.four_bits)
         facts = replace(facts, choices=choices)

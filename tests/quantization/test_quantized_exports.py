@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from omnigraph.passes.pipelines import common
 from omnigraph.quantization.calibration import calibrate
 from omnigraph.quantization.data import open_data
 from omnigraph.quantization.options import Quantization
+from omnigraph.quantization.samples import Samples
 from omnigraph.tracing.trace import trace
 
 INTEGERS = ("int8", "int8-dynamic", "int8-weights", "int4-weights")
@@ -285,6 +287,25 @@ def test_every_pass_is_compared_where_that_is_asked(tmp_path: Path):
 def test_bisect_finds_nothing_where_the_contract_is_kept(target: str):
     asked = Quantization(calibration=data)
     assert not bisect("omninet", target, precision="int8", quantization=asked, **TINY)
+
+
+def test_bisect_calibrates_on_the_samples_that_an_export_does(monkeypatch: pytest.MonkeyPatch):
+    class Enough(Exception):
+        pass
+
+    seen = []
+
+    def calibrator(options: Quantization, samples: Samples, *_: object) -> None:
+        seen.append(len(list(samples.data.read())))
+        raise Enough
+
+    monkeypatch.setattr(sys.modules[bisect.__module__], "Calibrator", calibrator)
+    monkeypatch.setattr(sys.modules[omnigraph.export.__module__], "Calibrator", calibrator)
+    asked = Quantization(calibration=data, max_loss=0.01)
+    for command in (omnigraph.export, bisect):
+        with pytest.raises(Enough):
+            command("omninet", "onnx", precision="int8", quantization=asked, **TINY)
+    assert seen == [len(TOKENS) * 3 // 4] * 2
 
 
 def test_bisect_names_the_pass_where_ranges_do_not_suit(tmp_path: Path):
