@@ -18,6 +18,7 @@ ROLES: Mapping[str, str] = {
     "tokens": "token ids [B, T]",
     "mask": "which tokens are shown [B, T], or [B, P + T] with a past: 1, and 0 for padding",
     "positions": "the position of each token [B, T]",
+    "segments": "which of several texts each token is of [B, T]: 0, 1, …",
     "past": "keys or values of the tokens before [B, H, P, D]",
     "present": "keys or values of all tokens so far [B, H, P + T, D], the next call's past",
     "embeddings": "vectors of the model's width, in place of tokens or as its result [B, T, C]",

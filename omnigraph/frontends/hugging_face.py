@@ -287,8 +287,8 @@ def _cache_argument(model: nn.Module) -> str:
 
 
 def _defaulted(program: Program) -> Program:
-    """The program with inputs that may be left out: masks, which are ones then, and the past."""
-    defaults = {"mask": 1, "past": 0}
+    """The program with inputs that may be left out: masks are ones then, all else is zeros."""
+    defaults = {"mask": 1, "past": 0, "segments": 0}
     specs = (replace(spec, default=defaults.get(spec.role)) for spec in program.inputs)
     return replace(program, inputs=tuple(specs))
 

@@ -35,6 +35,8 @@ LAYOUTS: Mapping[str, Sequence[Sequence[str]]] = {
         ["batch", "samples"],
     ],
 }
+#: What goes with a text beside its mask: integers below a field of the configuration.
+_BESIDE_TEXT = {"token_type_ids": "type_vocab_size"}
 #: The batch of an input beside the main one, where they need not come in pairs.
 _BATCHES = {
     "input_ids": "text_batch",
@@ -101,10 +103,13 @@ def arguments(model: nn.Module) -> set[str]:
 
 def token_ids(model: Any, length: int, *, decoder: bool = False) -> torch.Tensor:
     """Token ids [B, T] that reach from the first to the last of the vocabulary."""
-    rows = _vocabulary(model, decoder)
-    ids = torch.randint(0, rows, (BATCH, length), generator=torch.Generator().manual_seed(0))
-    ids[0, 0], ids[-1, -1] = 0, rows - 1
-    return ids
+    return _integers(_vocabulary(model, decoder), length)
+
+
+def _integers(count: int, length: int) -> torch.Tensor:
+    drawn = torch.randint(0, count, (BATCH, length), generator=torch.Generator().manual_seed(0))
+    drawn[0, 0], drawn[-1, -1] = 0, count - 1
+    return drawn
 
 
 def run(model: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
@@ -181,7 +186,15 @@ def _other_batch(made: Examples, name: str, size: int) -> Examples:
 
 def _kind(model: Any, fields: _Fields, name: str) -> Iterator[Examples]:
     if name == "input_ids":
-        yield _text(model, "", SEQUENCE)
+        text = _text(model, "", SEQUENCE)
+        beside = {
+            key: _integers(count, SEQUENCE)
+            for key, limit in _BESIDE_TEXT.items()
+            if key in arguments(model) and (count := fields.number(limit) or 0) > 1
+        }
+        if beside:
+            yield text.joined(Examples(beside, dict.fromkeys(beside, text.axes[name])))
+        yield text
         return
     for layout in LAYOUTS[name]:
         for shape in fields.shapes(layout):
@@ -229,20 +242,21 @@ class _Fields:
             if all(isinstance(size, int) and size > 0 for size in sizes):
                 yield tuple(size for size in sizes if size is not None)
 
+    def number(self, name: str) -> int | None:
+        """An integer field, where it is first found."""
+        values = [getattr(config, name, None) for config in self._configs()]
+        return next((value for value in values if isinstance(value, int)), None)
+
     def _size(self, axis: str, known: Mapping[str, int]) -> int | None:
         if axis in _FREE:
             return _EXAMPLE
         size = 1
         for name in axis.split(" * "):
-            value = int(name) if name.isdigit() else known.get(name) or self._number(name)
+            value = int(name) if name.isdigit() else known.get(name) or self.number(name)
             if value is None:
                 return None
             size *= value
         return size
-
-    def _number(self, name: str) -> int | None:
-        values = [getattr(config, name, None) for config in self._configs()]
-        return next((value for value in values if isinstance(value, int)), None)
 
     def _pixels(self) -> Iterator[tuple[int, int]]:
         """Heights and widths: the preprocessor's own, the configuration's, and the usual one."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omnigraph.errors import TraceError, UsageError
-from omnigraph.frontends.roles import with_roles
+from omnigraph.frontends.roles import role_of_name, with_roles
 from omnigraph.frontends.training_modes import in_eval_mode
 from omnigraph.program import Case, Dim, Program, TensorSpec, dim_terms, evaluate_dim
 from omnigraph.tracing.indexed_tables import indexed_rows
@@ -73,7 +73,8 @@ def program_from_module(
             spec.name: _resample(
                 example[spec.name],
                 [evaluate_dim(d, case.sizes) for d in spec.shape],
-                case.padding,
+                # Of two values, too, these are no mask.
+                None if role_of_name(spec.name) == "segments" else case.padding,
                 draw,
                 rows.get(spec.name),
             )
@@ -246,13 +247,20 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _resample(
-    example: Tensor, shape: list[int], padding: str, draw: np.random.Generator, rows: int | None
+    example: Tensor,
+    shape: list[int],
+    padding: str | None,
+    draw: np.random.Generator,
+    rows: int | None,
 ) -> Tensor:
-    """A tensor of another shape with values like the example's, or indices of a table's rows."""
+    """A tensor of another shape with values like the example's, or indices of a table's rows.
+
+    Without ``padding`` it is no mask.
+    """
     values = example.numpy()
     if rows is not None and np.unique(values).size <= 2:
         return example.new_tensor(draw.integers(0, rows, shape, values.dtype))
-    if (pair := _mask_values(values)) is not None:
+    if padding is not None and (pair := _mask_values(values)) is not None:
         usual, padded = pair
         mask = np.full(shape, usual, values.dtype)
         if padding != "none" and len(shape) == 2 and shape[1] > 1:

@@ -18,6 +18,7 @@ _NAMES = {
     "tokens": r".*input_ids",
     "mask": r".*attention_mask",
     "positions": r".*position_ids|cache_position",
+    "segments": r"token_type_ids",
     "embeddings": r".*_embeds|.*hidden_state(s(\.\d+)?)?|pooler_output|.*_embeddings?",
     "features": r"pixel_values|input_features|input_values",
     "logits": r"logits",

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from hugging_face_folders import save
+from hugging_face_folders import FOLDERS, save
 
+import omnigraph
 from omnigraph.errors import UsageError
 from omnigraph.exporting.program_choice import choose_programs
 from omnigraph.frontends.resolve import ModelSource, resolve
-from omnigraph.program import Dim
+from omnigraph.program import Case, Dim
 
 Folder = Callable[[str], Path]
 
@@ -45,6 +46,41 @@ def test_texts_and_images_have_batches_of_their_own(folder: Folder):
     (program,) = source.programs
     assert program.dims["sequence"] == Dim(1, 40)  # the texts' positions, not the images'
     assert {"logits_per_image", "text_embeds", "image_embeds"} <= set(program.outputs)
+
+
+def test_a_text_says_which_of_two_texts_each_token_is_of(folder: Folder):
+    (program,) = resolve(folder("bert")).programs
+    segments = next(spec for spec in program.inputs if spec.name == "token_type_ids")
+    assert (segments.shape, segments.role, segments.default) == (
+        ("batch", "sequence"),
+        "segments",
+        0,
+    )
+    for padding in ("none", "left", "right"):
+        inputs = program.make_inputs(Case("case", {"batch": 3, "sequence": 20}, padding))
+        shown = inputs["token_type_ids"][inputs["attention_mask"] == 1]
+        assert set(shown.tolist()) == {0, 1}
+
+
+def test_a_model_of_one_kind_of_text_takes_no_segments(folder: Folder, tmp_path: Path):
+    config = {**FOLDERS["roberta"][2], "type_vocab_size": 1}
+    transformers.RobertaModel(transformers.RobertaConfig(**config)).save_pretrained(tmp_path)
+    assert set(shapes(resolve(tmp_path))) == {"input_ids", "attention_mask"}
+    assert set(shapes(resolve(folder("gpt2")))) == {"input_ids", "attention_mask"}
+
+
+def test_a_cross_encoder_tells_two_texts_apart(folder: Folder, tmp_path: Path):
+    path = folder("bert")
+    (report,) = omnigraph.export(path, "onnx", out=tmp_path / "net.omni")
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    pairs = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
+    model = transformers.BertModel.from_pretrained(path).eval()
+    with omnigraph.load(report.path) as net, torch.no_grad():
+        for segments in ({}, {"token_type_ids": pairs}):
+            expected = model(input_ids=ids, **segments).last_hidden_state
+            given = {name: tensor.numpy() for name, tensor in segments.items()}
+            found = net.run(input_ids=ids.numpy(), **given)["last_hidden_state"]
+            torch.testing.assert_close(torch.tensor(found), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_waves_are_as_short_as_the_convolutions_take(folder: Folder):

@@ -79,7 +79,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "inputs", "outputs"),
     [
-        ("bert", {"input_ids", "attention_mask"}, {"logits"}),
+        ("bert", {"input_ids", "attention_mask", "token_type_ids"}, {"logits"}),
         ("vit", {"pixel_values"}, {"logits"}),
         *(
             pytest.param(

@@ -42,7 +42,7 @@ def roles_of(program: Program) -> dict[str, str]:
     [
         ("input_ids", "tokens"),
         ("decoder_input_ids", "tokens"),
-        ("token_type_ids", ""),
+        ("token_type_ids", "segments"),
         ("encoder_attention_mask", "mask"),
         ("mask", ""),
         ("position_ids", "positions"),
@@ -119,7 +119,8 @@ def hugging_face(name: str) -> Any:
             "bert",
             {
                 "forward": {
-                    **TEXT, "last_hidden_state": "embeddings", "pooler_output": "embeddings",
+                    **TEXT, "token_type_ids": "segments",
+                    "last_hidden_state": "embeddings", "pooler_output": "embeddings",
                 }
             },
         ),
