@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
-
-from omnigraph.errors import suggest
 
 
 class ConfigError(ValueError):
@@ -20,7 +19,8 @@ class ConfigError(ValueError):
 
 
 def unknown_field(name: str, known: Iterable[str]) -> ConfigError:
-    """The error of a field that there is not."""
+    """The error of a field that there is not, with the one that was probably meant."""
     fields = [*known]
-    hint = suggest(name, fields, "check the spelling")
+    meant = "".join(f"did you mean {m!r}? " for m in difflib.get_close_matches(name, fields, n=1))
+    hint = f"{meant}check the spelling"
     return ConfigError(name, f"one of the fields {', '.join(fields)}", name, hint)
