@@ -218,7 +218,8 @@ def _too_far(
         expected=_within(tolerance),
         found=f"{found.rms:.2e} rms and {found.peak:.2e} peak",
         hint="`omnigraph bisect MODEL --target T` names the pass and the node after which the "
-        "numbers differ; a wider --precision may keep the contract",
+        "numbers differ; a wider --precision may keep the contract, or --dynamic without these "
+        "sizes",
     )
 
 
