@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.hugging_face_folders`` exports each folder for onnx and openvino in fp32,
 compares the artifact with transformers at other shapes than the contract's, and prints a table.
-``--only bert,clip`` takes some of the folders. The whole table goes to
-``benchmarks/results/hugging_face_folders.json``.
+The table goes to ``benchmarks/results/hugging_face_folders.json``; ``--only bert,clip`` replaces
+the rows of some folders there.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ def main() -> None:
     names = [name for name in parser.parse_args().only.split(",") if name]
     rows = [row for name in names or FOLDERS for row in _rows(name)]
     print(table(HEADER, rows))
-    if not names:
-        found = [dict(zip(HEADER, row, strict=True)) for row in rows]
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    found = [dict(zip(HEADER, row, strict=True)) for row in rows]
+    if names:
+        found += [row for row in json.loads(RESULTS.read_text()) if row["folder"] not in names]
+    found.sort(key=lambda row: [*FOLDERS].index(row["folder"]))
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _rows(name: str) -> list[tuple[str, ...]]:
