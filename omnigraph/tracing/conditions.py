@@ -37,12 +37,14 @@ class Condition:
         place: file and line of the model, or "" where that is not known.
         dims: the dimensions in it.
         holds: whether it is true at some sizes.
+        numbers: those that it compares sizes with, or divides them by.
     """
 
     text: str
     place: str
     dims: tuple[str, ...]
     holds: Callable[[Mapping[str, int]], bool]
+    numbers: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.text!r}" + (f" at {self.place}" if self.place else "")
@@ -80,8 +82,9 @@ def read_conditions(sizes: Sequence[tuple[str, Any]], program: Program) -> Itera
         seen.add(expression)
         dims = [t for s in expression.free_symbols for t in dim_terms(symbols[s])]
         own = tuple(name for name in program.dim_names() if name in dims)
-        place = _place(guard.sloc)
-        yield Condition(_text(expression, symbols), place, own, _test(expression, symbols))
+        numbers = tuple(sorted(int(n) for n in expression.atoms(sympy.Integer) if n > 1))
+        text, place = _text(expression, symbols), _place(guard.sloc)
+        yield Condition(text, place, own, _test(expression, symbols), numbers)
 
 
 def _test(expression: Any, symbols: Mapping[Any, str]) -> Callable[[Mapping[str, int]], bool]:
@@ -120,18 +123,48 @@ def boundary_cases(
 
     Sets that are not affordable, and those that ``tried`` has, are left out.
     """
-    base = dict(example_case(program).sizes)
     found: dict[tuple[str, int], Case] = {}
+    for condition, dim, sizes in _boundaries(program, conditions):
+        size = sizes[dim]
+        known = any(c.sizes[dim] == size and not condition.holds(c.sizes) for c in tried)
+        if not known and affordable(program, sizes):
+            found.setdefault((dim, size), Case(f"{dim}={size}", sizes, seed=len(found)))
+    return list(found.values())[:_MOST_CASES]
+
+
+def out_of_reach(
+    program: Program, conditions: Sequence[Condition]
+) -> Iterator[tuple[Condition, str, int]]:
+    """The conditions that fail first at sizes that are not affordable to compare.
+
+    With each comes a dimension, and the least of its larger sizes at which the condition is false.
+    """
+    traced = example_case(program).sizes
+    for condition, dim, sizes in _boundaries(program, conditions):
+        if sizes[dim] > traced[dim] and not affordable(program, sizes):
+            yield condition, dim, sizes[dim]
+
+
+def ends_within_reach(program: Program, condition: Condition) -> dict[str, int]:
+    """An end for each dimension of a condition, so that sets which break it are affordable."""
+    sizes = dict(example_case(program).sizes)
+    while True:
+        larger = fit_sizes(program, sizes | {dim: 2 * sizes[dim] for dim in condition.dims})
+        if larger == sizes or not (affordable(program, larger) and condition.holds(larger)):
+            return {dim: sizes[dim] for dim in condition.dims}
+        sizes = larger
+
+
+def _boundaries(
+    program: Program, conditions: Sequence[Condition]
+) -> Iterator[tuple[Condition, str, dict[str, int]]]:
+    """Each condition, a dimension in it, and sizes just past it, of which that one is varied."""
+    base = dict(example_case(program).sizes)
     for condition in conditions:
         for dim in condition.dims:
-            own = program.dims.get(dim, Dim())
-            for size in _edges(condition, base, dim, own):
-                sizes = {**base, dim: size}
-                known = any(c.sizes[dim] == size and not condition.holds(c.sizes) for c in tried)
-                if known or fit_sizes(program, sizes) != sizes or not affordable(program, sizes):
-                    continue
-                found.setdefault((dim, size), Case(f"{dim}={size}", sizes, seed=len(found)))
-    return list(found.values())[:_MOST_CASES]
+            for size in _edges(condition, base, dim, program.dims.get(dim, Dim())):
+                if fit_sizes(program, {**base, dim: size}) == {**base, dim: size}:
+                    yield condition, dim, {**base, dim: size}
 
 
 def _edges(condition: Condition, base: Mapping[str, int], dim: str, own: Dim) -> Iterator[int]:
@@ -144,7 +177,9 @@ def _edges(condition: Condition, base: Mapping[str, int], dim: str, own: Dim) ->
     if not holds(traced):  # torch wrote it in a form that these sizes do not tell
         return
     below = [*range(traced - 1, max(own.min, traced - _NEAR) - 1, -1), own.min]
-    above = [*range(traced + 1, traced + _NEAR), *_FAR, own.max or 0]
+    numbers = (near for number in condition.numbers for near in (number, number + 1))
+    far = sorted(size for size in (*_FAR, *numbers, own.max or 0) if size > traced)
+    above = [*range(traced + 1, traced + _NEAR), *far]
     for sizes in (below, above):
         inside = [size for size in sizes if size in own and size != traced]
         if (beyond := next((size for size in inside if not holds(size)), None)) is not None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from omnigraph.errors import TraceError
 from omnigraph.input_sets import affordable
 from omnigraph.program import Case, Dim, Program, dim_terms, evaluate_dim, fit_sizes
+from omnigraph.tracing.conditions import Condition, ends_within_reach, out_of_reach
 from omnigraph.tracing.module_call import first_line, place_of
 from omnigraph.tracing.sizes import Taken, Trials, long_size, sizes_taken
 from omnigraph.tracing.specialization import argument, guilty_dimensions
@@ -144,6 +145,30 @@ def limited_by_module(program: Program, dim: str, high: int) -> Program | None:
     return replace(program, dims=dims, limits=(*program.limits, _note(program, dim, taken)))
 
 
+def within_reach(program: Program, conditions: Sequence[Condition]) -> Program:
+    """The program with ranges that end before a condition of the trace that cannot be tried.
+
+    What the module does beyond it is not known, and too large a set to be compared.
+
+    Raises:
+        TraceError: a person declared more, or the condition is one on several dimensions.
+    """
+    while (found := next(out_of_reach(program, conditions), None)) is not None:
+        condition, dim, size = found
+        own = program.dims.get(dim, Dim())
+        declared = dim in program.declared and own.max is not None
+        if declared or len(condition.dims) > 1:
+            raise _reach_error(program, *found)
+        ends = Dim(own.min, size - 1, own.multiple)
+        note = (
+            f"dimension {dim!r} of program {program.name!r} is {ends}, because the trace holds "
+            f"where {condition}, and {size} is too large to be compared"
+        )
+        dims = {**program.dims, dim: ends}
+        program = replace(program, dims=dims, limits=(*program.limits, note))
+    return program
+
+
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -178,6 +203,21 @@ def size_error(program: Program, case: Case, error: Exception) -> TraceError:
         expected=allowed,
         found=first_line(error),
         hint=hint,
+    )
+
+
+def _reach_error(program: Program, condition: Condition, dim: str, size: int) -> TraceError:
+    """The error for a condition of the trace that fails at sizes too large to be compared."""
+    ends = {dim: size - 1} if len(condition.dims) == 1 else ends_within_reach(program, condition)
+    least = {name: program.dims.get(name, Dim()).min for name in ends}
+    ranges = ",".join(f"{name}={Dim(min(least[name], end), end)}" for name, end in ends.items())
+    return TraceError(
+        f"The trace of program {program.name!r} holds where {condition}, and dimension {dim!r} may "
+        f"have {size}, where that is false: too large a set to be compared with the model",
+        expected="sizes at which the condition is true, or that can be compared",
+        found=f"{dim}={program.dims.get(dim, Dim())}",
+        hint=f"declare smaller sizes: --dynamic {ranges}; or take the branch on the size out of "
+        "the module",
     )
 
 

@@ -13,7 +13,7 @@ from omnigraph.errors import TraceError
 from omnigraph.graph import Graph, declare_ranges, declare_roles, describe
 from omnigraph.program import Program
 from omnigraph.tracing.conditions import boundary_cases, conditions_of
-from omnigraph.tracing.limits import limited_by_module
+from omnigraph.tracing.limits import limited_by_module, within_reach
 from omnigraph.tracing.module_call import flatten_outputs, module_outputs, returned
 from omnigraph.tracing.names import output_specs
 from omnigraph.tracing.parted import fault_of, parted_error, scales_of
@@ -53,13 +53,19 @@ def trace(program: Program) -> Graph:
     to_graph = program.to_graph or graph_of_module
     graph = to_graph(program)
     _check_drawn(graph, program)
-    declare_ranges(graph, {dim: (sizes.min, sizes.max) for dim, sizes in program.dims.items()})
+    _declare_ranges(graph, program)
     declare_roles(graph, program.roles())
     return graph
 
 
+def _declare_ranges(graph: Graph, program: Program) -> None:
+    declare_ranges(graph, {dim: (sizes.min, sizes.max) for dim, sizes in program.dims.items()})
+
+
 def trace_within_limits(program: Program) -> tuple[Program, Graph]:
     """Trace a program; a range that nobody declared ends where torch finds that the module does.
+
+    It also ends before sizes at which the trace may be wrong, and that are too large to compare.
 
     Returns:
         The program with these ranges, and its Graph.
@@ -69,12 +75,16 @@ def trace_within_limits(program: Program) -> tuple[Program, Graph]:
     """
     while True:
         try:
-            return program, trace(program)
+            graph = trace(program)
         except NarrowedError as error:
             narrower = limited_by_module(program, *error.limit) if error.limit else None
             if narrower is None:
                 raise
             program = narrower
+        else:
+            program = within_reach(program, conditions_of(graph))
+            _declare_ranges(graph, program)
+            return program, graph
 
 
 def check_trace(program: Program, graph: Graph, references: Sequence[Reference]) -> None:

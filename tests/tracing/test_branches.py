@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_exports import LENGTH, Small, check, export, option_of, refused
 from torch import Tensor, nn
+
+import omnigraph
+from omnigraph.errors import InputError
 
 
 def example(length: int = 16) -> dict[str, Tensor]:
@@ -147,3 +152,34 @@ def test_a_past_of_nothing_is_refused_where_the_module_does_something_else(path:
     assert "dimension 'past' was specialized" in message
     assert option_of(message) == "past=1:60"
     export(module, inputs, axes, path, option_of(message))
+
+
+#: Branches at sizes that are too large to compare, and where the range ends by itself.
+TOO_LARGE = {
+    "one length": (lambda n: n == 3000, 2999),
+    "a square": (lambda n: n * n > 4_000_000, 2000),
+    "multiples": (lambda n: n % 5000 == 0, 4999),
+}
+
+
+def adds_one(where: Callable[[int], bool]) -> Small:
+    return Small(lambda m, x: m.layer(x) + 1 if where(x.shape[1]) else m.layer(x))
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_a_range_ends_before_a_branch_too_large_to_compare(case: str, path: Path):
+    where, most = TOO_LARGE[case]
+    message = refused(adds_one(where), example(), LENGTH, path, "length=1:9000")
+    assert option_of(message) == f"length=1:{most}" and "too large" in message
+    report = export(adds_one(where), example(), LENGTH, path)
+    (limit,) = report.remarks.limits
+    assert f"is 1:{most}, because the trace holds where" in limit and "test_branches.py:" in limit
+    with omnigraph.load(path) as session, pytest.raises(InputError, match=f"1:{most}, found"):
+        session.run(x=np.zeros((1, most + 1, 8), np.float32))
+
+
+def test_a_product_of_sizes_too_large_to_compare_is_refused(path: Path):
+    module = Small(lambda m, x: m.layer(x) * (2 if x.shape[0] * x.shape[1] > 10_000 else 1))
+    message = refused(module, example(), LENGTH, path)
+    assert "'batch*length <= 10000' at test_branches.py:" in message
+    export(module, example(), LENGTH, path, option_of(message))
