@@ -1,4 +1,4 @@
-"""Keeps the larger weights of a Graph out of its protobuf while it is written."""
+"""Keeps large weights out of a protobuf, and small ones in it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import contextlib
 import ctypes
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from omnigraph.graph import Graph
 
+#: Tensors of at most as many elements may be axes or shapes, which runtimes need in the protobuf.
+_FEW = 1024
 #: Gives the place of an initializer's data: (location, offset).
 Place = Callable[[str, ir.TensorProtocol], tuple[str, int]]
 
@@ -44,6 +48,22 @@ def external_weights(graph: Graph, place: Place, *, least_bytes: int) -> Iterato
     finally:
         for name, tensor in kept.items():
             graph.graph.initializers[name].const_value = tensor
+
+
+def with_small_tensors(path: Path) -> onnx.ModelProto | None:
+    """A file with its small external tensors in the protobuf; None where it has none.
+
+    onnxruntime refuses an op whose axes or shape are in another file. Larger tensors stay there.
+    """
+    model = onnx.load_model(path, load_external_data=False)
+    helper = onnx.external_data_helper
+    external = filter(helper.uses_external_data, helper._get_all_tensors(model))
+    small = [tensor for tensor in external if np.prod(tensor.dims) <= _FEW]
+    for tensor in small:
+        helper.load_external_data_for_tensor(tensor, str(path.parent))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    return model if small else None
 
 
 def tensor_bytes(tensor: ir.TensorProtocol) -> memoryview:

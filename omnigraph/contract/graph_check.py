@@ -14,11 +14,13 @@ import onnx_ir as ir
 from omnigraph.contract.time_limit import limited
 from omnigraph.contract.tolerance import Tolerance, deviations, output_scales
 from omnigraph.errors import ContractError, GraphError
-from omnigraph.external_weights import external_weights, tensor_bytes
+from omnigraph.external_weights import external_weights, tensor_bytes, with_small_tensors
 from omnigraph.graph import MODULE_KEY, OPSET, Graph, describe
 
 #: onnxruntime reads initializers of at least this size in place, without a copy.
 _LARGE_BYTES = 1024
+#: onnxruntime's option for where a model that is given as bytes has its external weights.
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 #: Vendors' domains that onnxruntime has kernels for, so that their ops need no function body. Which
 #: of these ops a target takes, its ``supports`` says.
@@ -166,7 +168,7 @@ class GraphRunner:
 
 
 class FileRunner:
-    """An ONNX file, unchanged, ready to run in onnxruntime with that runtime's optimizations off.
+    """An ONNX file, ready to run in onnxruntime with that runtime's optimizations off.
 
     Raises:
         GraphError: onnxruntime does not load the file.
@@ -176,10 +178,17 @@ class FileRunner:
         import onnxruntime
 
         self._path = path
+        how = {"providers": ["CPUExecutionProvider"]}
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), _plain_options(), providers=["CPUExecutionProvider"]
-            )
+            try:
+                self._session = onnxruntime.InferenceSession(str(path), _plain_options(), **how)
+            except Exception:
+                if (model := with_small_tensors(path)) is None:
+                    raise
+                options = _plain_options()
+                options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.resolve().parent))
+                content = model.SerializeToString()
+                self._session = onnxruntime.InferenceSession(content, options, **how)
         except Exception as error:
             raise GraphError(
                 f"onnxruntime does not load {path}, the reference of the numerical contract",
