@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest(given: str, known: Iterable[str]) -> list[str]:
+def nearest(given: object, known: Iterable[str]) -> list[str]:
     """The known word that was probably meant, if any."""
-    return difflib.get_close_matches(given, [*known], n=1)
+    return difflib.get_close_matches(given, [*known], n=1) if isinstance(given, str) else []
 
 
-def suggest(given: str, known: Iterable[str], hint: str) -> str:
+def suggest(given: object, known: Iterable[str], hint: str) -> str:
     """A hint that begins with the word that was probably meant, if any."""
     return "".join(f"did you mean {word!r}? " for word in nearest(given, known)) + hint
 

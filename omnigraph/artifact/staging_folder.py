@@ -40,6 +40,7 @@ _OF_DISK = frozenset(
         errno.EFBIG,
         errno.EIO,
         errno.ENAMETOOLONG,
+        errno.ENOENT,
         errno.ENOSPC,
         errno.ENOTDIR,
         errno.EPERM,

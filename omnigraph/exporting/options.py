@@ -69,7 +69,8 @@ def range_of(name: str, given: object) -> Dim:
     """A dimension's range from what says it: a Dim, a size, ends, a ``range``, or text.
 
     Both ends of a pair are included, and None is no bound: ``(1, 8)``. A ``range`` leaves its end
-    out, as everywhere in Python: ``range(1, 9)``.
+    out, as everywhere in Python: ``range(1, 9)``; one with a step, ``range(8, 65, 8)``, has
+    multiples of it alone. Sizes may be integers of numpy.
 
     Raises:
         UsageError: it is none of these, or the range is empty.
@@ -79,12 +80,14 @@ def range_of(name: str, given: object) -> Dim:
             return given
         case bool():
             pass
-        case int():
-            return Dim(given, given)
+        case int() | np.integer():
+            return Dim(int(given), int(given))
         case range(start=low, stop=high, step=1):
             return Dim(low, high - 1)
-        case (int() as low, int() | None as high) if not isinstance(given, str):
-            return Dim(low, high)
+        case range(start=low, step=step) if given and low > 0 and step > 1 and low % step == 0:
+            return Dim(low, given[-1], step)
+        case (int() | np.integer() as low, int() | np.integer() | None as high):
+            return Dim(int(low), None if high is None else int(high))
         case str():
             with contextlib.suppress(ValueError):
                 return _dim_of_text(given)

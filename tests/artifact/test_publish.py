@@ -294,6 +294,9 @@ def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path: Path):
         staging(tmp_path / "file/below/net"),
     ):
         pass
+    if Path("/proc/self").exists():
+        with pytest.raises(ArtifactError, match="No such file"), staging("/proc/none/net.omni"):
+            pass
     long = tmp_path / ("n" * 250)
     with pytest.raises(ArtifactError, match="File name too long"), staging(long):
         pass

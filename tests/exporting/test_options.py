@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 from omnigraph.errors import UsageError
@@ -66,6 +67,9 @@ def test_what_cannot_be_is_refused_before_anything_is_read(given: dict, message:
         ((1, None), Dim(1)),
         (range(1, 9), Dim(1, 8)),
         (range(9), Dim(0, 8)),
+        (range(8, 65, 8), Dim(8, 64, 8)),
+        (np.int64(8), Dim(8, 8)),
+        ((np.int32(1), np.int64(8)), Dim(1, 8)),
         (8, Dim(8, 8)),
         ("1:8", Dim(1, 8)),
         ("2:", Dim(2)),
@@ -75,6 +79,12 @@ def test_what_cannot_be_is_refused_before_anything_is_read(given: dict, message:
 )
 def test_a_range_of_sizes_may_be_said_in_each_way(given, range_):
     assert ExportOptions(dynamic={"batch": given}).dynamic == {"batch": range_}
+
+
+@pytest.mark.parametrize("given", [range(3, 64, 8), range(5, 5), range(8, 0, -8), True])
+def test_what_is_no_range_of_sizes_is_refused(given):
+    with pytest.raises(UsageError):
+        ExportOptions(dynamic={"batch": given})
 
 
 def test_all_ranges_may_be_said_in_one_text():

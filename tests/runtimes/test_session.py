@@ -249,8 +249,8 @@ def _failing(loaded):
     return replace(loaded, executable=execute)
 
 
-@pytest.mark.parametrize("program", ["generate", ""])
-def test_an_unknown_program_is_refused(session: Session, path: Path, program: str):
+@pytest.mark.parametrize("program", ["generate", "", 3])
+def test_an_unknown_program_is_refused(session: Session, path: Path, program: object):
     for call in (
         lambda: session.run(input_ids=ids(1, 2), program=program),
         lambda: session.entry(program),
