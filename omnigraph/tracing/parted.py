@@ -20,7 +20,7 @@ from omnigraph.contract.tolerance import Tolerance, deviation, deviations, outpu
 from omnigraph.errors import GraphError, TraceError
 from omnigraph.graph import MODULE_KEY, Graph
 from omnigraph.program import Case, Dim, Program
-from omnigraph.tracing.conditions import conditions_of
+from omnigraph.tracing.conditions import Condition, conditions_of
 from omnigraph.tracing.sizes import last
 from omnigraph.tracing.specialization import argument, guilty_dimensions
 
@@ -102,12 +102,9 @@ def parted_error(
             hint="torch converted an operation wrongly, or the module does not give the same "
             "numbers twice; write that operation in another way",
         )
-    guilty = guilty_dimensions(traced, case, parts) or list(case.sizes)
-    broken = [
-        condition
-        for condition in conditions_of(runner.graph)
-        if set(condition.dims) & set(guilty) and not condition.holds(case.sizes)
-    ]
+    failed = [c for c in conditions_of(runner.graph) if not c.holds(case.sizes)]
+    guilty = guilty_dimensions(traced, case, parts) or _together(failed, traced, case, parts)
+    broken = [condition for condition in failed if set(condition.dims) & set(guilty)]
     broken.sort(key=lambda condition: (not condition.place, len(condition.dims)))
     return TraceError(
         f"The trace of program {program.name!r} is not what the model computes at other sizes than "
@@ -118,6 +115,17 @@ def parted_error(
         hint="compute with tensor.shape there, not with numbers taken from an example, nor with a "
         f"branch on the size; or {_sizes_that_hold(program, traced, case, guilty, parts)}",
     )
+
+
+def _together(
+    failed: Sequence[Condition], traced: Case, case: Case, parts: Callable[[Case], bool]
+) -> list[str]:
+    """The dimensions of one condition that make ``parts`` true together; else all of them."""
+    for condition in failed:
+        sizes = {**traced.sizes, **{dim: case.sizes[dim] for dim in condition.dims}}
+        if condition.dims and parts(Case("together", sizes, case.padding, case.seed)):
+            return list(condition.dims)
+    return list(case.sizes)
 
 
 def _sizes_that_hold(

@@ -178,6 +178,19 @@ def test_a_range_ends_before_a_branch_too_large_to_compare(case: str, path: Path
         session.run(x=np.zeros((1, most + 1, 8), np.float32))
 
 
+def test_only_the_dimensions_of_a_comparison_are_named(path: Path):
+    def differently(m: Small, x: Tensor, y: Tensor) -> Tensor:
+        h = m.layer(x).sum(1) + y.sum(1)
+        return h if x.shape[1] != y.shape[1] else h + (x * y).sum(1)
+
+    both = {"x": torch.randn(2, 8, 8), "y": torch.randn(2, 6, 8)}
+    axes = {"x": {0: "batch", 1: "long"}, "y": {0: "batch", 1: "wide"}}
+    message = refused(Small(differently), both, axes, path)
+    assert "'long != wide' at test_branches.py:" in message
+    assert option_of(message) == "long=8:8,wide=6:6"
+    export(Small(differently), both, axes, path, option_of(message))
+
+
 def test_a_product_of_sizes_too_large_to_compare_is_refused(path: Path):
     module = Small(lambda m, x: m.layer(x) * (2 if x.shape[0] * x.shape[1] > 10_000 else 1))
     message = refused(module, example(), LENGTH, path)
