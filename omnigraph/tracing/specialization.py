@@ -153,7 +153,7 @@ def narrowed_error(program: Program, watch: SpecializationWatch) -> NarrowedErro
     error = NarrowedError(
         f"The trace of program {program.name!r} holds for fewer sizes of dimension {dim!r} than "
         f"were declared: module {found.module!r} does something else, or fails, beyond "
-        f"{found.high}",
+        f"{found.high}{_comparison(watch, dim, found.high)}",
         expected=sizes,
         found=f"at most {found.high}",
         hint=f"declare the sizes it holds for, with {argument(dim, low, found.high)}; or take the "
@@ -161,6 +161,13 @@ def narrowed_error(program: Program, watch: SpecializationWatch) -> NarrowedErro
     )
     error.limit = (dim, found.high)
     return error
+
+
+def _comparison(watch: SpecializationWatch, dim: str, high: int) -> str:
+    """The comparison of one dimension that is true up to a size, with its line; "" if unknown."""
+    placed = (c for c in watch.conditions if c.dims == (dim,) and c.place)
+    ends = (c for c in placed if c.holds({dim: high}) and not c.holds({dim: high + 1}))
+    return next((f", where {condition} no longer holds" for condition in ends), "")
 
 
 def argument(dim: str, low: int, high: int | None) -> str:

@@ -51,7 +51,7 @@ REFUSED = {
     "at most a hundred": (
         lambda m, x: m.layer(x) if x.shape[1] <= 100 else x,
         "length=1:100",
-        "does something else, or fails, beyond 100",
+        "or fails, beyond 100, where 'length <= 100' at test_branches.py:",
     ),
     "padding if odd": (pad_if_odd, "length=16:16", "'length % 2 == 1' at test_branches.py:"),
     "multiples of four": (blocks_of_four, "length=5:7", "at test_branches.py:"),
