@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,15 @@ def check_signature(
         ArtifactError: it is not signed, by another key, or was changed after it was signed.
         UsageError: a key cannot be read, or cryptography is not installed.
     """
-    keys = [trusted] if isinstance(trusted, str | os.PathLike | bytes) else list(trusted)
+    keys = [trusted] if isinstance(trusted, str | os.PathLike | bytes) else trusted
+    one = (str, os.PathLike, bytes)
+    if not isinstance(keys, Iterable) or not all(isinstance(key, one) for key in keys):
+        raise UsageError(
+            "A trusted key is neither a path nor bytes",
+            expected="a path of a PEM file, its bytes, or several of them in a list",
+            found=repr(trusted)[:80],
+            hint='omnigraph.load(PATH, trusted=["maker.pem"])',
+        )
     known = {_raw(key): key for key in map(_public_key, keys)}
     if signature is None:
         raise ArtifactError(

@@ -194,7 +194,7 @@ def bounds_of(job: TargetJob, check: StageCheck, graph: Graph, rtol: float | Non
         limit = found.limit(exact)
         rms = max(rms, limit.single + stored[output].single)
         peak = max(peak, limit.peak + stored[output].peak)
-    total = Tolerance(min(rms, MOST), peak)
+    total = Tolerance(min(rms, MOST), min(peak, 16 * MOST))
     if rtol is not None:
         total = Tolerance(rtol, 16 * rtol)
     return Bounds(exact, total, check.outputs, noise, tables, check.least)

@@ -135,6 +135,9 @@ def test_keys_that_cannot_be_used_are_refused(tmp_path: Path, maker, signed: Pat
     for path in (tmp_path / "none.pub", maker[0], b"no key"):
         with pytest.raises(UsageError, match=r"openssl genpkey"):
             Artifact(signed, trusted=[path])
+    for what in ([3], 3, [None]):
+        with pytest.raises(UsageError, match="neither a path nor bytes"):
+            Artifact(signed, trusted=what)  # type: ignore[arg-type]
 
 
 def test_cryptography_is_imported_only_when_it_is_asked_for(signed: Path):
