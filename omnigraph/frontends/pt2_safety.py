@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import sympy
 import torch
@@ -20,10 +21,12 @@ from torch.utils._sympy import functions as torch_functions
 
 from omnigraph.errors import UsageError
 
-#: A size in the JSON of a program, as sympy's ``srepr`` writes it.
-_SIZE = re.compile(r'"expr_str"\s*:\s*("(?:[^"\\]|\\.)*")')
-#: Keys of the JSON whose values name a module to import.
+#: The key of a size in the JSON of a program, as sympy's ``srepr`` writes it.
+_SIZE = "expr_str"
+#: Keys of the JSON whose values name a module to import; also in a JSON that is text in it.
 _IMPORTS = re.compile(r"default_factory_module|__enum__")
+#: A character of ASCII by its number: JSON's other spelling of a key.
+_ESCAPE = re.compile(r"\\u00([0-7][0-9a-fA-F])")
 #: What the expression of a size consists of.
 _SYNTAX = (
     *(ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.Tuple),
@@ -51,11 +54,12 @@ def check_no_code(path: Path) -> None:
 
 def _dangers(reader: _package.PT2ArchiveReader, name: str) -> Iterator[str]:
     folder = name.rpartition("/")[0] + "/"
-    if name.startswith(constants.AOTINDUCTOR_DIR):
+    known = name.lower()  # torch's reader finds entries by name in any case
+    if known.startswith(constants.AOTINDUCTOR_DIR):
         yield "a compiled library"
-    elif name.endswith(".pt"):
+    elif known.endswith(".pt"):
         yield from _pickled(reader.read_bytes(name))
-    elif name.endswith("_config.json"):
+    elif known.endswith("_config.json"):
         for payload in json.loads(reader.read_string(name))["config"].values():
             if payload["path_name"].startswith(
                 (constants.CUSTOM_OBJ_FILENAME_PREFIX, constants.OPAQUE_OBJ_FILENAME_PREFIX)
@@ -63,13 +67,32 @@ def _dangers(reader: _package.PT2ArchiveReader, name: str) -> Iterator[str]:
                 yield f"the pickled object {payload['path_name']}"
             elif payload["use_pickle"]:
                 yield from _pickled(reader.read_bytes(folder + payload["path_name"]))
-    elif name.startswith(constants.MODELS_DIR):
-        text = reader.read_string(name)
-        if named := _IMPORTS.search(text):
-            yield f"the name of a module to import ({named[0]})"
-        for size in _SIZE.findall(text):
-            if not _is_size(expression := json.loads(size)):
-                yield f"a size that is no expression of sizes: {expression[:80]}"
+    elif known.startswith(constants.MODELS_DIR):
+        for key, value in _entries(json.loads(reader.read_string(name))):
+            if named := _IMPORTS.search(_unescaped(f"{key} {value}")):
+                yield f"the name of a module to import ({named[0]})"
+            if key == _SIZE and not _is_size(str(value)):
+                yield f"a size that is no expression of sizes: {str(value)[:80]}"
+
+
+def _entries(found: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of a JSON that holds no others, and each key, with the key that it is under."""
+    if isinstance(found, dict):
+        yield from ((name, "") for name in found if name != _SIZE)
+        for name, value in found.items():
+            yield from _entries(value, name)
+    elif isinstance(found, list):
+        for value in found:
+            yield from _entries(value, key)
+    else:
+        yield key, found
+
+
+def _unescaped(text: str) -> str:
+    """A text without escapes of ASCII, however often they are escaped themselves."""
+    while (plain := _ESCAPE.sub(lambda m: chr(int(m[1], 16)), text)) != text:
+        text = plain
+    return text
 
 
 def _pickled(data: bytes) -> Iterator[str]:

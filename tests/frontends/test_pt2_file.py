@@ -129,12 +129,26 @@ def test_a_file_that_would_run_code_is_refused_before_it_does(tmp_path: Path, pl
         text = json.dumps(expression).encode()
         return lambda data: re.sub(rb'"expr_str": "[^"]*"', b'"expr_str": ' + text, data)
 
+    def spelled_otherwise(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+        return lambda data: change(data).replace(b"expr_str", rb"expr\u005fstr")
+
     cases = [
         ("sample_inputs/model.pt", lambda _: pickled(((Touch(mark),), {})), "a pickle of"),
         ("weights/weight_0", lambda _: pickled(Touch(mark)), None),
         ("models/model.json", sized(call), "a size that is no expression"),
         ("models/model.json", sized(f"sympify({call!r})"), "a size that is no expression"),
         ("models/model.json", sized("Symbol.__base__"), "a size that is no expression"),
+        ("models/model.json", spelled_otherwise(sized(call)), "a size that is no expression"),
+        (
+            "models/model.json",
+            lambda data: data.replace(b"{", rb'{"__enu\u006d__": 1,', 1),
+            "the name of a module to import",
+        ),
+        (
+            "models/model.json",
+            lambda data: data.replace(b"{", rb'{"in_spec": "{\"__enu\\u006d__\": 1}",', 1),
+            "the name of a module to import",
+        ),
         (
             "models/model.json",
             lambda data: data.replace(b"{", b'{"__enum__": 1,', 1),
@@ -147,5 +161,10 @@ def test_a_file_that_would_run_code_is_refused_before_it_does(tmp_path: Path, pl
             path, reason = changed(path, config, use_pickle), "a pickle of"
         with pytest.raises(UsageError, match=f"would run code of its own.*found {reason}"):
             resolve(path)
+    named = changed(plain_file, "sample_inputs/model.pt", lambda _: pickled(((Touch(mark),), {})))
+    data = named.read_bytes().replace(b"sample_inputs/model.pt", b"sample_inputs/model.PT")
+    named.write_bytes(data)
+    with pytest.raises(UsageError, match="would run code of its own"):
+        resolve(named)  # torch's reader finds the entry by the name in lower case
     assert not mark.exists()
     assert resolve(plain_file).programs[0].outputs == ("output",)
