@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from omnigraph.contract.time_limit import limited
 from omnigraph.contract.tolerance import Tolerance, deviations, output_scales
-from omnigraph.errors import ContractError, GraphError
+from omnigraph.errors import ContractError, GraphError, OmniGraphError
 from omnigraph.external_weights import external_weights, tensor_bytes, with_small_tensors
 from omnigraph.graph import MODULE_KEY, OPSET, Graph, describe
 
@@ -156,7 +156,7 @@ class GraphRunner:
         try:
             with limited(f"Graph {self.graph.graph.name!r}", options := RunOptions()):
                 results = self._session.run_with_ort_values(names, values, options)
-        except GraphError:
+        except OmniGraphError:
             raise
         except Exception as error:
             raise GraphError(

@@ -15,6 +15,10 @@ from omnigraph.errors import GraphError, UsageError
 VARIABLE, USUAL = "OMNIGRAPH_TIME_LIMIT", 600.0
 
 
+class TimeLimitError(GraphError):
+    """A run that was stopped when its time was over: it may have no end."""
+
+
 def time_limit() -> float:
     """The seconds that one run in onnxruntime may take.
 
@@ -45,7 +49,7 @@ def limited(what: str, options: Any) -> Iterator[None]:
         options: ``onnxruntime.RunOptions`` of the run.
 
     Raises:
-        GraphError: it was stopped.
+        TimeLimitError: it was stopped.
     """
     seconds = time_limit()
     stopped = threading.Event()
@@ -62,7 +66,7 @@ def limited(what: str, options: Any) -> Iterator[None]:
     except Exception as error:
         if not stopped.is_set():
             raise
-        raise GraphError(
+        raise TimeLimitError(
             f"{what} did not end in onnxruntime",
             expected=f"an end within {seconds:g} seconds",
             hint=f"a Loop may have no end; {VARIABLE}=SECONDS sets the time that a run may take",

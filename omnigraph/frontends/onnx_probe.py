@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.errors import OmniGraphError
+from omnigraph.contract.time_limit import TimeLimitError
+from omnigraph.errors import OmniGraphError, UsageError
 from omnigraph.frontends.onnx_file import read_onnx
 from omnigraph.graph import Graph, describe
 from omnigraph.program import TensorSpec, evaluate_dim
@@ -48,9 +49,16 @@ class OnnxProbe:
         self._usual: set[str] | None = None
 
     def fault(self, feeds: Mapping[str, np.ndarray]) -> str | None:
-        """What is wrong with a run on these inputs, or None."""
+        """What is wrong with a run on these inputs, or None.
+
+        Raises:
+            TimeLimitError: it did not end. Other sizes would take as long, each of them.
+            UsageError: the time that a run may take is none.
+        """
         try:
             found = self._runner.run(feeds)
+        except (TimeLimitError, UsageError):
+            raise
         except OmniGraphError as error:
             return str(error.found or error)
         for window in self._windows:

@@ -12,6 +12,7 @@ from onnx import TensorProto
 from onnx import helper as make
 
 import omnigraph
+from omnigraph.contract import graph_check
 from omnigraph.contract.graph_check import FileRunner
 from omnigraph.contract.time_limit import VARIABLE, limited, time_limit
 from omnigraph.errors import GraphError, OmniGraphError, UsageError
@@ -65,9 +66,20 @@ def test_an_endless_loop_is_stopped(tmp_path: Path, monkeypatch):
 def test_the_export_of_an_endless_loop_is_refused(tmp_path: Path, monkeypatch, target: str):
     monkeypatch.setenv(VARIABLE, "0.3")
     path = endless(tmp_path / "endless.onnx")
-    with pytest.raises(OmniGraphError, match="did not end in onnxruntime"):
-        omnigraph.export(str(path), target, out=tmp_path / "net.omni")
+    runs = []
+    with monkeypatch.context() as patch:
+        patch.setattr(graph_check, "limited", lambda *given: runs.append(1) or limited(*given))
+        with pytest.raises(OmniGraphError, match="did not end in onnxruntime"):
+            omnigraph.export(str(path), target, out=tmp_path / "net.omni")
     assert not (tmp_path / "net.omni").exists()
+    assert len(runs) == 1  # no other size is tried, for as long again
+
+
+def test_an_export_names_a_limit_that_is_no_time(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "soon")
+    path = endless(tmp_path / "endless.onnx")
+    with pytest.raises(UsageError, match=f"^{VARIABLE} is not a time"):
+        omnigraph.export(str(path), "onnx", out=tmp_path / "net.omni")
 
 
 def test_an_error_before_the_end_stays_what_it_is():
