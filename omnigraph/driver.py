@@ -50,6 +50,7 @@ from omnigraph.quantization.quantized_program import Search
 from omnigraph.quantization.real_inputs import with_real_inputs
 from omnigraph.quantization.samples import Samples, prepare
 from omnigraph.quantization.search import choose_precisions
+from omnigraph.tracing.compared_positions import compared_positions
 from omnigraph.tracing.hidden_rows import hidden_row
 from omnigraph.tracing.names import output_specs
 from omnigraph.tracing.trace import check_trace, reference_for, trace_within_limits
@@ -234,7 +235,7 @@ class _Export:
         """The program as far as its module goes, and its trace."""
         program, graph = trace_within_limits(program)
         check_graph(graph, "trace")
-        cases = contract_cases(program)
+        cases = contract_cases(program, compared_positions(graph))
         references = [reference_for(program, case) for case in cases]
         check_trace(program, graph, references)
         golden = Case("golden", fit_sizes(program, _GOLDEN), "left", seed=_GOLDEN_SEED)

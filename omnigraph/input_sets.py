@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from omnigraph.program import Case, Dim, Program, evaluate_dim, fit_sizes
 
@@ -26,13 +26,22 @@ _MOST_POSITIONS = 2048
 _MOST_PRODUCTS = 2 * 10**10
 
 
-def contract_cases(program: Program) -> Sequence[Case]:
+#: Numbers that positions are compared with, of which a set goes past: at most so many.
+_MOST_BEYOND = 2
+
+
+def contract_cases(program: Program, compared: Collection[int] = ()) -> Sequence[Case]:
     """The input sets at which a program's numbers are compared: short, long, padded, batched.
 
     No two dimensions of a set agree by chance; each, whatever its name, is 1 (or its least) in one
     set, odd in some, even in others and long in one, since models branch on such things. Where it
     is affordable, each is at its declared maximum in one more. All are kept within the program's
     ranges.
+
+    Args:
+        compared: numbers that the trace compares its positions with, such as the width of a window;
+            see `omnigraph.tracing.compared_positions`. A set has more positions than the largest
+            of them that are not passed by the usual sets.
     """
     cases = []
     for seed, (name, padding, usual, others, steps) in enumerate(_ROWS):
@@ -42,7 +51,26 @@ def contract_cases(program: Program) -> Sequence[Case]:
         cases.append(Case(name, sizes, padding, seed))
     for name, sizes in _largest(program, [case.sizes for case in cases]):
         cases.append(Case(name, sizes, seed=len(cases) + 1))
+    tried = max((_positions(case.sizes) for case in cases), default=0)
+    beyond = [_past(program, number + 5) for number in compared if number >= tried]
+    for past in [sizes for sizes in beyond if sizes is not None][-_MOST_BEYOND:]:
+        cases.append(Case(f"past-{_positions(past) - 5}", past, seed=len(cases) + 1))
     return cases
+
+
+def _positions(sizes: Mapping[str, int]) -> int:
+    """The largest length that positions of one set have."""
+    return max((sizes.get(name, 0) for name in _USUAL[1:]), default=0)
+
+
+def _past(program: Program, length: int) -> dict[str, int] | None:
+    """A set with so many positions, of new tokens or else of the past; None where none can be."""
+    least = fit_sizes(program, {}, default=0)
+    for name in ("sequence", "decoder_sequence", "past"):
+        sizes = fit_sizes(program, {**least, name: length})
+        if sizes.get(name) == length and affordable(program, sizes):
+            return sizes
+    return None
 
 
 def affordable(program: Program, sizes: Mapping[str, int]) -> bool:

@@ -127,3 +127,22 @@ def test_a_default_least_size_may_be_declared_smaller_and_is_tried():
 def test_a_least_size_that_is_known_may_not():
     with pytest.raises(UsageError, match=r"cannot take dimension 'samples' in the range 0:"):
         program(("batch", "samples"), samples=Dim(400)).with_dims({"samples": Dim(0)})
+
+
+def test_a_set_goes_past_the_largest_numbers_that_positions_are_compared_with():
+    made = program(("batch", "sequence"), module=nn.Linear(2, 2))
+    usual = contract_cases(made)
+    assert contract_cases(made, [3, 40]) == usual
+    cases = contract_cases(made, [1, 70, 100, 128])
+    assert cases[: len(usual)] == usual
+    assert [(c.name, c.sizes["sequence"]) for c in cases[len(usual) :]] == [
+        ("past-100", 105),
+        ("past-128", 133),
+    ]
+    assert contract_cases(made, [100_000]) == usual  # not affordable
+    one_token = program(
+        ("batch", "sequence"), ("past",), module=nn.Linear(2, 2), sequence=Dim(1, 1), past=Dim(0)
+    )
+    assert contract_cases(one_token, [100])[-1].sizes == {"batch": 1, "sequence": 1, "past": 105}
+    short = program(("batch", "sequence"), module=nn.Linear(2, 2), sequence=Dim(1, 64))
+    assert contract_cases(short, [100]) == contract_cases(short)

@@ -45,6 +45,8 @@ from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.quantize import run_one
 from omnigraph.quantization.samples import Samples, prepare
 from omnigraph.quantization.stored_values import substitute
+from omnigraph.tracing.compared_positions import compared_positions
+from omnigraph.tracing.hidden_rows import hidden_row
 from omnigraph.tracing.names import output_specs
 from omnigraph.tracing.trace import check_trace, reference_for, trace_within_limits
 
@@ -130,12 +132,15 @@ class _Bisection:
         """Where the numbers of one program differ, and all facts known then."""
         self._report(program, "trace")
         program, graph = trace_within_limits(program)
-        references = [reference_for(program, case) for case in contract_cases(program)]
+        cases = contract_cases(program, compared_positions(graph))
+        references = [reference_for(program, case) for case in cases]
         try:
             check_trace(program, graph, references)
         except TraceError as error:
             return Parting(program.name, "the trace", None, error=str(error)), facts
         outputs = output_specs(graph)
+        if (hidden := hidden_row(program, seed=len(cases) + 1)) is not None:
+            references.insert(0, hidden)
         item = traced_program(program, graph, outputs, program.state, [*references, references[0]])
         calibrator = None
         if self.samples is not None:
