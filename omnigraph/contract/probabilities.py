@@ -14,12 +14,17 @@ roundoffs rms and 2.6 at most, anywhere on the axis, which is a tenth of 1e-6. (
 are exact relative to ``y``.) So such an output may be off by what one operation makes of numbers of
 size 1, whatever the depth: 4 unit roundoffs rms, 64 in one element. Softmax has no such floor: its
 kernels are exact relative to small results. So are those of Tanh, which is steepest at 0.
+
+That floor would hide what a pass does wrong in a model that answers 1e-6 to all random inputs. So
+where Graphs are compared, and not artifacts, a sigmoid is computed as ``1 / (1 + exp(-x))``, which
+is exact relative to ``y``, and there is no floor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from omnigraph.contract.tolerance import Tolerance
@@ -50,6 +55,29 @@ def least_scales(graph: Graph, tolerance: Tolerance) -> dict[str, float]:
         for name, ops in made.items()
         if ops and ops <= set(least)
     }
+
+
+def without_floor(least: Mapping[str, float]) -> dict[str, float]:
+    """The least scales of Graphs whose sigmoids are exact; above 0, which is a Softmax's."""
+    return {name: scale and float(np.finfo(np.float32).tiny) for name, scale in least.items()}
+
+
+def with_exact_sigmoids(graph: Graph) -> Graph:
+    """A copy of a Graph that computes each Sigmoid in float32 as ``1 / (1 + exp(-x))``."""
+    copy = graph.clone()
+    for node in [n for n in copy.graph if n.op_type == "Sigmoid" and not n.domain]:
+        if node.outputs[0].dtype != ir.DataType.FLOAT:
+            continue
+        one = ir.node("Constant", [], {"value": ir.tensor(np.array(1, np.float32))})
+        negative = ir.node("Neg", [node.inputs[0]])
+        power = ir.node("Exp", [negative.outputs[0]])
+        total = ir.node("Add", [power.outputs[0], one.outputs[0]])
+        for new in (one, negative, power, total):
+            new.metadata_props.update(node.metadata_props)
+            node.prepend(new)
+        node.op_type = "Reciprocal"
+        node.replace_input_with(0, total.outputs[0])
+    return copy
 
 
 def _makers(value: ir.Value | None) -> set[str]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from omnigraph.contract.comparison import Bounds, Outputs
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.contract.probabilities import least_scales
+from omnigraph.contract.probabilities import least_scales, with_exact_sigmoids, without_floor
 from omnigraph.contract.tolerance import (
     Tolerance,
     deviations,
@@ -143,7 +143,7 @@ class StageCheck:
 
     def run(self, graph: Graph) -> list[Outputs]:
         """The outputs of a Graph for each input set."""
-        runner = GraphRunner(graph)
+        runner = GraphRunner(with_exact_sigmoids(graph) if any(self.least.values()) else graph)
         return [runner.run(reference.feeds) for reference in self._item.references]
 
     def _compare(
@@ -153,7 +153,7 @@ class StageCheck:
         tolerance: Tolerance,
         stage: str,
     ) -> None:
-        scales = output_scales(expected, self.least)
+        scales = output_scales(expected, without_floor(self.least))
         for outputs, before, reference in zip(found, expected, self._item.references, strict=True):
             for output, deviation in deviations(outputs, before, scales).items():
                 allowed = with_ties(tolerance, before[output], scales[output])
