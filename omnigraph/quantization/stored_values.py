@@ -51,7 +51,7 @@ class StoredValue:
     @property
     def is_corrected(self) -> bool:
         """Whether it is a bias that was moved on purpose."""
-        return (self.value.name or "").endswith(CORRECTED_SUFFIX)
+        return (self.value.name or "").rstrip("_").endswith(CORRECTED_SUFFIX)
 
     @property
     def grid(self) -> WeightGrid:
@@ -155,7 +155,12 @@ def _read_by(
 
 def _stored(value: ir.Value, known: dict[str | None, ir.Value]) -> list[StoredValue]:
     found = []
-    for suffix in _SUFFIXES:
+    suffixes = list(_SUFFIXES)
+    again = f"{CORRECTED_SUFFIX}_"
+    while f"{value.name}{again}" in known:  # a bias that several layers share
+        suffixes.append(again)
+        again += "_"
+    for suffix in suffixes:
         twin = known.get(f"{value.name}{suffix}")
         if twin is None or twin.const_value is _tensor(value):
             continue

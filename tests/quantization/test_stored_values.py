@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from torch import nn
 
+import omnigraph
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import ContractError
 from omnigraph.graph import Graph
@@ -149,3 +153,21 @@ def test_infinities_and_numbers_beyond_a_half_are_where_rounding_puts_them():
     after = before.clone()
     run_passes(after, [ConvertPrecision("fp16")])
     assert check(before, after) == 1
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_a_layer_that_is_used_twice_is_quantized(tmp_path: Path, target: str):
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.shared = nn.Embedding(50, 32), nn.Linear(32, 32)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.shared(2 * self.shared(self.embed(ids)).relu())
+
+    ids = {"ids": torch.randint(50, (2, 6))}
+    (report,) = omnigraph.export(
+        Twice().eval(), target, inputs=ids, precision="int8", out=tmp_path / "net"
+    )
+    assert {row.weights for row in report.layers["forward"]} == {"int8"}
