@@ -122,7 +122,8 @@ def _transformer(name: str, settings: dict[str, Any]) -> Program:
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             return self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
 
-    tokens = torch.randint(settings["vocab_size"], (2, 9))
+    # Of words alone: RoBERTa gives padding no position, so that its limit would follow the text.
+    tokens = torch.randint(3, settings["vocab_size"], (2, 9))
     return program_from_module(
         Forward().eval(), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     )
