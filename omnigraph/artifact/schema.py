@@ -92,6 +92,7 @@ _TOLERANCE = record(
         "rms": number(0.0, MOST_RMS),
         "peak": number(0.0, MOST_PEAK * MOST_RMS),
         "least_scales": mapping(number(0.0, 1.0)),
+        "most_wrong": mapping(integer(0)),
     },
 )
 _COUNTS = mapping(integer(None))
@@ -202,6 +203,11 @@ def _check_program(where: str, entry: Mapping[str, Any], manifest: Mapping[str, 
             raise Fault(f"{where}.state", "pairs of an input and an output", [given, result])
         if inputs[given]["dtype"] != outputs[result]["dtype"]:
             raise Fault(f"{where}.state", "pairs of one dtype", [given, result])
+    for output in entry.get("tolerance", {}).get("most_wrong", ()):
+        dtype = outputs.get(output, {}).get("dtype", "none")
+        if dtype != "bool" and "int" not in dtype:
+            at = f"{where}.tolerance.most_wrong.{output}"
+            raise Fault(at, "an output of integers or booleans", dtype)
     golden = entry.get("golden")
     for file in (*entry["files"].values(), *((golden,) if golden is not None else ())):
         if file not in manifest["files"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from omnigraph.artifact import Artifact
 from omnigraph.contract.failed_run import FAILURES, failure
+from omnigraph.contract.flips import Flips, count_flips
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import (
     Deviation,
@@ -42,6 +43,8 @@ class Bounds:
         noise: by output, of the rounding that the target's runtime does, from ``outputs``.
         total: as it is shipped, from torch.
         least: the least scale of each output of probabilities.
+        flips: of each output of integers or booleans that is compared by the number of its wrong
+            elements, not by ``noise`` and ``total``: floats that are rounded choose it.
         tables: the size in bytes and the sha256 of each table of weights, by name, that the vendor
             file must hold.
     """
@@ -52,11 +55,17 @@ class Bounds:
     noise: Mapping[str, Noise] | None = None
     tables: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     least: Mapping[str, float] = field(default_factory=dict)
+    flips: Mapping[str, Flips] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The tolerance of the artifact as JSON-ready fields."""
         scales = {"least_scales": dict(self.least)} if self.least else {}
-        return {**self.total.to_dict(), **scales}
+        wrong = {name: allowed.total for name, allowed in self.flips.items()}
+        return {
+            **self.total.to_dict(),
+            **scales,
+            **({"most_wrong": wrong} if wrong else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -197,6 +206,8 @@ def _check_program(
         outputs = run(reference.feeds)
         found_sets.append(outputs)
         for output, deviation in deviations(outputs, reference.outputs, scales).items():
+            if output in bound.flips:
+                continue
             if not deviation.within(bound.total):
                 raise _too_far(program, output, reference, deviation, bound.total)
             before = worst.get(output)
@@ -206,7 +217,45 @@ def _check_program(
                 )
     if bound.outputs is not None:
         _check_noise(program, found_sets, bound)
-    return list(worst.values())
+    return [*worst.values(), *_check_flips(program, found_sets, sets, bound)]
+
+
+def _check_flips(
+    program: str, found: Sequence[Outputs], sets: Sequence[Reference], bound: Bounds
+) -> Iterator[NumberCheck]:
+    """Count where what floats choose differs from the Graph and from torch.
+
+    The golden pair, the last of the sets, is also counted alone, since `verify` has no other.
+    """
+    torch = [reference.outputs for reference in sets]
+    for output, allowed in bound.flips.items():
+        assert bound.outputs is not None
+        size, last = (sum(o[output].size for o in some) for some in (torch, torch[-1:]))
+        counted = (
+            ("the Graph that was compiled", bound.outputs, found, allowed.rounding, size),
+            ("torch", torch, found, allowed.total, size),
+            ("torch on the golden pair", torch[-1:], found[-1:], allowed.of_golden(last), last),
+        )
+        for what, expected, given, most, count in counted:
+            wrong = count_flips(given, expected, output)
+            if wrong > most:
+                raise ContractError(
+                    f"Output {output!r} of program {program!r} differs from {what} in more "
+                    "elements than rounding explains; no artifact was written",
+                    expected=f"{most:,} of {count:,} elements at most, over all input sets",
+                    found=f"{wrong:,}",
+                    hint="`omnigraph bisect MODEL --target T` names the node after which the "
+                    "numbers differ; a wider --precision flips fewer of them",
+                )
+        each = [count_flips([f], [e], output) for f, e in zip(found, torch, strict=True)]
+        part, most_part = sum(each) / max(1, size), allowed.total / max(1, size)
+        yield NumberCheck(
+            program,
+            output,
+            sets[each.index(max(each))].case.name,
+            Deviation(part, part),
+            Tolerance(most_part, most_part),
+        )
 
 
 def _too_far(
@@ -227,6 +276,8 @@ def _check_noise(program: str, found: Sequence[Outputs], bound: Bounds) -> None:
     """Compare what the runtime rounds with what its rounding explains."""
     assert bound.outputs is not None and bound.noise is not None
     for output, noise in noises(found, bound.outputs, bound.least).items():
+        if output in bound.flips:
+            continue
         if not bound.noise[output].explains(noise, bound.exact):
             limit = bound.noise[output].limit(bound.exact)
             raise ContractError(

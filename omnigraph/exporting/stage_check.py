@@ -9,9 +9,10 @@ of activations (`RemoveRounding`): what is left between them is the order of sum
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from omnigraph.contract.comparison import Bounds, Outputs
+from omnigraph.contract.flips import Flips, chosen_by_floats, count_flips, most_flips
 from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.contract.probabilities import least_scales, with_exact_sigmoids, without_floor
 from omnigraph.contract.tolerance import (
@@ -59,6 +60,8 @@ class StageCheck:
         self._item, self.tolerance = item, exact
         #: The least scale of each output of probabilities.
         self.least = least_scales(graph, exact)
+        #: Outputs of integers and booleans that rounding may flip.
+        self.chosen = chosen_by_floats(graph)
         self.torch = [reference.outputs for reference in item.references]
         #: Where torch's probabilities may be off by the floor of a Sigmoid, those of the trace.
         self._traced = self.run(graph) if any(self.least.values()) else self.torch
@@ -72,6 +75,8 @@ class StageCheck:
         self._tables = tables_of(graph)
         #: The outputs, without rounding, of the last Graph that was compared.
         self.outputs: Sequence[Outputs] = self.run(own) if self._rounds_itself else self.torch
+        #: Where the model itself rounds, how many of these outputs may.
+        self._flips = {n: most_flips(self.outputs, self.torch, n) for n in sorted(self.chosen)}
 
     def exact(self, graph: Graph, stage: str) -> None:
         """Refuse a Graph that computes other numbers than the last one.
@@ -81,7 +86,9 @@ class StageCheck:
         """
         if self._rounds_itself:
             tolerance = self.tolerance.with_rounded_activations(self._item.rounded_activations)
-            self._compare(self.run(graph), self.torch, tolerance, stage)
+            found = self.run(graph)
+            self._compare(found, self.torch, tolerance, stage, self.chosen)
+            self._count(found, stage)
         self._step(graph, stage)
         if self._ranges is not None:
             check_same_ranges(activation_ranges(graph), self._ranges, stage)
@@ -149,17 +156,33 @@ class StageCheck:
         runner = GraphRunner(with_exact_sigmoids(graph) if any(self.least.values()) else graph)
         return [runner.run(reference.feeds) for reference in self._item.references]
 
+    def _count(self, found: Sequence[Outputs], stage: str) -> None:
+        """Refuse a Graph that rounds, and flips more choices of floats than its rounding does."""
+        for output, most in self._flips.items():
+            wrong = count_flips(found, self.torch, output)
+            if wrong > most:
+                raise ContractError(
+                    f"Output {output!r} of program {self._item.name!r} differs from torch after "
+                    f"{stage}; no artifact was written",
+                    expected=f"{most:,} wrong elements at most over all input sets",
+                    found=f"{wrong:,}",
+                    hint="`omnigraph bisect MODEL --target T` names the pass and the node",
+                )
+
     def _compare(
         self,
         found: Sequence[Outputs],
         expected: Sequence[Outputs],
         tolerance: Tolerance,
         stage: str,
+        counted: Collection[str] = (),
     ) -> None:
         least = self.least if expected is self.torch else without_floor(self.least)
         scales = output_scales(expected, least)
         for outputs, before, reference in zip(found, expected, self._item.references, strict=True):
             for output, deviation in deviations(outputs, before, scales).items():
+                if output in counted:
+                    continue
                 allowed = with_ties(tolerance, before[output], scales[output])
                 if not deviation.within(allowed):
                     case = reference.case
@@ -192,13 +215,21 @@ def bounds_of(job: TargetJob, check: StageCheck, graph: Graph, rtol: float | Non
     target.emulate(copy, job.precision)
     emulated = check.run(copy)
     noise = with_codes(noises(emulated, check.outputs, check.least), check.outputs)
+    flips = {
+        name: Flips(
+            most_flips(emulated, check.outputs, name), most_flips(emulated, check.torch, name)
+        )
+        for name in sorted(check.chosen)
+    }
     stored = noises(check.outputs, check.torch, check.least)
     rms = peak = 0.0
     for output, found in noise.items():
+        if output in flips:
+            continue
         limit = found.limit(exact)
         rms = max(rms, limit.single + stored[output].single)
         peak = max(peak, limit.peak + stored[output].peak)
     total = Tolerance(min(rms, MOST), min(peak, 16 * MOST))
     if rtol is not None:
         total = Tolerance(rtol, 16 * rtol)
-    return Bounds(exact, total, check.outputs, noise, tables, check.least)
+    return Bounds(exact, total, check.outputs, noise, tables, check.least, flips)
