@@ -67,9 +67,12 @@ def _has_float_before(value: ir.Value) -> bool:
         if read is None or read in seen:
             continue
         seen.add(read)
+        node = read.producer()
+        # Constants may have no dtype; one alone chooses nothing.
+        if node is not None and node.op_type == "Constant":
+            continue
         if read.dtype is None or read.dtype.is_floating_point():
             return True
-        node = read.producer()
         if node is not None and node.op_type not in _SIZES:
             pending += _read(node)
     return False

@@ -158,7 +158,7 @@ def most_wrong(flips: int, count: int) -> int:
     each other, so the number of flips is close to Poisson's. An emulation of the rounding that saw
     k flips has a mean of ``m = k + 2√k + 3`` at most, at 95 of 100: the deviation of k is √k, and a
     mean of 3 still gives none once in 20 times. Another draw with the mean m is at most
-    ``m + 3√m``, three deviations more. Where none was seen, that is 8.
+    ``m + 3√m``, three deviations more, but for once in 200 times. Where none was seen, that is 8.
 
     Half of the elements at most: beyond that, it is not the same model any more.
     """

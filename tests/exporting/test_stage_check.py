@@ -136,3 +136,29 @@ class Narrow(Pass):
         graph.graph.outputs[0] = up.outputs[0]
         output.name, up.outputs[0].name = f"{output.name}_wide", output.name
         return True
+
+
+def chooser(axis: int = 1) -> Graph:
+    """Rounds by itself, and chooses the largest."""
+    return graph_with_weights(
+        f"""g (float[N,32] x, float[32,32] w, float s, int8 z) => (int64[M] y) {{
+            q = QuantizeLinear(x, s, z) h = DequantizeLinear(q, s, z) i = MatMul(h, w)
+            y = ArgMax<axis = {axis}, keepdims = 0>(i) }}""",
+        w=np.random.default_rng(1).standard_normal((32, 32)).astype(np.float32),
+        s=np.float32(4 / 127),
+        z=np.int8(0),
+    )
+
+
+def test_what_a_model_that_rounds_by_itself_chooses_is_counted():
+    made = chooser()
+    run = GraphRunner(made).run
+    feeds = {"x": np.random.default_rng(2).standard_normal((200, 32)).astype(np.float32)}
+    outputs = run(feeds)
+    flipped = np.where(np.arange(200) < 2, outputs["y"] + 1, outputs["y"])
+    sets = [Reference(Case("x", {"N": 200}), feeds, {"y": flipped})]
+    item = TracedProgram("g", (), (), {}, (), sets, sets[0], 4, 32, None)
+    # Torch may round a tie to the other side.
+    StageCheck(item, EXACT, made).exact(made, "a test")
+    with pytest.raises(ContractError, match=r"Output 'y' .* differs from torch after a test"):
+        StageCheck(item, EXACT, made).exact(chooser(axis=0), "a test")
