@@ -94,10 +94,7 @@ class CorrectBiases(QuantizingPass):
 
     def _rounding_error(self, linear: LinearLayer, scheme: Scheme) -> np.ndarray:
         """[K, N], the weight minus its rounded values."""
-        assert linear.weight.const_value is not None
-        weight = linear.weight.const_value.numpy()
-        if linear.channel_axis == 0:
-            weight = weight.T
+        weight = linear.matrix
         rounded = self.known.rounded.get((linear.weight.name or "", scheme.weights))
         if rounded is None:
             rounded = round_weight(weight, scheme.weights)

@@ -105,7 +105,7 @@ def quantized(scheme: Scheme) -> tuple[Pass, ...]:
         return (insert,)
     return (
         # Exact, so before passes that round; it changes ranges, so they are observed after it.
-        SmoothActivations(),
+        SmoothActivations(scheme=scheme),
         # While the Graph still has the weights in float.
         CorrectBiases(scheme=scheme),
         insert,

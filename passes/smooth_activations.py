@@ -16,11 +16,14 @@ from omnigraph.passes.analysis.quantization.linear_layers import (
     LinearLayer,
     bias_of,
     by_activation,
-    is_chosen,
     linear_layer_of,
     linear_layers,
 )
-from omnigraph.passes.calibrated_pass import CalibratedPass, Needs
+from omnigraph.passes.analysis.quantization.product_error import Product
+from omnigraph.passes.analysis.quantization.statistics import Observation
+from omnigraph.passes.analysis.quantization.stored_weights import initializer
+from omnigraph.passes.calibrated_pass import Needs, QuantizingPass
+from omnigraph.passes.insertion import Inserter
 from omnigraph.passes.matching import input_at, made_by, rank
 from omnigraph.passes.site_pass import Miss
 
@@ -29,10 +32,17 @@ _NORMS = ("LayerNormalization", "RMSNormalization")
 _SMOOTHED = "omnigraph.smoothed"
 #: A channel is scaled by no more than this, either way: rounding must not meet tiny numbers.
 _MOST = 1e3
+#: The strengths that are tried. At 1, every channel of the activation gets the same range.
+_STRENGTHS = tuple(np.linspace(0.3, 1.0, 8).round(1).tolist())
+#: How many times less its products must lose for a node that divides an activation.
+_PAYS = 1.25
+
+#: A constant that scales an activation: the node that reads it, which input, which axis.
+_Constant = tuple[ir.Node, int, int]
 
 
 @dataclass(frozen=True)
-class SmoothActivations(CalibratedPass):
+class SmoothActivations(QuantizingPass):
     """Divide each channel of an activation by a factor, and multiply the weights' rows by it.
 
     Before, x having a few channels that are far larger than the others::
@@ -47,25 +57,30 @@ class SmoothActivations(CalibratedPass):
 
     This is SmoothQuant (Xiao et al. 2023, section 4, equations 3 and 4). The division is free where
     the node before can absorb it: a norm, the other factor of a gated feed-forward, or the linear
-    layer that computes the values of an attention.
+    layer that computes the values of an attention. Elsewhere (in post-norm models, where the
+    residual reads x too, or after GELU) it is a node of its own, which runtimes fuse into the
+    rounding of x::
 
-    Needs: statistics with the largest magnitude of each channel. Leaves alone: activations that
-    other nodes read too, activations that no weight before them can scale (after GELU, say), and
+        y = MatMul(Mul(x, 1 / f), weight * f)
+
+    Needs: statistics of each channel, and some positions. The strength of each activation is the
+    one at which its products are forecast to lose least (`product_error`). Leaves alone:
+    activations of which no strength improves the products, or not by so much that a node pays;
     weights that an embedding shares. Exact, but for the rounding of weights to float32. It changes
     the ranges of activations, so calibration runs after it.
 
     Args:
-        facts, keep: see `CalibratedPass`; layers in ``keep`` are not smoothed.
-        strength: how much of the difficulty moves into the weights, from 0 to 1.
+        facts, keep, scheme: see `QuantizingPass`; layers that stay in float are not smoothed.
+        strength: how much of the difficulty moves into the weights, from 0 to 1; None chooses.
     """
 
     rounds: ClassVar[bool] = False
 
-    strength: float = 0.5
+    strength: float | None = None
 
     def needs(self, graph: Graph) -> Needs:
-        """The largest magnitude of each channel, of every linear layer's activation."""
-        return Needs(tuple(self.taken(graph)))
+        """The channels of every activation that will be quantized."""
+        return Needs(super().needs(graph).observe)
 
     def sites(self, graph: Graph) -> Iterable[ir.Node]:
         """The first linear layer of each activation."""
@@ -78,47 +93,95 @@ class SmoothActivations(CalibratedPass):
         first = linear_layer_of(node)
         assert first is not None
         value = first.activation
-        group = _readers(value)
-        channels = self._channels(first)
-        for linear in group:
-            if is_chosen(linear.layer, self.keep):
-                raise Miss("a layer that reads it is kept in float", linear.node)
-            if linear.transpose is not None or len(list(linear.weight.uses())) > 1:
-                raise Miss("the weight has other uses", linear.node)
-        scaled = _scalable(value)
-        largest = np.max([_largest_by_term(linear) for linear in group], axis=0)
-        factors = _factors(channels, largest, self.strength)
-        for reader, place, axis in scaled:
+        group = self._smoothed(graph, first)
+        constants, why = self._absorbing(value, group)
+        factors, strength, gain = self._factors(group)
+        if not gain > 1 or (constants is None and gain < _PAYS):
+            raise Miss("its products lose no less with any strength that was tried")
+        if constants is None:
+            value = _divide(graph, value, factors, group)
+        for reader, place, axis in constants or ():
             _scale(graph, reader, place, 1 / factors, axis)
         for linear in group:
             _scale(graph, linear.node, 1, factors, 1 - linear.channel_axis)
-        value.metadata_props[_SMOOTHED] = str(self.strength)
-        return f"channels scaled by {factors.min():.2g} to {factors.max():.2g}"
+        value.metadata_props[_SMOOTHED] = str(strength)
+        how = f"by a node of its own, since {why}; " if constants is None else ""
+        return (
+            f"{how}channels divided by {factors.min():.2g} to {factors.max():.2g}, strength "
+            f"{strength:.1f}: products lose {gain:.1f} times less"
+        )
 
-    def _channels(self, linear: LinearLayer) -> np.ndarray:
+    def _smoothed(self, graph: Graph, first: LinearLayer) -> list[LinearLayer]:
+        """The readers of an activation that are quantized and have a weight of their own."""
+        found = [
+            linear
+            for linear in linear_layers(graph)
+            if linear.activation is first.activation and linear.node.graph is first.node.graph
+        ]
+        schemes = {linear: self.scheme_for(linear.layer) for linear in found}
+        quantized = [n for n, scheme in schemes.items() if scheme and scheme.needs_ranges]
+        if not quantized:
+            raise Miss("the layers that read it do not quantize it")
+        own = [n for n in quantized if n.transpose is None and len(list(n.weight.uses())) == 1]
+        if not own:
+            raise Miss("the weight has other uses", quantized[0].node)
+        return own
+
+    def _absorbing(
+        self, value: ir.Value, group: Sequence[LinearLayer]
+    ) -> tuple[Sequence[_Constant] | None, str]:
+        """The constants before an activation that can take its factors; or None, and why."""
+        if value.is_graph_output():
+            return None, "it is an output of the program"
+        nodes = {linear.node for linear in group}
+        if any(user not in nodes for user, _ in value.uses()):
+            return None, "others read it too"
+        try:
+            return _scalable(value), ""
+        except Miss as miss:
+            return None, str(miss)
+
+    def _factors(self, group: Sequence[LinearLayer]) -> tuple[np.ndarray, float, float]:
+        """The factors of the best strength, that strength, and how much less is lost."""
+        seen = self._seen(group[0])
+        weight = np.concatenate([linear.matrix for linear in group], axis=1)
+        scheme = self.scheme_for(group[0].layer)
+        assert scheme is not None
+        product = Product(seen, weight)
+        channels, largest = np.maximum(-seen.lows, seen.highs), np.abs(weight).max(axis=1)
+        tried = _STRENGTHS if self.strength is None else (self.strength,)
+        options = {strength: _factors(channels, largest, strength) for strength in tried}
+        before = product.error(scheme.activations, scheme.weights, np.ones(len(channels)))
+        after = {
+            strength: product.error(scheme.activations, scheme.weights, factors)
+            for strength, factors in options.items()
+        }
+        best = min(after, key=lambda strength: after[strength])
+        return options[best], best, before / after[best] if after[best] else 1.0
+
+    def _seen(self, linear: LinearLayer) -> Observation:
         if self.known.statistics is None:
             raise Miss("nothing is known of the channels: there was no calibration")
         found = self.known.statistics.observations.get(linear.weight.name or "")
-        if found is None or len(found.channels) != linear.contraction:
+        if found is None or len(found.lows) != linear.contraction:
             raise Miss(f"the statistics have no channels of what {linear.weight.name!r} multiplies")
-        return found.channels
+        return found
 
 
-def _readers(value: ir.Value) -> list[LinearLayer]:
-    """All readers of an activation, each a linear layer."""
-    if value.is_graph_output():
-        raise Miss("the activation is an output of the program")
-    found = []
-    for user, index in value.uses():
-        linear = linear_layer_of(user) if index == 0 else None
-        if linear is None:
-            raise Miss("the activation is read by something that is no product", user)
-        found.append(linear)
-    return found
-
-
-#: A constant that scales an activation: the node that reads it, which input, which axis.
-_Constant = tuple[ir.Node, int, int]
+def _divide(
+    graph: Graph, value: ir.Value, factors: np.ndarray, group: Sequence[LinearLayer]
+) -> ir.Value:
+    """A node that divides an activation by factors, for some of the layers that read it."""
+    by = (1 / factors).astype(np.float32)
+    name = f"{value.name}_smooth_{sha256(by.tobytes()).hexdigest()[:8]}"
+    constant = graph.graph.initializers.get(name)
+    if constant is None:
+        constant = initializer(graph, ir.tensor(by, name=name))
+    divided = Inserter(group[0].node).op("Mul", value, constant)
+    divided.type, divided.shape = value.type, value.shape
+    for linear in group:
+        linear.node.replace_input_with(0, divided)
+    return divided
 
 
 def _scalable(value: ir.Value) -> Sequence[_Constant]:
@@ -163,12 +226,6 @@ def _of_linear_layer(value: ir.Value) -> list[_Constant] | None:
     elif linear.node.outputs[0] is not value:
         return None
     return [(linear.node, 1, linear.channel_axis), *bias]
-
-
-def _largest_by_term(linear: LinearLayer) -> np.ndarray:
-    """[K], the largest magnitude of the weights of each term."""
-    assert linear.weight.const_value is not None
-    return np.abs(linear.weight.const_value.numpy()).max(axis=linear.channel_axis)
 
 
 def _factors(channels: np.ndarray, weights: np.ndarray, strength: float) -> np.ndarray:

@@ -26,6 +26,8 @@ from omnigraph.quantization.ranges import RANGES
 Feeds = Mapping[str, np.ndarray]
 
 _BINS = 2048
+#: Positions of each activation that are kept, to forecast what products of it lose.
+_ROWS = 64
 #: Memory for second moments, which limits how many are summed in one reading of the data.
 _MOMENT_BYTES = 512 << 20
 
@@ -182,17 +184,31 @@ class _Observed:
 
     linear_layers: Sequence[LinearLayer]
     positions: int = 0
-    least: float = np.inf
-    greatest: float = -np.inf
     squares: float = 0.0
-    largest: np.ndarray = field(init=False)  # [K]
+    lows: np.ndarray = field(init=False)  # [K]
+    highs: np.ndarray = field(init=False)  # [K]
     total: np.ndarray = field(init=False)  # [K] float64
     histogram: np.ndarray = field(init=False)  # [bins] int64
+    kept: np.ndarray = field(init=False)  # [R, K], the rows of the least random keys
+    keys: np.ndarray = field(init=False)  # [R]
 
     def __post_init__(self) -> None:
-        self.largest = np.zeros(self.terms, np.float32)
+        self.lows = np.full(self.terms, np.inf, np.float32)
+        self.highs = np.full(self.terms, -np.inf, np.float32)
         self.total = np.zeros(self.terms, np.float64)
         self.histogram = np.zeros(_BINS, np.int64)
+        self.kept, self.keys = np.zeros((0, self.terms), np.float32), np.zeros(0)
+        self._draw = np.random.default_rng(0)
+
+    @property
+    def least(self) -> float:
+        """Of all elements."""
+        return float(self.lows.min())
+
+    @property
+    def greatest(self) -> float:
+        """Of all elements."""
+        return float(self.highs.max())
 
     @property
     def name(self) -> str:
@@ -208,8 +224,8 @@ class _Observed:
         """Add rows [positions, K]."""
         if not rows.size:
             return
-        least, greatest = float(rows.min()), float(rows.max())
-        if not (np.isfinite(least) and np.isfinite(greatest)):
+        lows, highs = rows.min(axis=0), rows.max(axis=0)
+        if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
             raise UsageError(
                 f"The input of {describe(self.linear_layers[0].node)} is NaN or infinite",
                 expected="finite numbers on every sample of the calibration data",
@@ -217,10 +233,19 @@ class _Observed:
                 hint="the model itself gives this: look at the sample, and at the layers before it",
             )
         self.positions += len(rows)
-        self.least, self.greatest = min(self.least, least), max(self.greatest, greatest)
-        np.maximum(self.largest, np.abs(rows).max(axis=0), out=self.largest)
+        np.minimum(self.lows, lows, out=self.lows)
+        np.maximum(self.highs, highs, out=self.highs)
+        self._keep(rows)
         self.total += rows.sum(axis=0, dtype=np.float64)
         self.squares += float(np.square(rows, dtype=np.float64).sum())
+
+    def _keep(self, rows: np.ndarray) -> None:
+        """Keep some of all rows, each as likely as any other."""
+        keys = self._draw.random(len(rows))
+        new = keys < (self.keys.max() if self.keys.size == _ROWS else np.inf)
+        keys, rows = np.append(self.keys, keys[new]), np.concatenate([self.kept, rows[new]])
+        least = np.argsort(keys, kind="stable")[:_ROWS]
+        self.keys, self.kept = keys[least], rows[least]
 
     def count(self, rows: np.ndarray) -> None:
         """Count rows [positions, K] in the histogram of the observed range."""
@@ -240,11 +265,11 @@ class _Observed:
         if method != MIN_MAX and self.greatest > self.least:
             low, high = RANGES[method](self.histogram, self.least, self.greatest)
         return Observation(
-            self.least,
-            self.greatest,
             low,
             high,
-            float(np.sqrt(self.squares / (self.positions * self.terms))),
-            self.largest,
-            (self.total / self.positions).astype(np.float32),
+            rms=float(np.sqrt(self.squares / (self.positions * self.terms))),
+            lows=self.lows,
+            highs=self.highs,
+            means=(self.total / self.positions).astype(np.float32),
+            rows=self.kept,
         )

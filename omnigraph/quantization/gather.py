@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from omnigraph.export_job import TracedProgram
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer
@@ -127,12 +125,5 @@ class Calibrator:
             for (name, grid), linear in new.items():
                 if name == found:
                     self.progress(f"round {name} with compensation")
-                    rounded[name, grid] = compensate(_terms_first(linear), moments, grid)
+                    rounded[name, grid] = compensate(linear.matrix, moments, grid)
         return rounded
-
-
-def _terms_first(linear: LinearLayer) -> np.ndarray:
-    """The weight of a linear layer, [K, N]."""
-    assert linear.weight.const_value is not None
-    weight = linear.weight.const_value.numpy()
-    return weight.T if linear.channel_axis == 0 else weight

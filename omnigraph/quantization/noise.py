@@ -94,9 +94,7 @@ def _group_noise(terms: int) -> float:
 def _weight_noise(linear: LinearLayer, grid: WeightGrid) -> float:
     if grid.dtype == ir.DataType.FLOAT8E4M3FN:
         return _FLOAT8_NOISE
-    assert linear.weight.const_value is not None
-    weight = linear.weight.const_value.numpy()
-    return _rounding_noise(weight.T if linear.channel_axis == 0 else weight, grid)
+    return _rounding_noise(linear.matrix, grid)
 
 
 def _rounding_noise(weight: np.ndarray, grid: WeightGrid) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,7 @@ def product_and_exact(
         (float[batch,{channels}] y) {{ {nodes} }}"""
     graph = graph_with_weights(text, w=weight)
     chosen = find_target(target)
-    seen = Observation(*span, *span, 1, np.abs(x).max(0), x.mean(0))
+    seen = replace(Observation.of(x), low=span[0], high=span[1])
     facts = QuantizationFacts(Statistics({"w": seen}, "min-max", "a test", 1))
     run_passes(graph, [InsertQdq(scheme=chosen.schemes[precision], facts=facts)])
     exact = GraphRunner(graph.clone()).run({"x": x})["y"]

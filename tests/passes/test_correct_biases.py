@@ -32,7 +32,7 @@ def facts(**seen: Observation) -> QuantizationFacts:
     return QuantizationFacts(Statistics(seen, "min-max", "a test", 1))
 
 
-OBSERVATION = Observation(-3, 7, -3, 7, 2.2, np.abs(X).max(0), X.mean(0))
+OBSERVATION = Observation.of(X)
 SEEN = facts(w=OBSERVATION)
 
 

@@ -39,8 +39,7 @@ TIED = """g (int64[B,T] ids, float[40,32] table) => (float[B,T,40] y)
 
 
 def seen(*names: str, low: float = -4.0, high: float = 5.0) -> QuantizationFacts:
-    nothing = np.zeros(0, np.float32)
-    one = Observation(low, high, low, high, 1.0, nothing, nothing)
+    one = Observation.of(np.array([[low], [high]], np.float32))
     return QuantizationFacts(Statistics(dict.fromkeys(names, one), "min-max", "a test", 1))
 
 

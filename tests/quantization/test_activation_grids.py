@@ -27,7 +27,7 @@ def quantized(target: str, precision: str, low: float, high: float) -> tuple[Gra
     weight = RNG.standard_normal((32, 16)).astype(np.float32)
     text = "g (float[N,32] x, float[32,16] w) => (float[N,16] y) { y = MatMul(x, w) }"
     graph = graph_with_weights(text, w=weight)
-    seen = Observation(low, high, low, high, 1.0, np.ones(32), np.zeros(32))
+    seen = Observation.of(np.linspace(low, high, 320).reshape(10, 32))
     statistics = Statistics({"w": seen}, "min-max", "a test", 1)
     scheme = find_target(target).schemes[precision]
     run_passes(graph, [InsertQdq(scheme=scheme, facts=QuantizationFacts(statistics))])

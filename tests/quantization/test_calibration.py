@@ -66,7 +66,10 @@ def test_sums_are_those_of_all_positions_at_once(method: str):
         assert seen.least == pytest.approx(x.min(), rel=1e-5, abs=1e-6)
         assert seen.greatest == pytest.approx(x.max(), rel=1e-5)
         assert seen.rms == pytest.approx(np.sqrt(np.mean(np.square(x))), rel=1e-5)
-        np.testing.assert_allclose(seen.channels, np.abs(x).max(0), rtol=1e-5)
+        np.testing.assert_allclose(seen.lows, x.min(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(seen.highs, x.max(0), rtol=1e-5)
+        assert len(seen.rows) == min(64, len(x))
+        assert all(np.isclose(x, row, rtol=1e-4, atol=1e-6).all(1).any() for row in seen.rows)
         np.testing.assert_allclose(seen.means, x.mean(0), rtol=1e-4, atol=1e-4)
         assert min(seen.least, 0) <= seen.low <= 0 <= seen.high <= max(seen.greatest, 0)
     if method == "min-max":
@@ -165,9 +168,9 @@ def test_statistics_are_saved_read_and_joined(tmp_path: Path):
     assert again.digest == found.digest and again.samples == 3
     assert Statistics.is_saved(tmp_path / "seen.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["seen.npz"]
-    np.testing.assert_array_equal(
-        again.observations["w"].channels, found.observations["w"].channels
-    )
+    for field in ("lows", "highs", "rows"):
+        one, other = (getattr(s.observations["w"], field) for s in (again, found))
+        np.testing.assert_array_equal(one, other)
     other = Statistics({"w": found.observations["v"], "z": found.observations["v"]})
     joined = found.joined(other)
     assert joined.observations["w"] is found.observations["w"]

@@ -41,8 +41,6 @@ def trace_of_one_product():
     x = RNG.standard_normal((400, 128)).astype(np.float32)
     text = "g (float[B,128] x, float[128,64] w) => (float[B,64] y) { y = MatMul(x, w) }"
     graph = graph_with_weights(text, w=weight)
-    low, high = float(x.min()), float(x.max())
-    rms = float(np.sqrt(np.mean(np.square(x))))
-    seen = Observation(low, high, low, high, rms, np.abs(x).max(0), x.mean(0))
+    seen = Observation.of(x)
     references = [Reference(Case("all", {}), {"x": x}, {"y": x @ weight})]
     return graph, references, Statistics({"w": seen}, "min-max", "a test", 1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
 import onnx_ir as ir
 
 from omnigraph.graph import MODULE_KEY, Graph
@@ -46,6 +47,13 @@ class LinearLayer:
     def channels(self) -> int:
         """N, the output channels."""
         return self._size(self.channel_axis)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The weight, float32 [K, N]."""
+        assert self.weight.const_value is not None
+        weight = self.weight.const_value.numpy()
+        return weight.T if self.channel_axis == 0 else weight
 
     def _size(self, axis: int) -> int:
         assert self.weight.shape is not None

@@ -14,8 +14,9 @@ import numpy as np
 
 from omnigraph.errors import UsageError
 
-_FORMAT = 1
-_SCALARS = ("least", "greatest", "low", "high", "rms")
+_FORMAT = 2
+_SCALARS = ("low", "high", "rms")
+_ARRAYS = ("lows", "highs", "means", "rows")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,20 +24,37 @@ class Observation:
     """One activation [..., K] over all samples.
 
     Args:
-        least, greatest: of all elements.
         low, high: the range to quantize, as the method chose it.
         rms: the root of the mean square.
-        channels: float32 [K], the largest magnitude of each channel.
+        lows, highs: float32 [K], the least and the greatest of each channel.
         means: float32 [K], the mean of each channel.
+        rows: float32 [R, K], some positions of the samples, drawn at random.
     """
 
-    least: float
-    greatest: float
     low: float
     high: float
     rms: float
-    channels: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
     means: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Observation:
+        """What calibration sees of an activation [positions, K], whose whole range it takes."""
+        rms = float(np.sqrt(np.mean(np.square(x))))
+        lows, highs = x.min(axis=0), x.max(axis=0)
+        return cls(float(x.min()), float(x.max()), rms, lows, highs, x.mean(axis=0), x)
+
+    @property
+    def least(self) -> float:
+        """Of all elements."""
+        return float(self.lows.min())
+
+    @property
+    def greatest(self) -> float:
+        """Of all elements."""
+        return float(self.highs.max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +83,8 @@ class Statistics:
             seen = self.observations[name]
             digest.update(name.encode() + b"\0")
             digest.update(_scalars(seen).tobytes())
-            for array in (seen.channels, seen.means):
-                digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+            for field_ in _ARRAYS:
+                digest.update(np.ascontiguousarray(getattr(seen, field_), np.float32).tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -74,8 +92,8 @@ class Statistics:
         arrays = {}
         for name, seen in self.observations.items():
             arrays[f"{name}/range"] = _scalars(seen)
-            arrays[f"{name}/channels"] = np.asarray(seen.channels, np.float32)
-            arrays[f"{name}/means"] = np.asarray(seen.means, np.float32)
+            for field_ in _ARRAYS:
+                arrays[f"{name}/{field_}"] = np.asarray(getattr(seen, field_), np.float32)
         about = {
             "format": _FORMAT,
             "method": self.method,
@@ -107,8 +125,7 @@ class Statistics:
                 observations = {
                     name: Observation(
                         **dict(zip(_SCALARS, map(float, file[f"{name}/range"]), strict=True)),
-                        channels=file[f"{name}/channels"],
-                        means=file[f"{name}/means"],
+                        **{field_: file[f"{name}/{field_}"] for field_ in _ARRAYS},
                     )
                     for name in names
                 }
