@@ -28,6 +28,7 @@ class QuantizationFacts:
             same weight on different grids. All others are rounded to the nearest.
         choices: the scheme of each layer that has one of its own, by module path; None leaves the
             layer in float.
+        errors: what each quantized layer is forecast to lose (`product_error`), by module path.
     """
 
     statistics: Statistics | None = None
@@ -35,6 +36,7 @@ class QuantizationFacts:
         default_factory=dict, hash=False, repr=False
     )
     choices: Mapping[str, Scheme | None] = field(default_factory=dict, hash=False)
+    errors: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

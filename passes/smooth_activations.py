@@ -19,7 +19,7 @@ from omnigraph.passes.analysis.quantization.linear_layers import (
     linear_layer_of,
     linear_layers,
 )
-from omnigraph.passes.analysis.quantization.product_error import Product
+from omnigraph.passes.analysis.quantization.product_error import STRENGTHS, Product
 from omnigraph.passes.analysis.quantization.statistics import Observation
 from omnigraph.passes.analysis.quantization.stored_weights import initializer
 from omnigraph.passes.calibrated_pass import Needs, QuantizingPass
@@ -30,10 +30,6 @@ from omnigraph.passes.site_pass import Miss
 _NORMS = ("LayerNormalization", "RMSNormalization")
 #: Metadata of a value whose channels were scaled, so that a second run leaves it alone.
 _SMOOTHED = "omnigraph.smoothed"
-#: A channel is scaled by no more than this, either way: rounding must not meet tiny numbers.
-_MOST = 1e3
-#: The strengths that are tried. At 1, every channel of the activation gets the same range.
-_STRENGTHS = tuple(np.linspace(0.3, 1.0, 8).round(1).tolist())
 #: How many times less its products must lose for a node that divides an activation.
 _PAYS = 1.25
 
@@ -95,20 +91,25 @@ class SmoothActivations(QuantizingPass):
         value = first.activation
         group = self._smoothed(graph, first)
         constants, why = self._absorbing(value, group)
-        factors, strength, gain = self._factors(group)
-        if not gain > 1 or (constants is None and gain < _PAYS):
+        weight = np.concatenate([linear.matrix for linear in group], axis=1)
+        scheme = self.scheme_for(group[0].layer)
+        assert scheme is not None
+        tried = STRENGTHS if self.strength is None else (self.strength,)
+        best = Product(self._seen(group[0]), weight).best(scheme, tried)
+        if not best.gain > 1 or (constants is None and best.gain < _PAYS):
             raise Miss("its products lose no less with any strength that was tried")
+        factors = best.factors
         if constants is None:
             value = _divide(graph, value, factors, group)
         for reader, place, axis in constants or ():
             _scale(graph, reader, place, 1 / factors, axis)
         for linear in group:
             _scale(graph, linear.node, 1, factors, 1 - linear.channel_axis)
-        value.metadata_props[_SMOOTHED] = str(strength)
+        value.metadata_props[_SMOOTHED] = str(best.strength)
         how = f"by a node of its own, since {why}; " if constants is None else ""
         return (
             f"{how}channels divided by {factors.min():.2g} to {factors.max():.2g}, strength "
-            f"{strength:.1f}: products lose {gain:.1f} times less"
+            f"{best.strength:.1f}: products lose {best.gain:.1f} times less"
         )
 
     def _smoothed(self, graph: Graph, first: LinearLayer) -> list[LinearLayer]:
@@ -140,24 +141,6 @@ class SmoothActivations(QuantizingPass):
             return _scalable(value), ""
         except Miss as miss:
             return None, str(miss)
-
-    def _factors(self, group: Sequence[LinearLayer]) -> tuple[np.ndarray, float, float]:
-        """The factors of the best strength, that strength, and how much less is lost."""
-        seen = self._seen(group[0])
-        weight = np.concatenate([linear.matrix for linear in group], axis=1)
-        scheme = self.scheme_for(group[0].layer)
-        assert scheme is not None
-        product = Product(seen, weight)
-        channels, largest = np.maximum(-seen.lows, seen.highs), np.abs(weight).max(axis=1)
-        tried = _STRENGTHS if self.strength is None else (self.strength,)
-        options = {strength: _factors(channels, largest, strength) for strength in tried}
-        before = product.error(scheme.activations, scheme.weights, np.ones(len(channels)))
-        after = {
-            strength: product.error(scheme.activations, scheme.weights, factors)
-            for strength, factors in options.items()
-        }
-        best = min(after, key=lambda strength: after[strength])
-        return options[best], best, before / after[best] if after[best] else 1.0
 
     def _seen(self, linear: LinearLayer) -> Observation:
         if self.known.statistics is None:
@@ -226,16 +209,6 @@ def _of_linear_layer(value: ir.Value) -> list[_Constant] | None:
     elif linear.node.outputs[0] is not value:
         return None
     return [(linear.node, 1, linear.channel_axis), *bias]
-
-
-def _factors(channels: np.ndarray, weights: np.ndarray, strength: float) -> np.ndarray:
-    """[K], the divisor of each channel; one where its activations or its weights are all zero."""
-    alive = (channels > 0) & (weights > 0)
-    safe = np.where(alive, channels, 1.0), np.where(alive, weights, 1.0)
-    factors = safe[0] ** strength / safe[1] ** (1 - strength)
-    # Only differences between channels matter: keep the mean scale as it is.
-    factors /= np.exp(np.log(factors[alive]).mean()) if alive.any() else 1.0
-    return np.where(alive, np.clip(factors, 1 / _MOST, _MOST), 1.0).astype(np.float32)
 
 
 def _scale(graph: Graph, node: ir.Node, place: int, factors: np.ndarray, axis: int) -> None:

@@ -14,12 +14,18 @@ from omnigraph.passes.analysis.quantization.weight_rounding import (
     WeightGrid,
     compensate,
 )
-from omnigraph.passes.calibrated_pass import CalibratedPass, Needs, QuantizationFacts
+from omnigraph.passes.calibrated_pass import (
+    CalibratedPass,
+    Needs,
+    QuantizationFacts,
+    QuantizingPass,
+)
 from omnigraph.progress import Progress, silent
 from omnigraph.quantization.calibration import calibrate, second_moments
 from omnigraph.quantization.data import Feedings
-from omnigraph.quantization.options import Quantization
+from omnigraph.quantization.options import PRESETS, Quantization
 from omnigraph.quantization.samples import Samples
+from omnigraph.quantization.sensitive import with_finer
 
 _FOUR_BITS = 4
 
@@ -64,7 +70,18 @@ class Calibrator:
         facts = self.gather(needs, graph, facts)
         statistics = own.statistics or facts.statistics
         given = QuantizationFacts(statistics, facts.rounded, choices)
-        return replace(pass_, facts=given), facts
+        pass_ = replace(pass_, facts=given)
+        if isinstance(pass_, QuantizingPass) and self._keeps_finer:
+            facts = with_finer(pass_, graph, facts, PRESETS[self.options.preset])
+            pass_ = replace(pass_, facts=replace(given, choices=own.choices or facts.choices))
+        return pass_, facts
+
+    @property
+    def _keeps_finer(self) -> bool:
+        """Whether sensitive layers are found by a forecast: on DATA, where nothing else chooses."""
+        options = self.options
+        chosen = options.max_loss is not None or options.speed_gate is not None
+        return self.samples.data is not None and not chosen
 
     def gather(self, needs: Needs, graph: Graph, facts: QuantizationFacts) -> QuantizationFacts:
         """The facts, with those added that are needed and not known yet.

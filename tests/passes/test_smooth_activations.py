@@ -128,7 +128,8 @@ def test_channels_of_nothing_are_left(channel: str):
 
 PLAIN = f"""g (float[B,{K}] h, float[{K},{N}] w) => (float[B,{N}] y)
     {{ x = Elu(h) y = MatMul(x, w) }}"""
-RESIDUAL = f"""g (float[B,{K}] h, float[{K}] scale, float[{K}] bias, float[{K},{N}] w, float[{K},{N}] v)
+RESIDUAL = f"""g (float[B,{K}] h, float[{K}] scale, float[{K}] bias, float[{K},{N}] w,
+    float[{K},{N}] v)
     => (float[B,{N}] y, float[B,{N}] z, float[B,{K}] r)
     {{ x = LayerNormalization<axis=-1>(h, scale, bias)  y = MatMul(x, w)  z = MatMul(x, v)
        r = Tanh(x) }}"""

@@ -15,7 +15,7 @@ SCHEMES: Mapping[str, Scheme | None] = {
     "fp32": None,
     "fp16": None,
     "bf16": None,
-    "int8": Scheme(PER_CHANNEL, UNSIGNED),
+    "int8": Scheme(PER_CHANNEL, UNSIGNED, finer=Scheme(PER_CHANNEL, runtime_group=32)),
     # Where only weights are quantized, OpenVINO quantizes activations at run time, in groups whose
     # size the Session sets. Without groups, it dequantizes the weights, which is slower than bf16.
     "int8-dynamic": Scheme(PER_CHANNEL, runtime_group=128),

@@ -47,7 +47,7 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 SCHEMES: Mapping[str, Scheme | None] = {
     "fp16": None,
     "bf16": None,
-    "int8": Scheme(PER_CHANNEL, SIGNED),
+    "int8": Scheme(PER_CHANNEL, SIGNED, finer=Scheme(PER_CHANNEL)),
     "int8-weights": Scheme(PER_CHANNEL),
     "int4-weights": Scheme(WeightGrid(ir.DataType.INT4, 64)),
     "fp8": Scheme(

@@ -44,6 +44,7 @@ class Scheme:
             sum is large, and memory traffic takes its time.
         runtime_group: the group size with which the runtime itself quantizes activations to 8 bits,
             which the Graph does not show; None where the runtime quantizes nothing.
+        finer: the scheme of layers that lose too much in this one; None leaves them in float.
     """
 
     weights: WeightGrid
@@ -51,6 +52,7 @@ class Scheme:
     tables: WeightGrid | None = PER_CHANNEL
     least_terms: int = 16
     runtime_group: int | None = None
+    finer: Scheme | None = None
 
     @property
     def needs_ranges(self) -> bool:
