@@ -39,15 +39,25 @@ def plain_onnx(module: nn.Module, example: Mapping[str, torch.Tensor], path: Pat
     return path
 
 
+def plain_openvino(module: nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Path:
+    """What OpenVINO's own converter makes of a module, in the form that all of nncf takes."""
+    import openvino
+
+    model = openvino.convert_model(module, example_input=dict(example))
+    openvino.save_model(model, path, compress_to_fp16=False)
+    return path
+
+
 def nncf_models(
     plain: Path, samples: Iterable[Feeds], folder: Path, kinds: Iterable[str]
 ) -> dict[str, Path]:
     """nncf's post-training INT8, and its compression of weights, as IR files by their kind.
 
     Args:
-        plain: the ONNX file.
+        plain: the ONNX file, or the IR of `plain_openvino`.
         samples: what to calibrate on.
-        kinds: out of "int8", "int8-weights" and "int4-weights".
+        kinds: out of "int8", "int8-weights", "int4-weights", and "int4-weights all", which has
+            AWQ, scale estimation and GPTQ switched on (and takes no ONNX file).
     """
     import nncf
     import openvino
@@ -68,13 +78,15 @@ def nncf_models(
         elif kind == "int8-weights":
             model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
         else:
+            everything = {"awq": True, "scale_estimation": True, "gptq": True, "dataset": dataset}
             model = nncf.compress_weights(
                 model,
                 mode=nncf.CompressWeightsMode.INT4_ASYM,
                 group_size=_GROUP,
                 ratio=1.0,
+                **(everything if kind.endswith("all") else {}),
             )
-        made[kind] = folder / f"nncf-{kind}.xml"
+        made[kind] = folder / f"nncf-{kind.replace(' ', '-')}.xml"
         openvino.save_model(model, made[kind], compress_to_fp16=False)
     return made
 
