@@ -24,6 +24,7 @@ from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.legalize_rotary_embedding import LegalizeRotaryEmbedding
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
+from omnigraph.passes.normalize_tokens import NormalizeTokens
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.prune_heads import PruneHeads
 from omnigraph.passes.share_constants import ShareConstants
@@ -104,6 +105,7 @@ def quantized(scheme: Scheme) -> tuple[Pass, ...]:
     if not scheme.needs_ranges:
         return (insert,)
     return (
+        *((NormalizeTokens(scheme=scheme),) if scheme.by_token else ()),
         # Exact, so before passes that round; it changes ranges, so they are observed after it.
         SmoothActivations(scheme=scheme),
         # While the Graph still has the weights in float.

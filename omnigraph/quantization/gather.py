@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from omnigraph.passes.calibrated_pass import (
     QuantizationFacts,
     QuantizingPass,
 )
+from omnigraph.passes.normalize_tokens import NormalizeTokens
 from omnigraph.progress import Progress, silent
 from omnigraph.quantization.calibration import calibrate, second_moments
 from omnigraph.quantization.data import Feedings
@@ -71,7 +73,10 @@ class Calibrator:
         statistics = own.statistics or facts.statistics
         given = QuantizationFacts(statistics, facts.rounded, choices)
         pass_ = replace(pass_, facts=given)
-        if isinstance(pass_, QuantizingPass) and self._keeps_finer:
+        if isinstance(pass_, NormalizeTokens):
+            most = PRESETS[self.options.preset] if self._keeps_finer else math.inf
+            pass_ = replace(pass_, most=most)
+        elif isinstance(pass_, QuantizingPass) and self._keeps_finer:
             facts = with_finer(pass_, graph, facts, PRESETS[self.options.preset])
             pass_ = replace(pass_, facts=replace(given, choices=own.choices or facts.choices))
         return pass_, facts

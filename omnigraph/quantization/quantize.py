@@ -137,7 +137,10 @@ def manifest_fields(
     """
     # By name: several targets may store one weight on different grids.
     unseen = {name: found.unseen for (name, _), found in facts.rounded.items()}
+    finer = sorted(set(facts.errors) & set(facts.choices) - set(options.choices))
     fields: dict[str, Any] = {
+        "preset": options.preset,
+        "finer": {} if budget else {layer: round(facts.errors[layer], 4) for layer in finer},
         "keep": list(options.keep),
         "choices": dict(options.choices),
         **({"budget": dict(budget)} if budget else {}),

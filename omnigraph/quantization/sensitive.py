@@ -41,10 +41,11 @@ def with_finer(
     Layers that have a choice keep it, so that all programs of a target have the same.
     """
     errors = forecast(pass_, graph)
+    sensitive = [layer for layer, error in errors.items() if error > most]
     finer = {
         layer: pass_.scheme.finer
-        for layer, error in errors.items()
-        if error > most and layer not in facts.choices
+        for layer in sensitive
+        if pass_.scheme.finer is not None and layer not in facts.choices
     }
     return QuantizationFacts(
         facts.statistics, facts.rounded, {**facts.choices, **finer}, {**facts.errors, **errors}

@@ -55,7 +55,7 @@ class OnnxTarget(Target):
     schemes: ClassVar[Mapping[str, Scheme | None]] = {
         "fp32": None,
         "fp16": None,
-        "int8": Scheme(PER_CHANNEL, UNSIGNED, finer=Scheme(PER_CHANNEL, runtime_group=128)),
+        "int8": Scheme(PER_CHANNEL, UNSIGNED, by_token=True),
         "int8-dynamic": Scheme(PER_CHANNEL, DYNAMIC),
         # MatMulNBits multiplies integers: it quantizes activations by the groups of the weights.
         "int8-weights": Scheme(PER_CHANNEL, runtime_group=128),

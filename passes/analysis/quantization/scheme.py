@@ -44,7 +44,9 @@ class Scheme:
             sum is large, and memory traffic takes its time.
         runtime_group: the group size with which the runtime itself quantizes activations to 8 bits,
             which the Graph does not show; None where the runtime quantizes nothing.
-        finer: the scheme of layers that lose too much in this one; None leaves them in float.
+        finer: the scheme of layers that lose too much in this one; None is this one.
+        by_token: whether a sensitive activation has each token scaled to one size
+            (`NormalizeTokens`); else its layers take the finer scheme.
     """
 
     weights: WeightGrid
@@ -53,6 +55,7 @@ class Scheme:
     least_terms: int = 16
     runtime_group: int | None = None
     finer: Scheme | None = None
+    by_token: bool = False
 
     @property
     def needs_ranges(self) -> bool:
