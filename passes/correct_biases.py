@@ -17,6 +17,7 @@ from omnigraph.passes.analysis.quantization.linear_layers import (
     linear_layers,
 )
 from omnigraph.passes.analysis.quantization.scheme import Scheme
+from omnigraph.passes.analysis.quantization.stored_weights import initializer
 from omnigraph.passes.analysis.quantization.weight_rounding import round_weight
 from omnigraph.passes.calibrated_pass import QuantizingPass
 from omnigraph.passes.site_pass import Miss
@@ -70,15 +71,7 @@ class CorrectBiases(QuantizingPass):
         old = reader.inputs[place]
         assert old is not None and old.const_value is not None and old.name is not None
         bias = old.const_value.numpy() + shift.astype(np.float32)
-        name = f"{old.name}{CORRECTED_SUFFIX}"
-        while name in graph.graph.initializers:
-            name += "_"
-        value = ir.Value(
-            name=name, shape=old.shape, type=old.type, const_value=ir.tensor(bias, name=name)
-        )
-        value.metadata_props[_CORRECTED] = "1"
-        graph.graph.register_initializer(value)
-        reader.replace_input_with(place, value)
+        reader.replace_input_with(place, _corrected(graph, old, bias))
         if not old.uses() and not old.is_graph_output():
             graph.graph.initializers.pop(old.name)
         return f"bias shifted by up to {np.abs(shift).max():.1e}"
@@ -99,3 +92,15 @@ class CorrectBiases(QuantizingPass):
         if rounded is None:
             rounded = round_weight(weight, scheme.weights)
         return weight - rounded.dequantized()
+
+
+def _corrected(graph: Graph, old: ir.Value, bias: np.ndarray) -> ir.Value:
+    """The initializer of a corrected bias; one for all uses of a layer."""
+    name = f"{old.name}{CORRECTED_SUFFIX}"
+    while (before := graph.graph.initializers.get(name)) is not None:
+        if before.const_value is not None and np.array_equal(before.const_value.numpy(), bias):
+            return before
+        name += "_"
+    value = initializer(graph, ir.tensor(bias, name=name))
+    value.metadata_props[_CORRECTED] = "1"
+    return value

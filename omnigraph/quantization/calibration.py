@@ -78,12 +78,11 @@ def calibrate(
             progress(f"calibrate {graph.graph.name}: of {samples} samples, histogram {number}")
             for observed, rows in probe.rows(given):
                 observed.count(rows)
-    found = {
-        linear.weight.name or "": seen
-        for observed in probe.observed
-        for seen in (observed.observation(method),)
-        for linear in observed.linear_layers
-    }
+    found: dict[str, Observation] = {}
+    for observed in probe.observed:
+        seen = observed.observation(method)
+        for name in {linear.weight.name or "" for linear in observed.linear_layers}:
+            found[name] = found[name].joined(seen) if name in found else seen
     return Statistics(found, method, source, samples)
 
 

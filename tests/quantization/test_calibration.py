@@ -161,6 +161,17 @@ def test_what_is_even_is_not_clipped():
 # Statistics ---------------------------------------------------------------------------------------
 
 
+def test_a_weight_that_is_used_twice_has_the_range_of_both():
+    text = """g (float[N,4] x, float[4,4] w) => (float[N,4] z) {
+        y = MatMul(x, w)  z = MatMul(y, w) }"""
+    twice = graph_with_weights(text, w=2 * np.eye(4, dtype=np.float32))
+    x = np.arange(-4, 4, dtype=np.float32).reshape(2, 4)
+    seen = calibrate(twice, linear_layers(twice), [{"x": x}]).observations["w"]
+    assert (seen.low, seen.high, seen.least) == (-8, 6, -8)
+    assert sorted(map(tuple, seen.rows)) == sorted(map(tuple, np.concatenate([x, 2 * x])))
+    np.testing.assert_allclose(seen.means, 1.5 * x.mean(0))
+
+
 def test_statistics_are_saved_read_and_joined(tmp_path: Path):
     found = calibrate(graph(), linear_layers(graph()), Samples(3), source="a test")
     found.save(tmp_path / "seen.npz")

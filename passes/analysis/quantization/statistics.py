@@ -46,6 +46,18 @@ class Observation:
         lows, highs = x.min(axis=0), x.max(axis=0)
         return cls(float(x.min()), float(x.max()), rms, lows, highs, x.mean(axis=0), x)
 
+    def joined(self, other: Observation) -> Observation:
+        """Of both activations, where one weight multiplies two: a layer that is used twice."""
+        return Observation(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            float(np.hypot(self.rms, other.rms) / np.sqrt(2)),
+            np.minimum(self.lows, other.lows),
+            np.maximum(self.highs, other.highs),
+            (self.means + other.means) / 2,
+            np.concatenate([self.rows, other.rows]),
+        )
+
     @property
     def least(self) -> float:
         """Of all elements."""
