@@ -13,7 +13,7 @@ from pathlib import Path
 from omnigraph.errors import UsageError, suggest
 from omnigraph.exporting.options import CACHE_TYPES
 from omnigraph.precision import PRECISIONS
-from omnigraph.quantization.options import METHODS
+from omnigraph.quantization.options import METHODS, PRESETS
 
 SCRIPTS = {
     "bash": """\
@@ -120,6 +120,7 @@ def _values(option: str) -> list[str]:
     return {
         "precision": [*PRECISIONS],
         "method": [*METHODS],
+        "preset": [*PRESETS],
         "kv_cache": [*CACHE_TYPES],
         "config": ["tiny", "small", "seed"],
         "device": ["auto", "cpu", "cuda", "gpu", "npu"],

@@ -44,6 +44,13 @@ def report_quantization(found: Mapping[str, Any]) -> None:
                 "which a part is then held out",
                 file=sys.stderr,
             )
+    if finer := found.get("finer"):
+        least, most = min(finer.values()), max(finer.values())
+        print(
+            f"{len(finer)} layers keep 8 bits for their weights alone, since their products would "
+            f"lose {least:.1%} to {most:.1%} (--preset fast quantizes all): {', '.join(finer)}",
+            file=sys.stderr,
+        )
     if unseen := found.get("unseen_weights"):
         print(
             f"{unseen:,} weights are rounded to the nearest, not with compensation: their inputs "
