@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import omnigraph
-from omnigraph.errors import UsageError
+from omnigraph.errors import ContractError, UsageError
 from omnigraph.quantization.options import Quantization
 
 
@@ -50,10 +50,10 @@ def test_the_sensitive_layer_keeps_its_activations(tmp_path: Path, target: str):
     assert report.quantization["preset"] == "balanced"
 
 
-def test_fast_and_random_data_keep_none(tmp_path: Path):
+def test_fast_keeps_none_and_the_contract_sees_it(tmp_path: Path):
     fast = Quantization(calibration=data, preset="fast")
-    assert not export(tmp_path, "openvino", quantization=fast).quantization["finer"]
-    assert not export(tmp_path, "openvino").quantization["finer"]
+    with pytest.raises(ContractError, match="Quantization changes output"):
+        export(tmp_path, "openvino", quantization=fast)
 
 
 def test_onnx_normalizes_the_tokens_of_a_sensitive_layer(tmp_path: Path):
