@@ -24,6 +24,7 @@ from omnigraph.quantization.data import (
 from omnigraph.quantization.held_out import hold_out, shared
 from omnigraph.quantization.options import Quantization
 from omnigraph.quantization.real_inputs import with_real_inputs
+from omnigraph.quantization.token_ids import check_ids
 
 #: Where the seeds of random samples for the loss begin; those for calibration begin at 1000.
 _OTHER_SEED = 3000
@@ -135,7 +136,7 @@ def prepare(
             data is held out for it, where they are enough.
 
     Raises:
-        UsageError: they cannot be read, or suit none of the programs.
+        UsageError: they cannot be read, suit none of the programs, or have ids of no token.
     """
     data, evaluation, facts = None, None, QuantizationFacts()
     drawn: dict[str, list[Feeds]] = {}
@@ -165,4 +166,5 @@ def prepare(
 def _opened(given: object, options: Quantization, programs: Sequence[Program]) -> CalibrationData:
     data = open_data(given, tokenizer=options.tokenizer, samples=options.samples)
     data.check(programs)
+    check_ids(programs, data)
     return data

@@ -42,7 +42,8 @@ def indexed_rows(module: nn.Module) -> Iterator[Mapping[str, int]]:
     mode = _Lookups()
 
     def note(_: nn.Module, __: Any, inputs: dict[str, Any]) -> None:
-        mode.storages = {t.untyped_storage().data_ptr(): name for name, t in inputs.items()}
+        tensors = {name: t for name, t in inputs.items() if isinstance(t, torch.Tensor)}
+        mode.storages = {t.untyped_storage().data_ptr(): name for name, t in tensors.items()}
 
     hook = module.register_forward_pre_hook(note, with_kwargs=True)
     try:

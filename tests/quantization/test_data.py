@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from omnigraph.errors import UsageError
+from omnigraph.frontends.module import program_from_module
 from omnigraph.frontends.resolve import resolve
 from omnigraph.program import Dim, TensorSpec
 from omnigraph.quantization.data import Feeds, open_data, random_data
+from omnigraph.quantization.options import Quantization
 from omnigraph.quantization.real_inputs import with_real_inputs
+from omnigraph.quantization.samples import prepare
+from omnigraph.quantization.token_ids import check_ids
 
 INPUTS = (
     TensorSpec("input_ids", "int64", ("batch", "sequence"), role="tokens"),
@@ -155,3 +161,28 @@ def test_inputs_of_the_contract_are_real():
         assert inputs[name].std() < 0.5 < programs[2].make_inputs(case)[name].std()
     assert encode.make_inputs(case)["input_ids"].min() >= 100
     assert forward.name == "forward"
+
+
+class Lookup(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(12, 4)
+
+    def forward(self, input_ids):
+        return {"found": self.embedding(input_ids)}
+
+
+def test_ids_that_the_table_has_no_row_for_are_named():
+    program = program_from_module(Lookup(), {"input_ids": torch.ones(2, 6, dtype=torch.int64)})
+    check_ids([program], open_data([{"input_ids": IDS}]))
+    for wrong in (12, -1):
+        samples = [{"input_ids": IDS}, {"input_ids": np.where(IDS == 6, wrong, IDS)}]
+        said = rf"'input_ids' .* at \[1, 2\], in sample 2 of .*expected 0 to 11, found {wrong}\."
+        with pytest.raises(UsageError, match=said):
+            check_ids([program], open_data(samples))
+        for given in (
+            {"calibration": samples},
+            {"calibration": samples[:1], "evaluation": samples},
+        ):
+            with pytest.raises(UsageError, match=r"'input_ids' .* at \[1, 2\]"):
+                prepare(Quantization(**given), [program])
