@@ -20,7 +20,7 @@ from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer
 from omnigraph.passes.analysis.quantization.statistics import Observation, Statistics
 from omnigraph.passes.matching import same_dim
 from omnigraph.progress import Progress, silent
-from omnigraph.quantization.options import METHODS, MIN_MAX
+from omnigraph.quantization.options import MEAN, METHODS, MIN_MAX
 from omnigraph.quantization.ranges import RANGES
 
 Feeds = Mapping[str, np.ndarray]
@@ -73,7 +73,7 @@ def calibrate(
         raise UsageError(
             "There are no samples to calibrate on", expected="one or more", hint="see --calibration"
         )
-    if method != MIN_MAX:
+    if method in RANGES:
         for number, given in enumerate(feeds, 1):
             progress(f"calibrate {graph.graph.name}: of {samples} samples, histogram {number}")
             for observed, rows in probe.rows(given):
@@ -184,6 +184,7 @@ class _Observed:
     linear_layers: Sequence[LinearLayer]
     positions: int = 0
     squares: float = 0.0
+    ends: list[tuple[float, float]] = field(default_factory=list)  # of each sample
     lows: np.ndarray = field(init=False)  # [K]
     highs: np.ndarray = field(init=False)  # [K]
     total: np.ndarray = field(init=False)  # [K] float64
@@ -232,6 +233,7 @@ class _Observed:
                 hint="the model itself gives this: look at the sample, and at the layers before it",
             )
         self.positions += len(rows)
+        self.ends.append((float(lows.min()), float(highs.max())))
         np.minimum(self.lows, lows, out=self.lows)
         np.maximum(self.highs, highs, out=self.highs)
         self._keep(rows)
@@ -261,7 +263,10 @@ class _Observed:
                 hint="the masks of the calibration data hide everything",
             )
         low, high = min(self.least, 0.0), max(self.greatest, 0.0)
-        if method != MIN_MAX and self.greatest > self.least:
+        if method == MEAN:
+            ends = np.mean(self.ends, axis=0)
+            low, high = min(float(ends[0]), 0.0), max(float(ends[1]), 0.0)
+        if method in RANGES and self.greatest > self.least:
             low, high = RANGES[method](self.histogram, self.least, self.greatest)
         return Observation(
             low,

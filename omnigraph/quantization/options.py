@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 #: The range of all observed numbers. The default: rare values, such as those of the first token of
 #: a text, may matter as much as the rest.
 MIN_MAX = "min-max"
+#: The mean over samples of the least and of the greatest number of each.
+MEAN = "mean"
 #: The methods that choose a range from the observed numbers, the default first.
-METHODS = (MIN_MAX, "percentile", "entropy", "mse")
+METHODS = (MIN_MAX, MEAN, "percentile", "mse")
 #: By preset, the error from which a layer is sensitive: it takes the finer scheme of its precision.
 #: It is relative, of one product, and of each token alike. Rounding costs most products 1% to 2%.
 PRESETS: Mapping[str, float] = {"balanced": 0.03, "fast": float("inf"), "accurate": 0.015}

@@ -14,8 +14,6 @@ import numpy as np
 _LEVELS = 255
 #: The fraction of elements that is clipped at either end, at most.
 _TAIL = 1e-4
-#: Quantized values for magnitudes in eight bits (Migacz 2017).
-_MAGNITUDES = 128
 #: Fractions of the whole range that are tried.
 _FRACTIONS = np.concatenate([[1.0], np.geomspace(0.98, 0.02, 80)])
 
@@ -53,44 +51,8 @@ def mse(counts: np.ndarray, least: float, greatest: float) -> tuple[float, float
     return low, high
 
 
-def entropy(counts: np.ndarray, least: float, greatest: float) -> tuple[float, float]:
-    """The range of magnitudes that loses the least information (Migacz 2017, "8-bit inference").
-
-    For each range, two distributions are compared by their Kullback-Leibler divergence: that of
-    the magnitudes, clipped ones in the last bin, and the same quantized to 128 values.
-    """
-    most = max(-least, greatest)
-    size = len(counts)
-    edges = np.linspace(least, greatest, size + 1)
-    place = np.minimum((np.abs((edges[1:] + edges[:-1]) / 2) / most * size).astype(int), size - 1)
-    magnitudes = np.bincount(place, weights=counts, minlength=size)
-    best, threshold = np.inf, most
-    for bins in range(_MAGNITUDES, size + 1, _MAGNITUDES // 8):
-        divergence = _divergence(magnitudes, bins)
-        if divergence < best:
-            best, threshold = divergence, most * bins / size
-    return max(min(least, 0.0), -threshold), min(max(greatest, 0.0), threshold)
-
-
-def _divergence(magnitudes: np.ndarray, bins: int) -> float:
-    """Between the first ``bins`` bins clipped and quantized; infinite where the latter is zero."""
-    kept = magnitudes[:bins].astype(np.float64)
-    clipped = kept.copy()
-    clipped[-1] += magnitudes[bins:].sum()
-    quantized = np.arange(bins) * _MAGNITUDES // bins
-    filled = kept > 0
-    totals = np.bincount(quantized, weights=kept, minlength=_MAGNITUDES)
-    occupied = np.bincount(quantized, weights=filled, minlength=_MAGNITUDES)
-    spread = np.where(filled, (totals / np.maximum(occupied, 1))[quantized], 0.0)
-    if not spread.sum() or (clipped[~filled] > 0).any():
-        return np.inf
-    p, q = clipped / clipped.sum(), spread / spread.sum()
-    return float((p[filled] * np.log(p[filled] / q[filled])).sum())
-
-
-#: The methods by name.
+#: The methods that need a histogram, by name.
 RANGES: Mapping[str, Callable[[np.ndarray, float, float], tuple[float, float]]] = {
     "percentile": percentile,
-    "entropy": entropy,
     "mse": mse,
 }

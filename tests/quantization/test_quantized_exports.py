@@ -243,7 +243,7 @@ def test_ranges_that_do_not_suit_are_refused_and_nothing_is_written(tmp_path: Pa
 @pytest.mark.parametrize(
     ("asked", "precision", "said"),
     [
-        ({"method": "best"}, "int8", "min-max or percentile or entropy or mse"),
+        ({"method": "best"}, "int8", "min-max or mean or percentile or mse"),
         ({"samples": 0}, "int8", "needs samples"),
         ({"group_size": 48}, "int4-weights", "16 or 32 or 64 or 128"),
         ({"keep": ("a",)}, "fp32", "nothing is quantized"),

@@ -77,7 +77,7 @@ class Statistics:
 
     Args:
         observations: by the weight's name.
-        method: how ranges were chosen: "min-max", "percentile 99.99", "entropy", "mse".
+        method: how ranges were chosen: "min-max", "mean", "percentile", "mse".
         source: where the samples came from.
         samples: how many there were.
     """
