@@ -24,7 +24,8 @@ another draw of the noise of rounding, no more of it. So that noise is measured,
 Graph, run with the rounding that its runtime does, against the Graph without any (`Noise`). An
 artifact may be 1.5 times as far from the unrounded Graph: runtimes keep some results wider than the
 emulation does, or round some once more. The root mean square of n independent errors is itself off
-by about 1/√(2n), so few rows are allowed more: 4/√n of it.
+by about 1/√(2n), so few rows are allowed more: 4/√n of it. One input set may be twice as far as
+that of the worst set: this is a largest value already, and needs no more for few rows.
 """
 
 from __future__ import annotations
@@ -208,7 +209,7 @@ class Noise:
         factor = _ANOTHER_DRAW * (1 + 4 / math.sqrt(max(1, self.rows)))
         return Noise(
             factor * self.pooled + exact.rms,
-            2 * factor * self.single + exact.rms,
+            2 * _ANOTHER_DRAW * self.single + exact.rms,
             max(2 * self.peak, 8 * factor * self.pooled) + exact.peak,
             self.rows,
         )
