@@ -20,7 +20,7 @@ from omnigraph.passes.base import Pass, PassRecord, run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.quantization.gather import Calibrator
-from omnigraph.quantization.quantize import Quantized, run_calibrated
+from omnigraph.quantization.quantize import Quantized, check_rounding, run_calibrated
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def lower_program(
     exact = exact_tolerance(item, options)
     runner = _Runner(job, item, calibrator)
     check = StageCheck(item, exact, graph)
-    done = Quantized(facts=facts)
+    done, deviation = Quantized(facts=facts), None
     for passes, rounding in _segments(job.pipeline, each=options.verify_each):
         first = len(done.records)
         done = runner.run(graph, passes, done)
@@ -76,6 +76,8 @@ def lower_program(
         done = runner.run(graph, (rounding,), done)
         if done.records[-1].modified:
             check.rounded(before, graph, rounding, done.facts)
+        if done.rounding is not None and deviation is None:
+            deviation = check_rounding(graph, item, done.rounding)
     job.target.check_nodes(item.name, graph, job.precision)
     bounds = bounds_of(job, check, graph, options.rtol)
     return LoweredProgram(
@@ -84,7 +86,7 @@ def lower_program(
         attention_sites(graph, done.records),
         done.rounding.layers if done.rounding is not None else layer_precisions(graph),
         bounds,
-        done.rounding.deviation if done.rounding is not None else None,
+        deviation,
         done.facts,
     )
 

@@ -42,7 +42,7 @@ from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.program import Program, TensorSpec
 from omnigraph.progress import Progress, silent
 from omnigraph.quantization.gather import Calibrator
-from omnigraph.quantization.quantize import run_one
+from omnigraph.quantization.quantize import Rounding, check_rounding, run_one
 from omnigraph.quantization.samples import Samples, prepare
 from omnigraph.quantization.stored_values import substitute
 from omnigraph.tracing.compared_positions import compared_positions
@@ -178,6 +178,7 @@ class PassBisection:
     ) -> None:
         self._graph, self._item = graph, item
         self._calibrator = calibrator
+        self._rounding: Rounding | None = None  # of the last pass, if it quantized
         self._feeds = [reference.feeds for reference in item.references]
         #: The numbers of the last Graph.
         self.check = StageCheck(item, tolerance, graph)
@@ -207,6 +208,9 @@ class PassBisection:
                 return None
             if pass_.rounds:
                 self.check.rounded(before.clone(), graph, pass_, self.facts)
+                if self._rounding is not None:
+                    check_rounding(graph, self._item, self._rounding)
+                    self._rounding = None
             else:
                 self.check.exact(graph, stage)
         except OmniGraphError as error:
@@ -220,7 +224,7 @@ class PassBisection:
         if self._calibrator is None:
             return run_passes(self._graph, (pass_,))[0]
         done = run_one(self._graph, pass_, self._calibrator, self.facts)
-        self.facts = done.facts
+        self.facts, self._rounding = done.facts, done.rounding
         return done.records[0]
 
     def _parting(self, stage: str, node: str | None, error: OmniGraphError) -> Parting:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omnigraph.contract.tolerance import Deviation, Tolerance
 from omnigraph.errors import UsageError
+from omnigraph.export_job import TracedProgram
 from omnigraph.graph import Graph
 from omnigraph.ledger.precision import LayerPrecision, layer_precisions
 from omnigraph.passes.base import Observer, Pass, PassRecord, run_passes
@@ -22,14 +23,14 @@ from omnigraph.quantization.options import Quantization
 
 @dataclass(frozen=True)
 class Rounding:
-    """The effect of quantization on one program.
+    """What quantization did to one program.
 
     Args:
-        deviation: of the quantized Graph, run by onnxruntime, from torch.
+        noise: that it explains at the outputs, relative (`noise_of`).
         layers: the types of each linear layer and embedding.
     """
 
-    deviation: Deviation
+    noise: float
     layers: list[LayerPrecision]
 
 
@@ -59,15 +60,11 @@ def run_calibrated(
 ) -> Quantized:
     """Run passes on a Graph, in place; gather facts for each pass that needs them.
 
-    The Graph that `InsertQdq` leaves is compared with torch. A pass that comes before it may
-    change numbers only as much as its own contract allows.
-
     Args:
         first: the position of the first of these passes in the whole pipeline.
 
     Raises:
         UsageError: an activation is NaN or infinite.
-        ContractError: quantization changes the numbers by more than its noise.
         GraphError: a pass failed.
     """
     done = Quantized(facts=facts)
@@ -96,12 +93,21 @@ def run_one(
         return Quantized(run_passes(graph, [pass_], observers, first=position), facts)
     expected, hidden = noise_of(graph, pass_)
     records = run_passes(graph, [pass_], observers, first=position)
-    item = calibrator.item
-    calibrator.progress(f"numbers of {item.name}, quantized")
+    return Quantized(
+        records, facts, Rounding(math.hypot(expected, hidden), layer_precisions(graph))
+    )
+
+
+def check_rounding(graph: Graph, item: TracedProgram, rounding: Rounding) -> Deviation:
+    """The deviation of a Graph from torch, as `InsertQdq` left it.
+
+    It comes after the comparison with the Graph before, which knows the node that is at fault.
+
+    Raises:
+        ContractError: quantization changes the numbers by more than its noise.
+    """
     exact = Tolerance.for_precision("fp32", depth=item.depth, contraction=item.contraction)
-    noise = math.hypot(expected, hidden)
-    found = check_quantized(graph, item.references, noise, exact, item.name)
-    return Quantized(records, facts, Rounding(found, layer_precisions(graph)))
+    return check_quantized(graph, item.references, rounding.noise, exact, item.name)
 
 
 def quantized_copy(
