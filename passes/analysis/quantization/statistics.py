@@ -134,13 +134,7 @@ class Statistics:
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
                 names = [n.removesuffix("/range") for n in file.files if n.endswith("/range")]
-                observations = {
-                    name: Observation(
-                        **dict(zip(_SCALARS, map(float, file[f"{name}/range"]), strict=True)),
-                        **{field_: file[f"{name}/{field_}"] for field_ in _ARRAYS},
-                    )
-                    for name in names
-                }
+                observations = {name: _observation(file, name) for name in names}
             found = cls(observations, about["method"], about["source"], about["samples"])
             if about["format"] != _FORMAT or about["digest"] != found.digest:
                 raise ValueError("the digest of its contents is not the one written in it")
@@ -166,6 +160,12 @@ class Statistics:
         return Statistics(
             {**other.observations, **self.observations}, self.method, self.source, self.samples
         )
+
+
+def _observation(file: Mapping[str, np.ndarray], name: str) -> Observation:
+    low, high, rms = map(float, file[f"{name}/range"])
+    lows, highs, means, rows = (file[f"{name}/{part}"] for part in _ARRAYS)
+    return Observation(low, high, rms, lows, highs, means, rows)
 
 
 def _scalars(seen: Observation) -> np.ndarray:
