@@ -29,7 +29,7 @@ from omnigraph.precision import PRECISIONS
 from omnigraph.program import Program
 from omnigraph.quantization.options import Quantization
 
-SAMPLES = 4
+SAMPLES = 16
 
 
 @dataclass

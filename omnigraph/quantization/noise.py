@@ -170,20 +170,24 @@ def check_quantized(
         furthest = sets[position][output]
         # One set of few rows is further from the mean of all than they are together.
         factor = max(2.0, 1 + 4 / math.sqrt(rows_of(outputs[position][output])))
-        if noise.pooled > limit or furthest.rms > min(factor * limit, _MOST + floats.rms):
-            raise _too_far(program, output, references[position], furthest, limit)
+        single = min(factor * limit, _MOST + floats.rms)
+        case = references[position].case
+        if furthest.rms > single:
+            where = f"on input set {case.name!r} {dict(case.sizes)}"
+            raise _too_far(program, output, where, furthest.rms, single)
+        if noise.pooled > limit:
+            where = f"over all input sets, most on {case.name!r} {dict(case.sizes)}"
+            raise _too_far(program, output, where, noise.pooled, limit)
         worst = worst.worst(Deviation(furthest.rms, noise.peak))
     return worst
 
 
-def _too_far(
-    program: str, output: str, reference: Reference, found: Deviation, limit: float
-) -> ContractError:
+def _too_far(program: str, output: str, where: str, found: float, limit: float) -> ContractError:
     return ContractError(
-        f"Quantization changes output {output!r} of program {program!r} too much on input set "
-        f"{reference.case.name!r} {dict(reference.case.sizes)}; no artifact was written",
+        f"Quantization changes output {output!r} of program {program!r} too much {where}; "
+        "no artifact was written",
         expected=f"an error of {limit:.2e} rms at most, relative to the output's rms",
-        found=f"{found.rms:.2e} rms",
+        found=f"{found:.2e} rms",
         hint="calibrate on more of what the model is for (--calibration DATA), keep layers in float"
         " (--keep 'PATTERN'), or let --max-loss choose them",
     )
