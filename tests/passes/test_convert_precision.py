@@ -342,3 +342,49 @@ def test_a_copy_made_before_keeps_its_types():
     copy = graph.clone()
     run_passes(graph, (ConvertPrecision("fp16"),))
     assert [v.dtype for n in copy.graph for v in n.outputs] == [ir.DataType.FLOAT] * 2
+
+
+POOLED = """
+float[batch, sequence, 4] x, float[batch, sequence, 1] shown => float[batch, 4] y
+{
+    kept = Mul(x, shown)
+    total = ReduceSum<keepdims = 0>(kept, axes)
+    count = ReduceSum<keepdims = 0>(shown, axes)
+    guarded = Clip(count, least)
+    mean = Div(total, guarded)
+    length = ReduceL2<keepdims = 1>(mean, last)
+    bounded = Max(length, least)
+    wide = Expand(bounded, shape)
+    y = Div(mean, wide)
+}
+"""
+
+
+@pytest.mark.parametrize("least", [1e-9, 1e-12, 3e-8])
+def test_what_a_constant_keeps_from_zero_is_not_zero_in_half(least: float) -> None:
+    rng = np.random.default_rng(0)
+    shown = np.array([[1, 1, 0], [0, 0, 0]], np.float32)[..., None]
+    feeds = {"x": rng.normal(size=(2, 3, 4)).astype(np.float32), "shown": shown}
+    weights = {
+        "least": np.array(least, np.float32),
+        "axes": np.array([1]),
+        "last": np.array([1]),
+        "shape": np.array([2, 4]),
+    }
+    reference = GraphRunner(graph_of(POOLED, **weights)).run(feeds)["y"]
+    found = GraphRunner(convert(graph_of(POOLED, **weights))).run(feeds)["y"]
+    np.testing.assert_allclose(found, reference, atol=2e-3)
+    assert not found[1].any()
+
+
+def test_a_small_bias_guards_nothing() -> None:
+    text = """
+        float[n, 4] x, float[n, 4] by => float[n, 4] y
+        {
+            biased = Add(x, bias)
+            y = Div(by, biased)
+        }
+        """
+    bias = np.array([1e-9, 0.5, 1e-7, -0.25], np.float32)
+    found = dtypes(convert(graph_of(text, bias=bias)))
+    assert found["biased"] == ir.DataType.FLOAT16

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterator
 
+import ml_dtypes
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -40,6 +42,8 @@ SCALES = frozenset(
 _PRODUCTS = frozenset("MatMul Gemm Einsum Conv ConvTranspose Attention".split())
 #: Bounded for any input: their results are no positions any more.
 _BOUNDED = frozenset("Sin Cos Sigmoid Tanh Erf Attention Softmax".split())
+#: Keep a value from 0 with a constant.
+_GUARDS = frozenset(["Add", "Clip", "Max"])
 _SOURCES = frozenset("Range EyeLike".split())
 #: No constant of a mask is larger. Larger initializers are weights, and are not read.
 _MOST_ELEMENTS = 1 << 16
@@ -51,7 +55,9 @@ class PrecisionPlan:
     Float values are traced front to back. An "exact" one is computed from integers and constants
     alone: positions, distances, masks as numbers. No bf16 holds every integer above 256, and no
     fp16 above 2048. A "huge" one is exact and made with a finite constant beyond the half type,
-    such as the least float32.
+    such as the least float32. A "guarded" one is kept from 0 by a constant below the half type's
+    normal numbers, such as the 1e-12 under a vector's length: it, and what is divided by it, stay
+    in fp32, since the half type may make it 0.
 
     Args:
         graph: the main graph of a Graph; nodes of subgraphs are skipped.
@@ -64,9 +70,11 @@ class PrecisionPlan:
         self, graph: ir.Graph, half: ir.DataType, limit: float, fp32_ops: Collection[str] = ()
     ) -> None:
         self._half, self._limit, self._fp32_ops = half, limit, fp32_ops
+        self._least = float(ml_dtypes.finfo(half.numpy()).smallest_normal)
         self._constant: set[ir.Value] = set()
         self._exact: set[ir.Value] = set()
         self.huge: set[ir.Value] = set()
+        self._guarded: set[ir.Value] = set()
         #: The nodes that stay in fp32.
         self.wide: set[ir.Node] = set()
         self._wide_sources: set[ir.Node] = set()
@@ -96,6 +104,8 @@ class PrecisionPlan:
 
     def _trace_width(self, node: ir.Node) -> None:
         if moves(node):
+            if not self._guarded.isdisjoint(node.inputs):
+                self._guarded.update(node.outputs)
             producers = [v.producer() for v in self._varying(node)]
             if all(p is None or p in self._wide_sources for p in producers):
                 self._wide_sources.add(node)
@@ -110,6 +120,12 @@ class PrecisionPlan:
             return False
         if node.op_type in _PRODUCTS:
             return True
+        if node.op_type in _GUARDS and any(self._is_tiny_constant(v) for v in float_inputs(node)):
+            self._guarded.update(node.outputs)
+        if not self._guarded.isdisjoint(node.outputs):
+            return False
+        if node.op_type == "Div" and node.inputs[1] in self._guarded:
+            return False
         producers = (v.producer() for v in float_inputs(node))
         return not any(p is not None and p.op_type in SCALES for p in producers)
 
@@ -131,11 +147,20 @@ class PrecisionPlan:
         return [v for v in float_inputs(node) if v not in self._constant and not is_weight(v)]
 
     def _is_huge_constant(self, value: ir.Value) -> bool:
-        tensor = ir.convenience.get_const_tensor(value)
-        if tensor is None or tensor.size > _MOST_ELEMENTS:
-            return False
-        array = abs(tensor.numpy())
+        array = _magnitudes(value)
         return bool(((array > self._limit) & (array < float("inf"))).any())
+
+    def _is_tiny_constant(self, value: ir.Value) -> bool:
+        array = _magnitudes(value)
+        return bool(array.any() and array.max() < self._least)
+
+
+def _magnitudes(value: ir.Value) -> np.ndarray:
+    """The absolute values of a constant; none where it is no constant, or a weight by its size."""
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None or tensor.size > _MOST_ELEMENTS:
+        return np.zeros(0, np.float32)
+    return np.abs(tensor.numpy())
 
 
 def moves(node: ir.Node) -> bool:
