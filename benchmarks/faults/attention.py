@@ -180,7 +180,7 @@ def _outputs_exchanged(first: str, second: str) -> Places:
             graph.graph.outputs[named[first]], graph.graph.outputs[named[second]] = other, one
 
         modules = tuple(m.metadata_props.get("omnigraph.module", "") for m in makers if m)
-        yield Place(f"{first} and {second}", modules, plant)
+        yield Place(first, modules, plant)
 
     return places
 

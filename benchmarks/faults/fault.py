@@ -35,7 +35,7 @@ class Place:
     """Where a fault can be planted.
 
     Args:
-        name: of the weight, or of the node.
+        name: of the weight, of the node, or of an output.
         modules: paths of the modules in which the numbers may part first.
         plant: changes the Graph.
     """

@@ -24,8 +24,9 @@ from omnigraph.tracing.conditions import Condition, conditions_of
 from omnigraph.tracing.sizes import last
 from omnigraph.tracing.specialization import argument, guilty_dimensions
 
-#: An error above this is no rounding: the outputs differ.
-_PARTED = 1e-3
+#: An error above this is no rounding: the outputs differ. Where no module's outputs differ so much,
+#: they differ by more than this many tolerances; an output that is small by itself may do so too.
+_PARTED, _TOLERANCES = 1e-3, 4
 #: How many sizes below the traced one are tried, one by one.
 _NEAR = 32
 
@@ -185,6 +186,22 @@ def parting_module(
         arrays = GraphRunner(probe).run(feeds)
     except GraphError:  # it does not run at this size: that error names its node
         return None
+    of_modules = list(recorded)
+    for most in (_PARTED, _TOLERANCES * _exact(graph).rms):
+        if (module := _first_parted(found, arrays, feeds, of_modules, results, most)) is not None:
+            return module
+    return None
+
+
+def _first_parted(
+    found: Sequence[ir.Value],
+    arrays: Mapping[str, np.ndarray],
+    feeds: Mapping[str, np.ndarray],
+    recorded: Iterable[tuple[str, Sequence[np.ndarray]]],
+    results: Sequence[ir.Value],
+    most: float,
+) -> str | None:
+    """The first module of which an output is further than ``most`` from each of its nodes'."""
     for module, outputs in recorded:
         inside = [v for v in found if _is_in(v.producer(), module)]
         own = [arrays[v.name or ""] for v in inside if _leaves(v, module, v in results)]
@@ -193,7 +210,7 @@ def parting_module(
         for out in outputs:
             candidates = [array for array in own if array.shape == out.shape] or kept
             candidates = candidates or [*arrays.values(), *feeds.values()]
-            if not any(_agree(array, out) for array in candidates):
+            if not any(deviation(array, out).rms < most for array in candidates):
                 return module
     return None
 
@@ -209,6 +226,3 @@ def _is_in(node: ir.Node | None, module: str) -> bool:
     path = "" if node is None else node.metadata_props.get(MODULE_KEY, "")
     return path == module or path.startswith(f"{module}.")
 
-
-def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
-    return deviation(found, expected).rms < _PARTED
