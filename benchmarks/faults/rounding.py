@@ -116,7 +116,10 @@ def _activations(index: int, change: Change) -> Places:
                     new = np.clip(new, info.min, info.max)
                 set_array(graph, value, new)
 
-            yield at(node, plant, *(reader for reader, _ in node.outputs[0].uses()))
+            # Several activations may share a zero point.
+            sharing = [user for user, _ in value.uses()]
+            read = [reader for user in sharing for reader, _ in user.outputs[0].uses()]
+            yield at(node, plant, *sharing, *read)
 
     return places
 

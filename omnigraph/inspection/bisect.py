@@ -364,12 +364,17 @@ def _of_one_node(item: TracedProgram) -> Tolerance:
     return Tolerance.for_precision("fp32", depth=_DEPTH, contraction=item.contraction)
 
 
+def _stored_as(name: str) -> tuple[str, ...]:
+    """How the name of a constant that is stored in fewer bits begins."""
+    return tuple(f"{name}_{kind}" for kind in ("int", "uint", "float8"))
+
+
 def _node_of_constant(graph: Graph, error: str) -> str | None:
     """The first node that reads a constant, or quantizes an activation, which an error names."""
     for name in re.findall(r"'([^']+)'", error):
         for node in graph.graph:
             for value in filter(None, node.inputs):
-                stored = (value.name or "").startswith((f"{name}_int", f"{name}_uint"))
+                stored = (value.name or "").startswith(_stored_as(name))
                 constant = stored or (value.name == name and value.is_initializer())
                 if constant or (value.name == name and node.op_type == "QuantizeLinear"):
                     return describe(node)
