@@ -225,8 +225,10 @@ def test_models_import_of_omnigraph_only_what_a_program_is(name: str):
 SPINE = [n for n in ALL if not n.startswith(tuple(f"omnigraph.{f}" for f in FOLDERS[1:]))]
 
 
-#: What calls and exports a module, and what makes a module of a file or folder.
+#: What calls and exports a module, what makes a module of a file or folder, and what learns.
 TORCH = {
+    "omnigraph.quantization.learned_rounding",
+    "omnigraph.quantization.torch_nodes",
     "omnigraph.tracing.indexed_tables",
     "omnigraph.tracing.module_call",
     "omnigraph.tracing.reference",

@@ -7,13 +7,12 @@ reading finds the range of its bins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from omnigraph.contract.graph_check import GraphRunner
 from omnigraph.errors import UsageError
 from omnigraph.graph import Graph, describe, role_of
 from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer
@@ -22,8 +21,7 @@ from omnigraph.passes.matching import same_dim
 from omnigraph.progress import Progress, silent
 from omnigraph.quantization.options import MEAN, METHODS, MIN_MAX
 from omnigraph.quantization.ranges import RANGES
-
-Feeds = Mapping[str, np.ndarray]
+from omnigraph.quantization.tap import Feeds, Tap
 
 _BINS = 2048
 #: Positions of each activation that are kept, to forecast what products of it lose.
@@ -127,21 +125,16 @@ class _Probe:
         for linear in layers:
             by_activation.setdefault(linear.activation.name or "", []).append(linear)
         self.observed = [_Observed(linear_layers) for linear_layers in by_activation.values()]
-        shown = graph.clone()
-        values = {v.name: v for v in _values(shown)}
-        masks = [v for v in shown.graph.inputs if role_of(shown, v.name) == "mask"]
+        masks = [v for v in graph.graph.inputs if role_of(graph, v.name) == "mask"]
         self._masks = {
-            name: [m.name or "" for m in masks if _hides(m, values[name])] for name in by_activation
+            name: [m.name or "" for m in masks if _hides(m, found[0].activation)]
+            for name, found in by_activation.items()
         }
-        shown.graph.outputs.clear()
-        shown.graph.outputs.extend(values[name] for name in by_activation)
-        _remove_dead(shown)
-        self._runner = GraphRunner(shown)
-        self._inputs = [value.name or "" for value in shown.graph.inputs]
+        self._tap = Tap(graph, list(by_activation))
 
     def rows(self, feeds: Feeds) -> Iterator[tuple[_Observed, np.ndarray]]:
         """Each activation of one sample, float32 [positions, K]."""
-        results = self._runner.run({name: feeds[name] for name in self._inputs})
+        results = self._tap.run(feeds)
         for observed in self.observed:
             found = results[observed.name]
             shown = np.ones(found.shape[:-1], bool)
@@ -152,29 +145,12 @@ class _Probe:
             yield observed, found[shown]
 
 
-def _values(graph: Graph) -> Iterator[ir.Value]:
-    yield from graph.graph.inputs
-    for node in graph.graph:
-        yield from node.outputs
-
-
 def _hides(mask: ir.Value, activation: ir.Value) -> bool:
     """Whether a mask [B, T] masks the positions of an activation [B, T, …]."""
     shape = activation.shape
     if mask.shape is None or shape is None or len(mask.shape) != 2 or len(shape) < 3:
         return False
     return all(same_dim(mask.shape[axis], shape[axis]) for axis in range(2))
-
-
-def _remove_dead(graph: Graph) -> None:
-    """Remove nodes, inputs and weights that no output needs."""
-    for node in reversed(list(graph.graph)):
-        if not any(v.uses() or v.is_graph_output() for v in node.outputs):
-            graph.graph.remove(node, safe=True)
-    for value in [v for v in graph.graph.inputs if not v.uses() and not v.is_graph_output()]:
-        graph.graph.inputs.remove(value)
-    for name in [n for n, v in graph.graph.initializers.items() if not v.uses()]:
-        graph.graph.initializers.pop(name)
 
 
 @dataclass(eq=False)

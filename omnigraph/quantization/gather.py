@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from omnigraph.errors import UsageError
 from omnigraph.export_job import TracedProgram
 from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import LinearLayer
@@ -25,7 +26,13 @@ from omnigraph.passes.normalize_tokens import NormalizeTokens
 from omnigraph.progress import Progress, silent
 from omnigraph.quantization.calibration import calibrate, second_moments
 from omnigraph.quantization.data import Feedings
-from omnigraph.quantization.options import PRESETS, Quantization
+from omnigraph.quantization.options import (
+    COMPENSATED,
+    LEARNED,
+    NEAREST,
+    PRESETS,
+    Quantization,
+)
 from omnigraph.quantization.samples import Samples
 from omnigraph.quantization.sensitive import with_finer
 
@@ -37,7 +44,7 @@ class Calibrator:
     """Gathers facts of one program, on the Graph that the passes before left.
 
     Args:
-        options: how to calibrate, and which weights to round with compensation.
+        options: how to calibrate, and how to round weights.
         samples: to observe.
         item: the program.
         progress: called with what is being done.
@@ -95,7 +102,7 @@ class Calibrator:
         activation is observed once.
         """
         statistics = self._observed(needs.observe, graph, facts.statistics)
-        new = [(linear, grid) for linear, grid in needs.round if self._compensates(grid)]
+        new = [(linear, grid) for linear, grid in needs.round if self._rounding(grid) != NEAREST]
         rounded = self._rounded(new, graph, facts)
         return replace(facts, statistics=statistics, rounded=rounded)
 
@@ -120,11 +127,12 @@ class Calibrator:
             found = replace(found, samples=feeds.count)
         return found if known is None else known.joined(found)
 
-    def _compensates(self, grid: WeightGrid) -> bool:
-        """Whether weights of a grid are rounded with compensation (GPTQ)."""
-        if self.options.compensate is None:
-            return self.samples.data is not None and grid.dtype.bitwidth <= _FOUR_BITS
-        return self.options.compensate
+    def _rounding(self, grid: WeightGrid) -> str:
+        """How weights of a grid are rounded: one of ``ROUNDINGS``."""
+        if self.options.rounding is not None:
+            return self.options.rounding
+        few = grid.dtype.bitwidth <= _FOUR_BITS
+        return COMPENSATED if few and self.samples.data is not None else NEAREST
 
     def _rounded(
         self,
@@ -132,7 +140,7 @@ class Calibrator:
         graph: Graph,
         facts: QuantizationFacts,
     ) -> dict[tuple[str, WeightGrid], RoundedWeight]:
-        """The rounded weights, with new ones, compensated by second moments of activations."""
+        """The rounded weights, with new ones: learned, or compensated by second moments."""
         rounded = dict(facts.rounded)
         new = {
             key: linear
@@ -141,7 +149,24 @@ class Calibrator:
         }
         feeds = self.samples.of(self.item) if new else None
         if feeds is None:
+            if self.options.rounding == LEARNED and self.samples.data is None:
+                raise UsageError(
+                    "Learned rounding needs inputs like real ones",
+                    expected="samples as --calibration DATA",
+                    found=self.samples.source,
+                    hint="a file of --save-calibration holds ranges, and no samples",
+                )
             return rounded
+        if self.options.rounding == LEARNED:
+            # Imports torch, which is there where a model is compiled.
+            from omnigraph.quantization.learned_rounding import learn_rounding
+
+            pairs = [(linear, grid) for (_, grid), linear in new.items()]
+            for name, weight in learn_rounding(graph, pairs, feeds, progress=self.progress):
+                rounded[name, weight.grid] = weight
+                new.pop((name, weight.grid))
+            if not new:
+                return rounded
         moments_of = second_moments(graph, list(new.values()), feeds, progress=self.progress)
         for found, moments in moments_of:
             for (name, grid), linear in new.items():

@@ -24,6 +24,8 @@ METHODS = (MIN_MAX, MEAN, "percentile", "mse")
 #: By preset, the error from which a layer is sensitive: it takes the finer scheme of its precision.
 #: It is relative, of one product, and of each token alike. Rounding costs most products 1% to 2%.
 PRESETS: Mapping[str, float] = {"balanced": 0.03, "fast": float("inf"), "accurate": 0.015}
+#: How weights are rounded.
+NEAREST, COMPENSATED, LEARNED = ROUNDINGS = ("nearest", "compensated", "learned")
 #: How many samples are enough, and the terms with one scale, where nothing is given.
 SAMPLES, GROUP_SIZE = 128, 64
 #: Terms of a group with one scale, in four bits: the sizes that every target's kernels take.
@@ -78,8 +80,10 @@ class Quantization:
             machine. Regions that are not faster than in float stay in float. None times nothing.
         save: a file to write the statistics to.
         choices: the precision of layers, by module path; "float" leaves one unquantized.
-        compensate: round weights so that others compensate the error of each (GPTQ); None does so
-            for four bits, where there is DATA.
+        rounding: of weights: to the "nearest"; "compensated", where others make up for the error of
+            each (GPTQ); or "learned" by a few hundred steps for each block of the model
+            (AutoRound), which takes minutes and needs torch and DATA. None is "compensated" for
+            four bits where there is DATA, and "nearest" elsewhere.
 
     Raises:
         UsageError: an option has a value that cannot be.
@@ -141,8 +145,13 @@ class Quantization:
         metavar="FILE.npz",
         flag="--save-calibration",
     )
+    rounding: str | None = option(
+        None,
+        f"how to round weights: {', '.join(ROUNDINGS)}; default: {COMPENSATED} for four bits and "
+        f"DATA, else {NEAREST}",
+        metavar="R",
+    )
     choices: Mapping[str, str] = field(default_factory=dict)
-    compensate: bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_loss is not None:
@@ -182,6 +191,23 @@ class Quantization:
             "1 or more",
             self.samples,
             "a hundred or so are enough",
+        )
+        self._check_rounding()
+
+    def _check_rounding(self) -> None:
+        self._check(
+            self.rounding in (None, *ROUNDINGS),
+            f"Weights cannot be rounded by {self.rounding!r}",
+            " or ".join(ROUNDINGS),
+            self.rounding,
+            "learned loses least, and takes longest",
+        )
+        self._check(
+            self.rounding != LEARNED or self.calibration is not None,
+            "Learned rounding needs inputs like real ones",
+            "--calibration DATA",
+            "none",
+            "give it some of what the model is for, or leave --rounding out",
         )
 
     @staticmethod

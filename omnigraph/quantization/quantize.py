@@ -143,6 +143,7 @@ def manifest_fields(
     """
     # By name: several targets may store one weight on different grids.
     unseen = {name: found.unseen for (name, _), found in facts.rounded.items()}
+    learned = {name for (name, _), found in facts.rounded.items() if found.learned}
     finer = sorted(set(facts.errors) & set(facts.choices) - set(options.choices))
     fields: dict[str, Any] = {
         "preset": options.preset,
@@ -150,7 +151,8 @@ def manifest_fields(
         "keep": list(options.keep),
         "choices": dict(options.choices),
         **({"budget": dict(budget)} if budget else {}),
-        "compensated": len(unseen),
+        "compensated": len(unseen) - len(learned),
+        "learned": len(learned),
         "unseen_weights": sum(unseen.values()),
         "deviation": dict(deviations),
     }

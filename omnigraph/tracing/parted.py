@@ -225,4 +225,3 @@ def _leaves(value: ir.Value, module: str, result: bool) -> bool:
 def _is_in(node: ir.Node | None, module: str) -> bool:
     path = "" if node is None else node.metadata_props.get(MODULE_KEY, "")
     return path == module or path.startswith(f"{module}.")
-

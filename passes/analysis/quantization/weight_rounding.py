@@ -66,6 +66,7 @@ class RoundedWeight:
         grid: the grid.
         unseen: how many of these weights were rounded to the nearest although the others were
             rounded with compensation: calibration never saw their terms.
+        learned: whether its rounding was learned, not compensated.
     """
 
     quantized: np.ndarray
@@ -73,6 +74,7 @@ class RoundedWeight:
     zeros: np.ndarray | None
     grid: WeightGrid
     unseen: int = 0
+    learned: bool = False
 
     def dequantized(self) -> np.ndarray:
         """The weight that the runtime computes with: float32 [K, N]."""
