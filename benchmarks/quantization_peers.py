@@ -16,14 +16,28 @@ Feeds = Mapping[str, np.ndarray]
 Call = Callable[[Feeds], np.ndarray]
 #: int4 weights of nncf: as ours, 64 terms share a scale and a zero point.
 _GROUP = 64
+#: What the sizes of a plain export are below.
+_LONGEST = 1024
 
 
-def plain_onnx(module: nn.Module, example: Mapping[str, torch.Tensor], path: Path) -> Path:
-    """What torch's own exporter gives for inputs [batch, sequence], without any of our passes."""
-    shapes = {}
-    for name in example:
-        side = "decoder_sequence" if name.startswith("decoder") else "sequence"
-        shapes[name] = {0: torch.export.Dim("batch"), 1: torch.export.Dim(side, max=1024)}
+def plain_onnx(
+    module: nn.Module,
+    example: Mapping[str, torch.Tensor],
+    path: Path,
+    axes: Mapping[str, Mapping[int, str]] | None = None,
+) -> Path:
+    """What torch's own exporter gives, without any of our passes.
+
+    Args:
+        axes: the axes of any size, by input; by default all inputs are [batch, sequence].
+    """
+    if axes is None:
+        sides = {n: "decoder_" * n.startswith("decoder") + "sequence" for n in example}
+        axes = {name: {0: "batch", 1: side} for name, side in sides.items()}
+    shapes = {
+        name: {axis: torch.export.Dim(dim, max=_LONGEST) for axis, dim in axes[name].items()}
+        for name in example
+    }
     with torch.no_grad():
         torch.onnx.export(
             module,

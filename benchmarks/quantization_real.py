@@ -1,25 +1,22 @@
-"""Quantization judged on real weights: ``python -m benchmarks.quantization_real``.
+"""Quantization judged on real weights: ``python -m benchmarks.quantization_real --model minilm``.
 
-all-MiniLM-L6-v2 embeds sentences that nothing was calibrated on, in each precision of ours and of
-the vendors' own tools, in one run: cosine to fp32, the share of sentences whose nearest neighbour
-stays the same, and times of two threads, contestants in turns.
+A model of `benchmarks.real_models` does its task on inputs that nothing was calibrated on, in each
+precision of ours and of the vendors' own tools, in one run: the figures of the task beside fp32's,
+and times of two threads, contestants in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-
 import omnigraph
 from benchmarks.quantization_peers import (
+    Call,
     Feeds,
     nncf_models,
     onnxruntime_call,
@@ -28,164 +25,137 @@ from benchmarks.quantization_peers import (
     plain_onnx,
     plain_openvino,
 )
-from benchmarks.real_models import minilm, sentences
+from benchmarks.real_models import MODELS
+from benchmarks.real_models.real_model import RealModel
 from benchmarks.timing import print_table, save, take_turns
+from omnigraph.artifact import Artifact
+from omnigraph.errors import OmniGraphError
+from omnigraph.lowering.emulation import run_lowered
 
 THREADS = 2
-CALIBRATION, TEST = 128, 400
-#: How many other sets of as many sentences the share of equal neighbours is a mean over.
-SETS = 4
 PRECISIONS = ("fp32", "int8", "int8-dynamic", "int8-weights", "int4-weights")
+#: Of tensorrt, by `--only` alone: what an engine is made of, which needs no GPU for its numbers.
+LOWERED = ("fp16", "int8", "int8-weights", "int4-weights")
 PEERS = ("int8", "int8-weights", "int4-weights", "int4-weights all")
-#: Rows and tokens of the calls that are timed.
-SHAPES = {"1 x 32": (1, 32), "16 x 32": (16, 32)}
 _REST = 0.03
-Embed = Callable[[Feeds], np.ndarray]
-
-
-class MeanPooling(nn.Module):
-    """The model as sentence-transformers runs it: means of the shown tokens, of length one."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        from transformers import AutoModel
-
-        self.model = AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """[batch, hidden], of tokens [batch, sequence]."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
-        shown = attention_mask[..., None].to(hidden.dtype)
-        mean = (hidden * shown).sum(1) / shown.sum(1)
-        return nn.functional.normalize(mean, dim=-1)
 
 
 def main() -> None:
     """Export all, compare and time them; print and save the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="names of contestants, joined by commas")
+    parser.add_argument("--model", choices=MODELS, default="minilm")
+    parser.add_argument("--only", nargs="+", metavar="CONTESTANT", help="such as 'nncf int8'")
     parser.add_argument("--no-times", action="store_true", help="compare alone")
+    parser.add_argument("--tests", type=int, metavar="N", help="compare on the first N test inputs")
     asked = parser.parse_args()
-    folder = minilm()
-    tokens = _tokenized(folder, CALIBRATION + SETS * TEST)
-    calibration, test = tokens[:CALIBRATION], tokens[CALIBRATION:]
+    model = MODELS[asked.model]()
+    test = model.test[: asked.tests]
     rows: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Call] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        calls = dict(_contestants(folder, calibration, Path(scratch), asked.only.split(",")))
-        reference = _embed_torch(folder, test)
-        for name, call in calls.items():
-            found = np.concatenate([call(feeds) for feeds in test])
-            rows[name] = {"cosine": _cosine(found, reference), "same": _same(found, reference)}
+        makers = _chosen(_contestants(model, Path(scratch)), asked.only, parser)
+        reference = model.reference(test)
+        for name, make in makers.items():
+            try:
+                call = make()
+            except OmniGraphError as error:
+                rows[name] = {"refused": " ".join(str(error).split())}
+            else:
+                found = [call(feeds) for feeds in test]
+                rows[name] = model.figures(found, reference, test)
+                if not asked.no_times:
+                    calls[name] = call
             print(name, rows[name], flush=True)
-        if not asked.no_times:
-            for shape, times in _times(calls).items():
-                for name, seconds in times.items():
-                    rows[name][shape] = 1e3 * seconds
+        for name, times in _times(model, calls).items():
+            rows[name] |= times
     _print(rows)
     if not asked.no_times:
-        save("quantization_real", {"threads": THREADS, "minilm": rows})
-
-
-def _tokenized(folder: Path, count: int) -> list[Feeds]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    ids = [np.array([e.ids[:128]]) for e in tokenizer.encode_batch(sentences()[:count])]
-    return [{"input_ids": i, "attention_mask": np.ones_like(i)} for i in ids]
-
-
-def _embed_torch(folder: Path, feeds: list[Feeds]) -> np.ndarray:
-    model = MeanPooling(folder)
-    with torch.no_grad():
-        each = [model(**{n: torch.from_numpy(a) for n, a in f.items()}).numpy() for f in feeds]
-    return np.concatenate(each)
+        save(f"quantization_real_{asked.model}", {"threads": THREADS, "contestants": rows})
 
 
 # Contestants --------------------------------------------------------------------------------------
 
 
-def _contestants(
-    folder: Path, calibration: list[Feeds], scratch: Path, only: list[str]
-) -> Iterator[tuple[str, Embed]]:
-    for target in ("onnx", "openvino"):
-        for precision in PRECISIONS:
-            if only == [""] or f"{target} {precision}" in only:
-                yield (
-                    f"{target} {precision}",
-                    _ours(folder, target, precision, calibration, scratch),
-                )
-    example = {name: torch.from_numpy(array) for name, array in calibration[0].items()}
-    plain = plain_openvino(MeanPooling(folder), example, scratch / "plain.xml")
-    kinds = [k for k in PEERS if only == [""] or f"nncf {k}" in only]
-    for kind, path in nncf_models(plain, calibration, scratch, kinds).items():
-        yield f"nncf {kind}", openvino_call(path, threads=THREADS)
-    if only == [""] or "onnxruntime int8-dynamic" in only:
-        plain = plain_onnx(MeanPooling(folder), example, scratch / "plain.onnx")
-        path = onnxruntime_dynamic(plain, scratch)
-        yield "onnxruntime int8-dynamic", onnxruntime_call(path, THREADS)
+def _contestants(model: RealModel, scratch: Path) -> dict[str, Callable[[], Call]]:
+    """What makes each contestant ready to be called, by name."""
+    targets = {"onnx": PRECISIONS, "openvino": PRECISIONS, "tensorrt": LOWERED}
+    makers: dict[str, Callable[[], Call]] = {
+        f"{target} {precision}": partial(_ours, model, target, precision, scratch)
+        for target, precisions in targets.items()
+        for precision in precisions
+    }
+    plain = cache(lambda: plain_openvino(model.module, model.example, scratch / "plain.xml"))
+    makers |= {f"nncf {kind}": partial(_nncf, model, plain, kind, scratch) for kind in PEERS}
+    return makers | {"onnxruntime int8-dynamic": partial(_onnxruntime, model, scratch)}
 
 
-def _ours(
-    folder: Path, target: str, precision: str, calibration: list[Feeds], scratch: Path
-) -> Embed:
-    def calibration_sentences() -> Iterator[Feeds]:
-        yield from calibration
+def _chosen(
+    makers: Mapping[str, Callable[[], Call]],
+    only: Sequence[str] | None,
+    parser: argparse.ArgumentParser,
+) -> dict[str, Callable[[], Call]]:
+    if only is None:
+        return {name: make for name, make in makers.items() if not name.startswith("tensorrt")}
+    if unknown := [name for name in only if name not in makers]:
+        parser.error(f"--only: expected some of {', '.join(makers)}; found {', '.join(unknown)}")
+    return {name: makers[name] for name in only}
+
+
+def _ours(model: RealModel, target: str, precision: str, scratch: Path) -> Call:
+    def calibration() -> Iterator[Feeds]:
+        yield from model.calibration
 
     out = scratch / f"{target}-{precision}"
-    given = {} if precision == "fp32" else {"calibration": calibration_sentences}
-    omnigraph.export(folder, target, precision=precision, outputs=[_OUTPUT], out=out, **given)
+    given = {"calibration": calibration} if "int" in precision else {}
+    omnigraph.export(model.exported, target, precision=precision, out=out, **given, **model.options)
+    if target == "tensorrt":
+        with run_lowered(Artifact(out), "forward") as lowered:
+            return lambda feeds: _only(lowered(feeds))
     session = omnigraph.load(out, threads=THREADS)
-    return lambda feeds: session.run(feeds)[_OUTPUT]
+    return lambda feeds: _only(session.run(feeds))
 
 
-_OUTPUT = "sentence_embedding"
+def _only(outputs: Mapping[str, Any]) -> Any:
+    (output,) = outputs.values()
+    return output
+
+
+def _nncf(model: RealModel, plain: Callable[[], Path], kind: str, scratch: Path) -> Call:
+    made = nncf_models(plain(), model.calibration, scratch, [kind])
+    return openvino_call(made[kind], threads=THREADS)
+
+
+def _onnxruntime(model: RealModel, scratch: Path) -> Call:
+    plain = plain_onnx(model.module, model.example, scratch / "plain.onnx", model.axes)
+    return onnxruntime_call(onnxruntime_dynamic(plain, scratch), THREADS)
+
 
 # Figures ------------------------------------------------------------------------------------------
 
 
-def _cosine(found: np.ndarray, reference: np.ndarray) -> float:
-    sizes = np.linalg.norm(found, axis=1) * np.linalg.norm(reference, axis=1)
-    return float(((found * reference).sum(axis=1) / sizes).mean())
-
-
-def _same(found: np.ndarray, reference: np.ndarray) -> float:
-    """The share of sentences with the same nearest neighbour among the others of their set."""
-    shares = []
-    for start in range(0, len(found), TEST):
-        nearest = []
-        for vectors in (found[start : start + TEST], reference[start : start + TEST]):
-            unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-            alike = unit @ unit.T
-            np.fill_diagonal(alike, -1)
-            nearest.append(alike.argmax(axis=1))
-        shares.append(np.mean(nearest[0] == nearest[1]))
-    return float(np.mean(shares))
-
-
-def _times(calls: Mapping[str, Embed]) -> dict[str, dict[str, float]]:
-    times = {}
-    for shape, (rows, tokens) in SHAPES.items():
-        ids = np.random.default_rng(0).integers(1000, 20000, (rows, tokens))
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+def _times(model: RealModel, calls: Mapping[str, Call]) -> dict[str, dict[str, float]]:
+    """Milliseconds of a call, by contestant and by what is timed."""
+    times: dict[str, dict[str, float]] = {name: {} for name in calls}
+    for shape, feeds in model.timed.items() if calls else ():
         turns = {name: partial(call, feeds) for name, call in calls.items()}
-        times[shape] = take_turns(turns, seconds=25, rest=_REST)
+        for name, seconds in take_turns(turns, seconds=25, rest=_REST).items():
+            times[name][f"ms, {shape}"] = 1e3 * seconds
     return times
 
 
 def _print(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     print_table(
-        ("", "cosine to fp32", "same neighbour", *(f"ms, {shape}" for shape in SHAPES)),
+        ("", *columns),
         [
-            (
-                name,
-                f"{row['cosine']:.4f}",
-                f"{row['same']:.1%}",
-                *(f"{row[shape]:.2f}" if shape in row else "" for shape in SHAPES),
-            )
+            (name, *(_shown(row.get(column, "")) for column in columns))
             for name, row in rows.items()
         ],
     )
+
+
+def _shown(figure: float | str) -> str:
+    return figure if isinstance(figure, str) else f"{figure:.4f}"
 
 
 if __name__ == "__main__":
