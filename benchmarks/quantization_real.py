@@ -106,7 +106,7 @@ def _ours(model: RealModel, target: str, precision: str, scratch: Path) -> Call:
         yield from model.calibration
 
     out = scratch / f"{target}-{precision}"
-    given = {"calibration": calibration} if "int" in precision else {}
+    given: dict[str, Any] = {"calibration": calibration} if "int" in precision else {}
     omnigraph.export(model.exported, target, precision=precision, out=out, **given, **model.options)
     if target == "tensorrt":
         with run_lowered(Artifact(out), "forward") as lowered:

@@ -1,4 +1,7 @@
-"""Whisper tiny.en: pre-norm, 4 + 4 layers of 384, and speech of one reader to judge it with."""
+"""Whisper tiny.en: pre-norm, 4 + 4 layers of 384, and speech to judge it with.
+
+One recording at a time: a batch of any size would be tried at sizes that no memory is enough for.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import wave
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +61,7 @@ def whisper_encoder() -> RealModel:
     frames = [math.ceil(len(_samples(wav)) / _SAMPLES) for wav, _ in _speech()[1]]
     return RealModel(
         module=Encoder(_model()).eval(),
-        axes={"input_features": {0: "batch"}},
+        axes={"input_features": {}},
         calibration=calibration,
         test=test,
         figures=lambda found, reference, _: state_figures(found, reference, frames[: len(found)]),
@@ -72,7 +76,7 @@ def whisper() -> RealModel:
     )
     return RealModel(
         module=Logits(_model()).eval(),
-        axes={"input_features": {0: "batch"}, "input_ids": {0: "batch", 1: "sequence"}},
+        axes={"input_features": {}, "input_ids": {1: "sequence"}},
         calibration=calibration,
         test=test,
         figures=partial(token_figures, ids="input_ids", first=1),
@@ -132,7 +136,7 @@ def _model() -> nn.Module:
     """Whisper of transformers, with the weights that CTranslate2 keeps in float16."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    sizes = {
+    sizes: dict[str, Any] = {
         f"{side}_{what}": size
         for side in ("encoder", "decoder")
         for what, size in (("layers", 4), ("attention_heads", 6), ("ffn_dim", 1536))
