@@ -74,6 +74,12 @@ def carrier_of(name: str) -> str:
     return (found.carrier or name) if found is not None else name
 
 
+def quantizes(name: str) -> bool:
+    """Whether a precision quantizes; one that this version does not know might."""
+    found = PRECISIONS.get(name)
+    return found is None or found.quantizes
+
+
 def bits_of(name: str) -> float:
     """Bits of one weight of a layer, in a precision or in float."""
     return PRECISIONS["fp32" if name == FLOAT else name].bits

@@ -14,6 +14,7 @@ import numpy as np
 
 from omnigraph.artifact import ProgramEntry
 from omnigraph.errors import DeviceError
+from omnigraph.precision import quantizes
 from omnigraph.runtimes.base import Executable, Session
 from omnigraph.runtimes.kernels import Kernel
 from omnigraph.runtimes.variants import MISSED
@@ -34,6 +35,8 @@ _NO_SATURATION = ("session.x64quantprecision", "1")
 #: output channel: what the target's schemes say. With its own choice, 32, products of 8-bit weights
 #: take a third more time.
 _GROUP = ("session.qdq_matmulnbits_block_size", "128")
+#: With this option onnxruntime multiplies stored integers in float32, and rounds no activation.
+_IN_FLOATS = ("session.qdq_matmulnbits_accuracy_level", "1")
 #: An ONNX model with one node, y = MatMulInteger(x: uint8[1, 16], w: int8[16, 16]), at opset 13. As
 #: bytes, since what runs an artifact has no onnx to make it with.
 _PRODUCT = (
@@ -118,6 +121,8 @@ class OnnxSession(Session):
         options.log_severity_level = 3
         if self.device == "cpu":
             options.add_session_config_entry(*_GROUP)
+            if not quantizes(self.artifact.manifest["precision"]):
+                options.add_session_config_entry(*_IN_FLOATS)
             if sums_saturate():
                 options.add_session_config_entry(*_NO_SATURATION)
         if self.threads is not None and not options.intra_op_num_threads:

@@ -15,6 +15,7 @@ import numpy as np
 
 from omnigraph.artifact import ProgramEntry
 from omnigraph.errors import ArtifactError, DeviceError
+from omnigraph.precision import quantizes
 from omnigraph.runtimes.base import Executable, Session
 from omnigraph.runtimes.kernels import Kernel
 from omnigraph.runtimes.openvino_package import import_openvino
@@ -33,6 +34,8 @@ _NARROWED = {"int64": "int32", "uint64": "int32", "uint32": "int32", "float64": 
 #: Whether OpenVINO multiplies quantized activations on a CPU as integers, or as floats of the same
 #: quantized values. It is a key of its own plugins, which its documentation does not list.
 _INTEGER_MATMULS = "LP_TRANSFORMS_MODE"
+#: Stored integers are then multiplied in floats, and no activation is rounded.
+_NO_GROUP = 0
 #: Seconds between two releases of the pages that compiling has read.
 _SWEEP = 0.02
 
@@ -109,6 +112,8 @@ class OpenVinoSession(Session):
             "INFERENCE_PRECISION_HINT": entry.details.get("execution", {}).get(kind, _WIDEST),
         }
         group = entry.details.get("dynamic_quantization_group")
+        if not quantizes(self.artifact.manifest["precision"]):
+            group = _NO_GROUP
         if kind == "cpu" and group is not None:
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
         if self.threads is not None and self.device == "cpu":

@@ -151,6 +151,7 @@ def test_runtimes_import_no_torch_no_onnx_and_no_pass(name: str):
         "omnigraph.artifact",
         "omnigraph.errors",
         "omnigraph.contract.tolerance",
+        "omnigraph.precision",
         "omnigraph.program",
     )
     assert not uses(found, COMPILING)

@@ -144,8 +144,13 @@ def product_and_exact(
     scratch: Path,
     nodes: str = PRODUCT,
     span: tuple[float, float] = (0.0, 1.0),
+    emitted: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x @ weight as a target's runtime computes it, and as the Graph with its integers says."""
+    """x @ weight as a target's runtime computes it, and as the Graph with its integers says.
+
+    Args:
+        emitted: the precision of the artifact, where it is not that of the weight.
+    """
     terms, channels = weight.shape
     text = f"""g (float[batch,{terms}] x, float[{terms},{channels}] w) =>
         (float[batch,{channels}] y) {{ {nodes} }}"""
@@ -155,12 +160,12 @@ def product_and_exact(
     facts = QuantizationFacts(Statistics({"w": seen}, "min-max", "a test", 1))
     run_passes(graph, [InsertQdq(scheme=chosen.schemes[precision], facts=facts)])
     exact = GraphRunner(graph.clone()).run({"x": x})["y"]
-    run_passes(graph, chosen.pipeline(precision))
+    run_passes(graph, chosen.pipeline(emitted or precision))
     sizes = {"x": terms, "y": channels}
     specs = [TensorSpec(name, "float32", ("batch", size)) for name, size in sizes.items()]
     lowered = Lowered("forward", graph, (specs[0],), (specs[1],), {"batch": Dim()})
     golden = Reference(Case("golden", {}), {"x": x}, {"y": exact})
-    with Emitter(chosen, precision, {}, golden).session(lowered, scratch) as session:
+    with Emitter(chosen, emitted or precision, {}, golden).session(lowered, scratch) as session:
         return session.run({"x": x})["y"], exact
 
 
@@ -176,6 +181,19 @@ def test_blocks_that_do_not_fill_their_axis(
     # Products in bf16, or with activations in codes of eight bits, whose step is a 127th of the
     # largest: of either, less than a hundredth.
     assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("stored", ["int8-weights", "int4-weights"])
+@pytest.mark.parametrize("emitted", ["fp32", "fp16"])
+def test_a_precision_of_floats_rounds_no_activation(
+    tmp_path: Path, target: str, stored: str, emitted: str
+):
+    """A model may come with integers; both runtimes would quantize what they multiply."""
+    x = RNG.standard_normal((3, TERMS)).astype(np.float32)
+    found, exact = product_and_exact(target, stored, WEIGHT, x, tmp_path, emitted=emitted)
+    # Sums in another order; scales are too few to be stored in halves.
+    assert np.abs(found - exact).max() < 1e-6 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])

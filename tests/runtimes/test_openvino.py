@@ -173,7 +173,7 @@ def test_each_precision_runs_in_its_own_arithmetic(tmp_path: Path, precision: st
 
 
 def test_what_the_manifest_says_is_what_is_asked_of_openvino(tmp_path: Path) -> None:
-    for precision, group in (("bf16", None), ("int8-dynamic", 128), ("int4-weights", 32)):
+    for precision, group in (("bf16", 0), ("int8-dynamic", 128), ("int4-weights", 32)):
         with load(write(tmp_path / precision, precision)) as session:
             config = session._config(session.entry(None))
         assert config["INFERENCE_PRECISION_HINT"] == "bf16"

@@ -36,7 +36,7 @@ from omnigraph.passes.pipelines import common
 from omnigraph.passes.separate_stored_weights import SeparateStoredWeights
 from omnigraph.passes.transpose_stored_weights import TransposeStoredWeights
 from omnigraph.passes.use_group_query_attention import CONTRIB_DOMAIN, UseGroupQueryAttention
-from omnigraph.precision import PRECISIONS
+from omnigraph.precision import PRECISIONS, quantizes
 
 #: The first onnxruntime that takes each opset.
 _SINCE = {23: "1.23", OPSET: "1.24"}
@@ -123,7 +123,8 @@ class OnnxTarget(Target):
 
     def emulate(self, graph: Graph, precision: str) -> None:
         """MatMulNBits quantizes the activations of layers whose weights alone are quantized."""
-        EmulateGroupQuantization()(graph)
+        if quantizes(precision):
+            EmulateGroupQuantization()(graph)
 
 
 def _scores_of_hidden(node: ir.Node) -> str | None:

@@ -45,7 +45,7 @@ from omnigraph.passes.legalize_tensor_scatter import LegalizeTensorScatter
 from omnigraph.passes.legalize_unmasked_attention import LegalizeUnmaskedAttention
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.pipelines import common, tidy
-from omnigraph.precision import PRECISIONS
+from omnigraph.precision import PRECISIONS, quantizes
 from omnigraph.program import Dim, DimLike, TensorSpec, dim_terms
 from omnigraph.runtimes.openvino_package import import_openvino
 
@@ -156,8 +156,9 @@ class OpenVinoTarget(Target):
     def emulate(self, graph: Graph, precision: str) -> None:
         """The type that the CPU's kernels compute in, and activations quantized in groups."""
         details = runtime_details(precision)
-        group = details.get("dynamic_quantization_group", _RUNTIME_GROUP)
-        EmulateGroupQuantization(group)(graph)
+        if quantizes(precision):
+            group = details.get("dynamic_quantization_group", _RUNTIME_GROUP)
+            EmulateGroupQuantization(group)(graph)
         if details["execution"]["cpu"] == "bf16":
             # Before ConvertPrecision, which keeps values computed from integers in fp32.
             LegalizeIntegerLookups()(graph)
