@@ -24,6 +24,7 @@ from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.legalize_rotary_embedding import LegalizeRotaryEmbedding
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
+from omnigraph.passes.narrow_stored_weights import NarrowStoredWeights
 from omnigraph.passes.normalize_tokens import NormalizeTokens
 from omnigraph.passes.pipeline import Pipeline
 from omnigraph.passes.prune_heads import PruneHeads
@@ -40,6 +41,8 @@ def canonical() -> tuple[Pass, ...]:
         ShareWeights(),
         # Before a pass could fold the rounding of a weight into floats.
         StoreQuantizedWeights(),
+        # Integers that the model itself stores, in their own width.
+        NarrowStoredWeights(),
         # Lazily: constant folding would compute the same transposes in memory.
         FoldWeightTransposes(),
         # Constants before shapes, since many shapes are made from constants.
