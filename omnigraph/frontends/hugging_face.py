@@ -23,6 +23,7 @@ from omnigraph.frontends.hugging_face_inputs import (
     token_ids,
 )
 from omnigraph.frontends.module import program_from_module
+from omnigraph.frontends.packed_folder import check_all_taken, load_packed, packing_of
 from omnigraph.frontends.position_tables import longest_lengths
 from omnigraph.frontends.sentence_embedding import (
     SentenceEmbedding,
@@ -140,17 +141,26 @@ def _load(folder: Path, settings: Mapping[str, str], *, headless: bool) -> Any:
         )
     if headless:
         kind, name = transformers.AutoModel, f"the model in {name}"
+    packing = packing_of(folder, config)
+    options = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        **settings,
+        "dtype": getattr(torch, settings.get("dtype", "float32")),
+    }
     try:
         with hidden_bars():
-            model, found = kind.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **{**settings, "dtype": getattr(torch, settings.get("dtype", "float32"))},
-            )
+            if packing is None:
+                model, found = kind.from_pretrained(folder, **options)
+            else:
+                model, found = load_packed(kind, folder, config, packing, **options)
+    except UsageError:
+        raise
     except Exception as error:
         raise _unreadable(folder, "model.safetensors", error) from error
+    if packing is not None and not headless:
+        check_all_taken(folder, set(found["unexpected_keys"]), name)
     if missing := sorted(found["missing_keys"]):
         raise UsageError(
             f"{folder} lacks weights of {name}",
