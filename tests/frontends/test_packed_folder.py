@@ -15,6 +15,7 @@ import openvino
 import pytest
 import torch
 from packed_folders import Packed, awq, edit_tensors, gptq, twin, worst_error, write
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import omnigraph
@@ -193,6 +194,20 @@ def test_names_below_the_head(tmp_path: Path):
 
     edit_tensors(tmp_path / "a", edit)
     check_reference(tmp_path / "a", layers)
+
+
+def test_a_folder_of_several_files(tmp_path: Path):
+    folder = tmp_path / "a"
+    layers = write(folder, "gpt2", gptq, GPTQ)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-{i % 2 + 1}-of-2.safetensors" for i, name in enumerate(tensors)}
+    for file in set(places.values()):
+        own = {name: array for name, array in tensors.items() if places[name] == file}
+        save_file(own, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    check_reference(folder, layers)
 
 
 def test_scales_keep_their_numbers_in_every_dtype(tmp_path: Path):
