@@ -82,6 +82,8 @@ EMBEDDED = (
     "omnigraph.program",
     "omnigraph.progress",
     "omnigraph.quantization",
+    "omnigraph.quantization.metrics",
+    "omnigraph.quantization.metrics.registry",
     "omnigraph.quantization.options",
     "omnigraph.report",
 )

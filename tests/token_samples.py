@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from omnigraph.program import TensorSpec
-from omnigraph.quantization.evaluation import sample_of
+from omnigraph.quantization.evaluation import Evaluation, default_metrics, evaluation_of
+from omnigraph.quantization.metrics.metric import Example
 
 TINY = {
     "config": "tiny",
@@ -47,6 +48,12 @@ def shifted(by: float):
     return run
 
 
-def sample(run, feeds, given=None):
-    inputs = [spec for spec in INPUTS if spec.name in feeds]
-    return sample_of(run, feeds, given or feeds, inputs, [LOGITS])
+def evaluated(run, *feeds, data=None) -> Evaluation:
+    """The evaluation of a model of tokens on some inputs, by the metric that fits."""
+    examples = [
+        Example(one, data or one, [spec for spec in INPUTS if spec.name in one], [LOGITS])
+        for one in feeds
+    ]
+    found = evaluation_of(run, examples, default_metrics([LOGITS]))
+    assert found is not None
+    return found

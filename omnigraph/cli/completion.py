@@ -13,6 +13,7 @@ from pathlib import Path
 from omnigraph.errors import UsageError, suggest
 from omnigraph.exporting.options import CACHE_TYPES
 from omnigraph.precision import PRECISIONS
+from omnigraph.quantization.metrics.registry import METRICS
 from omnigraph.quantization.options import METHODS, PRESETS
 
 SCRIPTS = {
@@ -121,6 +122,7 @@ def _values(option: str) -> list[str]:
         "precision": [*PRECISIONS],
         "method": [*METHODS],
         "preset": [*PRESETS],
+        "metric": [*METRICS],
         "kv_cache": [*CACHE_TYPES],
         "config": ["tiny", "small", "seed"],
         "device": ["auto", "cpu", "cuda", "gpu", "npu"],

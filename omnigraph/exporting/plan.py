@@ -66,7 +66,8 @@ def plan_jobs(target: str | Sequence[str], options: ExportOptions) -> list[Targe
     names = target.split(",") if isinstance(target, str) else list(target)
     targets = [find_target(name.strip()) for name in names]
     jobs = [_job(found, options) for found in targets]
-    options.quantizing.check_used([job.precision for job in jobs])
+    judges = any(job.judges(options.quantizing) for job in jobs)
+    options.quantizing.check_used([job.precision for job in jobs], judges=judges)
     return jobs
 
 

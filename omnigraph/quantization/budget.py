@@ -23,7 +23,7 @@ from omnigraph.graph import Graph
 from omnigraph.passes.analysis.quantization.linear_layers import linear_layers, tables
 from omnigraph.precision import FLOAT, bits_of
 from omnigraph.progress import Progress, silent
-from omnigraph.quantization.judge import Judge, Losses
+from omnigraph.quantization.judge import Judge, Losses, check_enough
 from omnigraph.quantization.region_timing import RegionTimes
 
 #: A measured loss of zero or less counts as this: nothing is free.
@@ -186,12 +186,12 @@ class BudgetSearch:
         """Choose with a loss of ``most`` at most; None takes every step that saves something.
 
         Raises:
-            UsageError: there is a bound, and too few samples to measure a loss on.
+            UsageError: there is a bound, and too few samples to keep it on.
         """
         if most is None:
             steps = self._steps()
             return self._plan(steps, len(steps), len(steps), None)
-        self._check_samples()
+        self._check_samples(most)
         self._measure()
         steps = self._steps()
         fits, losses = self._most_that_fit(steps, len(steps), most, self._judge.on_graphs)
@@ -201,15 +201,9 @@ class BudgetSearch:
             accepted, losses = self._most_that_fit(steps, fits, most, self._judge.on_target)
         return self._plan(steps, accepted, fits, losses)
 
-    def _check_samples(self) -> None:
+    def _check_samples(self, most: float) -> None:
         for program in self._judge.counted:
-            if program.rows < 2:
-                raise UsageError(
-                    f"A bound on the loss cannot be kept on one sample of {program.source}",
-                    expected="two samples or more: how much they differ says what others lose",
-                    found=f"{program.rows} for program {program.name!r}",
-                    hint="give --evaluation DATA, with a hundred samples or so",
-                )
+            check_enough(program, most)
         if not self._judge.counted:
             raise UsageError(
                 "A bound on the loss needs data to measure it on",

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 
 from omnigraph.quantization.data import CalibrationData, Feeds
-from omnigraph.quantization.evaluation import LABELS
+from omnigraph.quantization.metrics.perplexity import LABELS
 
 #: With fewer samples than this, all of them are for calibration.
 ENOUGH = 16

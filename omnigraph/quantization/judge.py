@@ -1,18 +1,22 @@
 """Measures what a choice of precisions loses: over every program, on its Graph and on the target.
 
 Each program is judged by itself, on what `omnigraph.quantization.evaluation` says. The bound is on
-the worst of them. A program without logits counts by the agreement of its outputs, unless all of
-its layers are in programs that have logits: then these say what its error does to the result.
+the worst of them. A program whose metric says nothing of the result (agreement), or is not the one
+that was asked for, does not count where all of its layers are in programs that lead: then these say
+what its error does to the result.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from omnigraph.quantization.evaluation import Loss, Run, Sample, loss_of
+from omnigraph.errors import UsageError
+from omnigraph.quantization.evaluation import Evaluation, Run
+from omnigraph.quantization.metrics.metric import Loss
 
 #: The precision of every layer, by module path.
 Choices = Mapping[str, str]
@@ -31,25 +35,48 @@ class JudgedProgram:
 
     Args:
         layers: module paths of its linear layers and embeddings.
-        samples: with the model's own results.
+        evaluation: its metric and its samples, with the model's own results.
         source: of the samples, for a person.
+        leads: whether its metric is the one that was asked for, or says something of the result; on
+            samples of its own.
     """
 
     name: str
     layers: frozenset[str]
-    samples: Sequence[Sample]
+    evaluation: Evaluation
     source: str
+    leads: bool = True
 
-    @property
-    def predicts(self) -> bool:
-        """Whether it is judged by perplexity."""
-        return any(sample.targets is not None for sample in self.samples)
 
-    @property
-    def rows(self) -> int:
-        """How many samples tell how much samples differ."""
-        judged = [s for s in self.samples if s.targets is not None] or self.samples
-        return sum(sample.rows for sample in judged)
+def check_enough(program: JudgedProgram, most: float) -> None:
+    """Refuse a bound that cannot be kept on the samples of a program.
+
+    Args:
+        most: the bound on the loss.
+
+    Raises:
+        UsageError: they do not tell how much samples differ, or are too few for so small a share.
+    """
+    evaluation, rows = program.evaluation, program.evaluation.rows
+    needed = evaluation.metric.least_rows
+    if rows < needed:
+        raise UsageError(
+            "A bound on the loss cannot be kept on "
+            f"{'one sample' if rows == 1 else f'{rows} samples'} of {program.source}",
+            expected=f"{'two' if needed == 2 else needed} samples or more: how much they differ "
+            "says what others lose",
+            found=f"{rows} for program {program.name!r}",
+            hint="give --evaluation DATA, with a hundred samples or so",
+        )
+    if (least := evaluation.least) > most:
+        raise UsageError(
+            f"{rows} samples of {program.source} are too few for a bound of {most:.3%} by metric "
+            f"{evaluation.metric.name!r}",
+            expected=f"a bound of {math.ceil(least * 1000) / 1000:.1%} or more, or more samples",
+            found=f"with no change in any of them, others may still lose {least:.3%}",
+            hint="give --evaluation DATA with more samples and --samples N, a larger --max-loss, "
+            "or another --metric: that of a mean needs fewer samples than that of a share",
+        )
 
 
 @dataclass(frozen=True)
@@ -93,10 +120,10 @@ class Judge:
         self, programs: Sequence[JudgedProgram], quantize: Quantize, compile_: Compile | None
     ) -> None:
         self.programs, self._quantize, self._compile = programs, quantize, compile_
-        predicting = [program for program in programs if program.predicts]
-        covered = frozenset().union(*(program.layers for program in predicting))
+        leading = [program for program in programs if program.leads]
+        covered = frozenset().union(*(program.layers for program in leading))
         self.counted = [
-            program for program in programs if program.predicts or not program.layers <= covered
+            program for program in programs if program.leads or not program.layers <= covered
         ]
 
     @property
@@ -109,13 +136,13 @@ class Judge:
         for program in self.counted:
             if program.layers.intersection(layers):
                 run = self._quantize(program.name, choices)
-                return loss_of(run, program.samples[:_SENSITIVITY_SAMPLES])
+                return program.evaluation.ranking(run, _SENSITIVITY_SAMPLES)
         return None
 
     def on_graphs(self, choices: Choices) -> Losses:
         """The losses of the quantized Graphs in onnxruntime."""
         return self._losses(
-            {p.name: loss_of(self._quantize(p.name, choices), p.samples) for p in self.programs}
+            {p.name: p.evaluation.loss(self._quantize(p.name, choices)) for p in self.programs}
         )
 
     def on_target(self, choices: Choices) -> Losses:
@@ -124,7 +151,7 @@ class Judge:
         found = {}
         for program in self.programs:
             with self._compile(program.name, choices) as run:
-                found[program.name] = loss_of(run, program.samples)
+                found[program.name] = program.evaluation.loss(run)
         return self._losses(found)
 
     def _losses(self, found: Mapping[str, Loss]) -> Losses:
@@ -133,10 +160,12 @@ class Judge:
     def fields(self, losses: Losses) -> dict[str, Any]:
         """Losses as JSON-ready fields: the worst, and that of each program."""
         sources = {program.name: program.source for program in self.programs}
+        ranked = dict.fromkeys(p.evaluation.metric.ranked_by for p in self.counted)
         return {
             "program": losses.program,
             "evaluation": sources[losses.program],
             **losses.worst.to_dict(),
+            **({"ranked_by": " or ".join(filter(None, ranked))} if any(ranked) else {}),
             "programs": {
                 name: {
                     **loss.to_dict(),

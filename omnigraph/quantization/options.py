@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from omnigraph.errors import UsageError
 from omnigraph.option_field import names, option, set_field
 from omnigraph.precision import AUTO, QUANTIZED
+from omnigraph.quantization.metrics.registry import METRICS, check_metric
 
 if TYPE_CHECKING:
     from omnigraph.passes.analysis.quantization.scheme import FourBits
@@ -74,6 +75,8 @@ class Quantization:
         keep: layers that stay in float: module paths, with ``*`` for any text.
         max_loss: how much worse the model may get, as a fraction. A search then chooses which
             layers are quantized (`omnigraph.quantization.budget`). "auto" has a bound of its own.
+        metric: what the loss is measured by: one of `omnigraph.quantization.metrics.registry`; None
+            is what fits the program (`omnigraph.quantization.evaluation`).
         evaluation: DATA to measure the loss on; None holds every fourth sample of ``calibration``
             out for it, where there are 16 or more.
         speed_gate: the number of tokens with which each region is timed on the target, on this
@@ -127,6 +130,11 @@ class Quantization:
         metavar="X%",
         parse=checked_loss,
     )
+    metric: str | None = option(
+        None,
+        f"what to measure the loss by: {', '.join(METRICS)}; default: what fits the program",
+        metavar="NAME",
+    )
     evaluation: object | None = option(
         None,
         "data to measure the loss on; default: a part of --calibration, held out of it",
@@ -156,6 +164,8 @@ class Quantization:
     def __post_init__(self) -> None:
         if self.max_loss is not None:
             set_field(self, "max_loss", checked_loss(self.max_loss))
+        if self.metric is not None:
+            check_metric(self.metric)
         set_field(self, "keep", names(self.keep))
         self._check(
             self.method in METHODS,
@@ -222,11 +232,15 @@ class Quantization:
 
         return FourBits(self.group_size, self.symmetric)
 
-    def check_used(self, precisions: Sequence[str]) -> None:
-        """Refuse options of quantization where nothing is quantized.
+    def check_used(self, precisions: Sequence[str], *, judges: bool) -> None:
+        """Refuse options of quantization where nothing is quantized, or nothing is measured.
+
+        Args:
+            precisions: of each target.
+            judges: whether a loss is measured for one of them.
 
         Raises:
-            UsageError: none of the precisions quantizes.
+            UsageError: none of the precisions quantizes, or there is a metric of no loss.
         """
         self._check(
             self == Quantization() or any(p in QUANTIZED for p in precisions),
@@ -234,6 +248,13 @@ class Quantization:
             "--precision " + " or ".join(QUANTIZED),
             ", ".join(precisions),
             "leave them out, or choose one of these precisions",
+        )
+        self._check(
+            self.metric is None or judges,
+            "A metric is given, but no loss is measured",
+            "--max-loss X%",
+            f"--metric {self.metric}",
+            f"give --max-loss, or --precision {AUTO}, which has a bound of its own",
         )
 
     def with_defaults(self, precision: str, *, runs_here: bool) -> Quantization:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnigraph.quantization.budget import Plan
-from omnigraph.quantization.evaluation import upper_text
 from omnigraph.quantization.judge import Judge
+from omnigraph.quantization.metrics.metric import loss_text
 from omnigraph.report import table
 
 
@@ -54,15 +54,14 @@ def loss_lines(fields: Mapping[str, Any]) -> list[str]:
         return []
     lines = []
     for name, loss in fields["programs"].items():
-        numbers = f"{loss['found']:.4f}"
-        if loss["measure"] == "perplexity":
-            numbers += f" for {loss['model']:.4f}"
         lines.append(
-            f"{name}: {loss['measure']} on {loss['samples']} samples of {loss['evaluation']}: "
-            f"{numbers}, {loss['loss']:+.3%} ({upper_text(loss['loss_upper'])})"
+            f"{name}: {loss['metric']} on {loss['samples']} samples of {loss['evaluation']}: "
+            + loss_text(loss)
             + ("" if loss["counts"] else "; its layers are judged by other programs")
         )
     lines.append(f"measured on {fields['measured_on']}")
+    if "ranked_by" in fields:
+        lines.append(f"the loss of each layer alone is by {fields['ranked_by']}")
     if back := fields["stepped_back"]:
         lines.append(
             f"{len(back)} layers stepped back: with them the loss was within the budget in "

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from omnigraph.contract.graph_check import GraphRunner
-from omnigraph.contract.reference import Reference
 from omnigraph.errors import UsageError
 from omnigraph.export_job import TracedProgram
 from omnigraph.passes.analysis.quantization.linear_layers import is_chosen
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.precision import FLOAT, bits_of, carrier_of
 from omnigraph.quantization.budget import BudgetSearch, units_of
-from omnigraph.quantization.evaluation import Sample, sample_of
+from omnigraph.quantization.evaluation import (
+    Run,
+    default_metrics,
+    evaluation_of,
+    fitting,
+    misfit,
+)
 from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.judge import Judge, JudgedProgram
+from omnigraph.quantization.metrics.metric import Example
+from omnigraph.quantization.metrics.registry import METRICS, metric_named
 from omnigraph.quantization.plan_report import plan_fields
 from omnigraph.quantization.quantized_program import QuantizedProgram, Search
 from omnigraph.quantization.region_timing import RegionTimes, Timing, regions, time_regions
+
+#: A program, and what runs its Graph in float.
+_Model = tuple[TracedProgram, Run]
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class _Searcher:
     def run(self, facts: QuantizationFacts) -> Chosen:
         """Measure and choose."""
         search, options = self._search, self._search.options
+        judged = self._judged() if options.max_loss is not None else []
         # All candidates at once, so that the data are read once for all that is to be observed.
         for program in self._programs.values():
             for precision in search.schemes:
@@ -71,7 +82,7 @@ class _Searcher:
         known = facts
         unrunnable = search.target.unrunnable()
         judge = Judge(
-            self._judged() if options.max_loss is not None else [],
+            judged,
             lambda name, choices: self._programs[name].run(choices, known),
             None if unrunnable else lambda n, choices: self._programs[n].compiled(choices, known),
         )
@@ -91,25 +102,50 @@ class _Searcher:
         return Chosen(replace(known, choices=search.choices(plan.by_layer)), fields)
 
     def _judged(self) -> list[JudgedProgram]:
-        """Every program with its evaluation samples."""
+        """Every program with its metric and its evaluation samples.
+
+        Raises:
+            UsageError: a metric is asked for, and fits none of the programs or not their data.
+        """
         if not self._samples.can_judge:
             return []
-        models = [(p.item, GraphRunner(p.graph).run) for p in self._programs.values()]
-        judged = []
-        for item, model in models:
-            others = [(other, run) for other, run in models if other is not item]
-            predicts = self._samples.evaluation is not None
-            found = [
-                sample_of(model, *pair, item.inputs, item.outputs, predicts=predicts)
-                for pair in self._samples.for_loss(item, others)
-            ]
-            source = self._samples.evaluation_source
-            if not found:
-                source = "the contract's input sets"
-                found = [_contract_sample(item, reference) for reference in item.references]
-            layers = frozenset(self._programs[item.name].layers)
-            judged.append(JudgedProgram(item.name, layers, found, source))
+        asked = self._search.options.metric
+        models = {p.item.name: (p.item, GraphRunner(p.graph).run) for p in self._programs.values()}
+        judged = [self._judged_program(name, models) for name in models]
+        if asked is not None and not any(p.evaluation.metric.name == asked for p in judged):
+            found = [fitting(run, self._examples(item, models)) for item, run in models.values()]
+            raise misfit(
+                metric_named(asked),
+                [_gives(item) for item, _ in models.values()],
+                judged[0].source,
+                [name for name in METRICS if any(name in names for names in found)]
+                or ["agreement"],
+            )
         return judged
+
+    def _judged_program(self, name: str, models: Mapping[str, _Model]) -> JudgedProgram:
+        item, model = models[name]
+        metrics, asked = default_metrics(item.outputs), self._search.options.metric
+        if asked is not None:
+            metrics = [metric_named(asked), *metrics]
+        source = self._samples.evaluation_source
+        found = evaluation_of(model, self._examples(item, models), metrics)
+        has_data = found is not None
+        if found is None:
+            source = "the contract's input sets"
+            outputs = {id(reference.feeds): reference.outputs for reference in item.references}
+            found = evaluation_of(lambda feeds: outputs[id(feeds)], _contract(item), metrics)
+        assert found is not None  # agreement fits all
+        chosen = found.metric
+        leads = has_data and (chosen.of_result if asked is None else chosen.name == asked)
+        return JudgedProgram(name, self._programs[name].layers, found, source, leads)
+
+    def _examples(self, item: TracedProgram, models: Mapping[str, _Model]) -> Iterator[Example]:
+        """The evaluation samples of a program; none where the data lack inputs of it."""
+        others = [(other, run) for name, (other, run) in models.items() if name != item.name]
+        predicts = self._samples.evaluation is not None
+        for feeds, data in self._samples.for_loss(item, others):
+            yield Example(feeds, data, item.inputs, item.outputs, predicts)
 
     def _all(self, precision: str) -> dict[str, str]:
         return {layer: precision for unit in self._units for layer in unit.layers}
@@ -152,9 +188,19 @@ class _Searcher:
         return times
 
 
-def _contract_sample(item: TracedProgram, reference: Reference) -> Sample:
-    """A sample of the contract's inputs, with torch's outputs."""
-    feeds = reference.feeds
-    return sample_of(
-        lambda _: reference.outputs, feeds, feeds, item.inputs, item.outputs, predicts=False
-    )
+def _contract(item: TracedProgram) -> Iterator[Example]:
+    """The contract's inputs as examples."""
+    for reference in item.references:
+        feeds = reference.feeds
+        yield Example(feeds, feeds, item.inputs, item.outputs, predicts=False)
+
+
+def _gives(item: TracedProgram) -> str:
+    """What a program gives, for a person."""
+    outputs = [
+        f"{spec.role + ' ' if spec.role else ''}{spec.name} "
+        f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
+        for spec in item.outputs
+        if spec.role != "present"
+    ]
+    return f"program {item.name!r} gives {', '.join(outputs)}"

@@ -26,6 +26,10 @@ def test_commands_options_and_their_values_are_completed(capsys):
     assert completed(capsys, "export", "omninet", "--target", "") == sorted(targets())
     assert completed(capsys, "export", "omninet", "--target", "onnx,ten") == ["onnx,tensorrt"]
     assert completed(capsys, "export", "omninet", "--precision", "") == [*PRECISIONS]
+    assert completed(capsys, "export", "omninet", "--metric", "ne") == [
+        "next-token",
+        "nearest-neighbour",
+    ]
     assert completed(capsys, "explain", "m.py:f", "--pass", "") == [*installed_passes()]
     assert completed(capsys, "inspect", "m.py:f", "--after", "fo") == [
         "folded",

@@ -11,6 +11,7 @@ import pytest
 from markdown_blocks import PAGES, ROOT, inline_code
 
 from omnigraph.lowering import targets
+from omnigraph.quantization.metrics.registry import METRICS
 from omnigraph.quantization.options import GROUP_SIZE, METHODS, Quantization
 
 COMMANDS = ("export", "run", "verify", "inspect", "explain", "bisect", "passes", "targets")
@@ -90,3 +91,12 @@ def test_what_texts_say_of_defaults_is_so():
     }
     assert blocks == {GROUP_SIZE}
     assert f"in four bits ({GROUP_SIZE})" in text
+
+
+def test_the_page_of_quantization_has_every_metric():
+    page = (ROOT / "docs/quantization.md").read_text(encoding="utf-8")
+    table = page.partition("### Metrics")[2].partition("## Keys")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == [*METRICS]
+    assert f"what to measure the loss by: {', '.join(METRICS)};" in " ".join(
+        help_text("export").split()
+    )

@@ -25,7 +25,7 @@ def test_names_may_be_joined_by_commas():
         "-fuse-gelu,lift-constants"
     )
     assert Quantization(keep="a.*,b").keep == ("a.*", "b")
-    assert Quantization(max_loss="0.5%").max_loss == 0.005
+    assert Quantization(max_loss="0.5%", metric="cosine").max_loss == 0.005
 
 
 @pytest.mark.parametrize(

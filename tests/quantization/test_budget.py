@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import token_samples
-from token_samples import CPU, TINY, TOKENS, data, sample, shifted
+from token_samples import CPU, TINY, TOKENS, data, evaluated, shifted
 
 import omnigraph
 from omnigraph.cli.main import main
@@ -21,8 +21,10 @@ from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.passes.pipelines import common
 from omnigraph.program import TensorSpec
 from omnigraph.quantization.budget import BudgetSearch, Unit, units_of
-from omnigraph.quantization.evaluation import Loss, loss_of, sample_of
+from omnigraph.quantization.evaluation import evaluation_of
 from omnigraph.quantization.judge import Judge, JudgedProgram
+from omnigraph.quantization.metrics.metric import Example, Loss
+from omnigraph.quantization.metrics.registry import metric_named
 from omnigraph.quantization.options import Quantization, checked_loss
 from omnigraph.quantization.plan_report import plan_fields
 from omnigraph.quantization.region_timing import RegionTimes, Timing, regions, time_regions
@@ -32,7 +34,7 @@ RNG = np.random.default_rng(0)
 
 LOSSES = {"a": 0.001, "b": 0.004, "c": 0.002}
 FEEDS = [{"input_ids": RNG.integers(0, 9, (1, 30))} for _ in range(6)]
-SAMPLES = [sample(shifted(0.0), feeds) for feeds in FEEDS]
+SAMPLES = evaluated(shifted(0.0), *FEEDS)
 
 
 def by_choices(_: str, choices, more: float = 1.0):
@@ -56,13 +58,13 @@ def search(
 ) -> BudgetSearch:
     units = [Unit((name,), size) for name, size in zip("abc", sizes, strict=True)]
     program = JudgedProgram("forward", frozenset("abc"), samples, "six samples")
-    judge = Judge([program] if samples else [], by_choices, compile_)
+    judge = Judge([program] if samples is not None else [], by_choices, compile_)
     return BudgetSearch(units, candidates, judge, times or {})
 
 
 def loss_with(**choices: str) -> float:
     everything = {"a": "float", "b": "float", "c": "float", **choices}
-    return loss_of(by_choices("forward", everything), SAMPLES).relative
+    return SAMPLES.loss(by_choices("forward", everything)).relative
 
 
 def test_a_budget_takes_the_cheapest_losses_first_and_stops():
@@ -118,15 +120,16 @@ def test_the_gate_rejects_what_is_not_faster():
 
 def test_a_bound_needs_something_to_measure_on():
     with pytest.raises(UsageError, match="--evaluation DATA"):
-        search(samples=()).run(0.1)
+        search(samples=None).run(0.1)
 
 
 def test_a_bound_cannot_be_kept_on_one_sample():
-    assert loss_of(shifted(0.0), SAMPLES[:1]).upper == np.inf
+    one = evaluated(shifted(0.0), FEEDS[0])
+    assert one.loss(shifted(0.0)).upper == np.inf
     with pytest.raises(UsageError, match="cannot be kept on one sample"):
-        search(samples=SAMPLES[:1]).run(0.1)
+        search(samples=one).run(0.1)
     both = {"input_ids": RNG.integers(0, 9, (2, 30))}  # two rows of a batch are two samples
-    plan = search(samples=[sample(shifted(0.0), both)]).run(1.0)
+    plan = search(samples=evaluated(shifted(0.0), both)).run(1.0)
     assert set(plan.by_layer.values()) == {"int8"}
 
 
@@ -163,21 +166,22 @@ def test_every_program_counts():
 
 def test_a_program_without_logits_counts_for_layers_that_no_other_has():
     outputs = [TensorSpec("y", "float32", ("batch", 3))]
-    hidden = [
-        sample_of(lambda f: {"y": f["x"]}, feeds, feeds, (), outputs)
-        for feeds in ({"x": RNG.standard_normal((2, 3))} for _ in range(3))
-    ]
+    feeds = [{"x": RNG.standard_normal((2, 3))} for _ in range(3)]
+    examples = [Example(one, one, (), outputs) for one in feeds]
+    hidden = evaluation_of(lambda f: {"y": f["x"]}, examples, [metric_named("agreement")])
+    assert hidden is not None
 
     def counted(*layers: str) -> list[str]:
         programs = [
             JudgedProgram("forward", frozenset("abc"), SAMPLES, ""),
-            JudgedProgram("encode", frozenset(layers), hidden, ""),
+            JudgedProgram("encode", frozenset(layers), hidden, "", leads=False),
         ]
         return [program.name for program in Judge(programs, by_choices, None).counted]
 
     assert counted("a", "b") == ["forward"]
     assert counted("a", "d") == ["forward", "encode"]
-    alone = Judge([JudgedProgram("encode", frozenset("a"), hidden, "")], by_choices, None)
+    encode = JudgedProgram("encode", frozenset("a"), hidden, "", leads=False)
+    alone = Judge([encode], by_choices, None)
     assert [program.name for program in alone.counted] == ["encode"]
 
 
@@ -284,7 +288,9 @@ def test_a_gate_needs_the_target_here(tmp_path: Path):
 
 
 def test_a_loss_prints_for_a_person():
-    found = Loss("agreement", 0.0, 0.0123)
-    assert str(found).startswith("outputs differ by 1.230% (how much more other samples lose")
-    found = Loss("agreement", 0.0, 0.0123, 0.02, 9)
-    assert str(found) == "outputs differ by 1.230% (below +2.000% at 95 of 100)"
+    found = Loss("agreement", 0.0123)
+    assert str(found).startswith("agreement +1.230% (how much more other samples lose")
+    found = Loss("agreement", 0.0123, 0.02, 9)
+    assert str(found) == "agreement +1.230% (below +2.000% at 95 of 100)"
+    found = Loss("perplexity", 0.1, 0.2, 9, 3.0, 3.3)
+    assert str(found) == "perplexity 3.3000 for 3.0000, +10.000% (below +20.000% at 95 of 100)"

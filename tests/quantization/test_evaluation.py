@@ -6,19 +6,32 @@ import zlib
 
 import numpy as np
 import pytest
-from token_samples import INPUTS, LOGITS, SEQUENCE, sample, shifted
+from token_samples import INPUTS, LOGITS, SEQUENCE, evaluated, shifted
 
 from omnigraph.errors import UsageError
 from omnigraph.program import TensorSpec
-from omnigraph.quantization.evaluation import (
+from omnigraph.quantization.evaluation import Evaluation, default_metrics, evaluation_of
+from omnigraph.quantization.metrics.metric import Example
+from omnigraph.quantization.metrics.perplexity import (
     cross_entropy,
-    loss_of,
     next_tokens,
-    sample_of,
     targets_of_labels,
 )
 
 RNG = np.random.default_rng(0)
+
+
+def same(feeds):
+    """A model that gives what it takes."""
+    return {"y": feeds["x"]}
+
+
+def plain(run, feeds, outputs=()) -> Evaluation:
+    """The evaluation of a model that is not of tokens."""
+    examples = [Example(one, one, (), outputs) for one in feeds]
+    found = evaluation_of(run, examples, default_metrics(outputs))
+    assert found is not None
+    return found
 
 
 def test_targets_are_labels_or_the_next_token():
@@ -28,9 +41,12 @@ def test_targets_are_labels_or_the_next_token():
     assert next_tokens(feeds, INPUTS, LOGITS, (1, 4)).tolist() == [[6, 7, -1, -1]]
     assert next_tokens(feeds, INPUTS, LOGITS, (1, 3)) is None
     labels = np.array([[1, -100, 2, 3]])
-    assert targets_of_labels(labels, (1, 4)).tolist() == [[1, -1, 2, 3]]
-    with pytest.raises(UsageError, match="labels"):
-        targets_of_labels(labels[:, :3], (1, 4))
+    assert targets_of_labels(labels, (1, 4, 9)).tolist() == [[1, -1, 2, 3]]
+    with pytest.raises(UsageError, match="not of the shape"):
+        targets_of_labels(labels[:, :3], (1, 4, 9))
+    for wrong in (labels + 6, labels.astype(np.float32)):
+        with pytest.raises(UsageError, match="none of the classes"):
+            targets_of_labels(wrong, (1, 4, 9))
 
 
 def test_targets_are_of_the_side_that_the_logits_are_of():
@@ -46,8 +62,10 @@ def test_targets_are_of_the_side_that_the_logits_are_of():
 def test_labels_of_the_data_come_before_the_next_tokens():
     feeds = {"input_ids": np.array([[5, 6, 7, 8]])}
     labels = {"labels": np.array([[1, -100, 2, 3]])}
-    assert sample(shifted(0.0), feeds, labels).targets.tolist() == [[1, -1, 2, 3]]
-    assert sample(shifted(0.0), feeds).targets.tolist() == [[6, 7, 8, -1]]
+    (known,) = evaluated(shifted(0.0), feeds, data=labels).known
+    assert known.tokens.tolist() == [[1, -1, 2, 3]]
+    (known,) = evaluated(shifted(0.0), feeds).known
+    assert known.tokens.tolist() == [[6, 7, 8, -1]]
 
 
 def test_cross_entropy_is_torch_s():
@@ -66,17 +84,16 @@ def test_cross_entropy_is_torch_s():
 
 def test_the_loss_is_the_growth_of_the_perplexity():
     feeds = [{"input_ids": RNG.integers(0, 9, (1, 30))} for _ in range(20)]
-    samples = [sample(shifted(0.0), f) for f in feeds]
-    same = loss_of(shifted(0.0), samples)
-    assert same.relative == 0 and same.upper == 0
-    worse = loss_of(shifted(0.1), samples)
+    samples = evaluated(shifted(0.0), *feeds)
+    unchanged = samples.loss(shifted(0.0))
+    assert unchanged.relative == 0 and unchanged.upper == 0
+    worse = samples.loss(shifted(0.1))
     model = -np.log(np.exp(3.0) / (np.exp(3.0) + 8))
     found = -np.log(np.exp(2.9) / (np.exp(2.9) + 8))
     assert worse.model == pytest.approx(np.exp(model))
     assert worse.relative == pytest.approx(np.exp(found - model) - 1, rel=1e-4)
     assert "perplexity" in str(worse)
-    with pytest.raises(UsageError, match="no samples"):
-        loss_of(shifted(0.0), [])
+    assert evaluation_of(shifted(0.0), [], default_metrics([LOGITS])) is None
 
 
 def test_the_upper_end_of_a_loss_covers_what_other_samples_give():
@@ -89,17 +106,17 @@ def test_the_upper_end_of_a_loss_covers_what_other_samples_give():
 
     def draw(count: int):
         feeds = [{"input_ids": rng.integers(0, 9, (1, 25))} for _ in range(count)]
-        return [sample(shifted(0.0), f) for f in feeds]
+        return evaluated(shifted(0.0), *feeds)
 
-    truth = loss_of(noisy, draw(4000)).relative
-    below = [loss_of(noisy, draw(30)).upper >= truth for _ in range(100)]
+    truth = draw(4000).loss(noisy).relative
+    below = [draw(30).loss(noisy).upper >= truth for _ in range(100)]
     assert 88 <= sum(below) <= 99  # 95 of 100, as far as a hundred tries can tell
 
 
 def test_programs_without_logits_are_judged_by_agreement():
     feeds = [{"x": RNG.standard_normal((2, 3))} for _ in range(4)]
-    samples = [sample_of(lambda f: {"y": f["x"]}, f, f, (), ()) for f in feeds]
-    found = loss_of(lambda f: {"y": f["x"] * 1.02}, samples)
+    found = plain(same, feeds).loss(lambda f: {"y": f["x"] * 1.02})
+    assert found.metric == "agreement"
     assert found.relative == pytest.approx(0.02) and found.upper == pytest.approx(0.02)
 
 
@@ -111,7 +128,7 @@ def test_the_upper_end_of_an_agreement_covers_what_other_samples_give():
 
     def draw(count: int):
         feeds = [{"x": rng.standard_normal((2, 40))} for _ in range(count)]
-        return [sample_of(of_model, f, f, (), OUTPUTS) for f in feeds]
+        return plain(of_model, feeds, OUTPUTS)
 
     def of_model(feeds):
         return {"y": feeds["x"], "z": feeds["x"][:, :1]}
@@ -124,52 +141,56 @@ def test_the_upper_end_of_an_agreement_covers_what_other_samples_give():
             "z": feeds["x"][:, :1] * 1.001,
         }
 
-    truth = loss_of(noisy, draw(3000)).relative
+    truth = draw(3000).loss(noisy).relative
     assert truth == pytest.approx(0.04 / np.sqrt(3), rel=0.05)
-    below = [loss_of(noisy, draw(10)).upper >= truth for _ in range(200)]
+    below = [draw(10).loss(noisy).upper >= truth for _ in range(200)]
     assert 182 <= sum(below) <= 198  # 95 of 100
 
 
 @pytest.mark.parametrize("outputs", [OUTPUTS[:1], ()])
 def test_one_sample_says_nothing_of_others(outputs):
     feeds = {"x": RNG.standard_normal((1, 40))}
-    one = [sample_of(lambda f: {"y": f["x"]}, feeds, feeds, (), outputs)]
+    one = plain(same, [feeds], outputs)
     for by in (1.0, 1.01):
-        found = loss_of(lambda f, by=by: {"y": f["x"] * by}, one)
+        found = one.loss(lambda f, by=by: {"y": f["x"] * by})
         assert found.upper == np.inf and found.to_dict()["loss_upper"] is None
-    one = [sample(shifted(0.0), {"input_ids": RNG.integers(0, 9, (1, 30))})]
-    assert loss_of(shifted(0.1), one).upper == np.inf
+    one = evaluated(shifted(0.0), {"input_ids": RNG.integers(0, 9, (1, 30))})
+    assert one.loss(shifted(0.1)).upper == np.inf
 
 
 def test_rows_of_a_batch_are_samples():
     ids = RNG.integers(0, 9, (6, 30))
     ids[3] = ids[2]
-    together = loss_of(shifted(0.1), [sample(shifted(0.0), {"input_ids": ids})])
-    apart = [sample(shifted(0.0), {"input_ids": row[None]}) for row in ids]
-    assert together == loss_of(shifted(0.1), apart) and together.rows == 6
+    together = evaluated(shifted(0.0), {"input_ids": ids}).loss(shifted(0.1))
+    apart = evaluated(shifted(0.0), *({"input_ids": row[None]} for row in ids))
+    assert together == apart.loss(shifted(0.1)) and together.rows == 6
 
 
 def test_samples_without_a_target_do_not_count_where_others_have_one():
     feeds = [{"input_ids": RNG.integers(0, 9, (1, length))} for length in (30, 1, 30)]
-    samples = [sample(shifted(0.0), f) for f in feeds]
-    assert samples[1].targets is None
-    assert loss_of(shifted(0.1), samples) == loss_of(shifted(0.1), samples[::2])
+    samples = evaluated(shifted(0.0), *feeds)
+    assert samples.feeds == (feeds[0], feeds[2])
+    assert samples.loss(shifted(0.1)).metric == "perplexity"
     labels = {"labels": np.full((1, 30), -100)}
-    assert sample(shifted(0.0), feeds[0], labels).targets is None
+    for alone in (
+        evaluated(shifted(0.0), feeds[1]),
+        evaluated(shifted(0.0), feeds[0], data=labels),
+    ):
+        assert alone.metric.name == "agreement"
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_what_is_no_number_is_beyond_every_bound(wrong: float):
     feeds = [{"input_ids": RNG.integers(0, 9, (1, 30))} for _ in range(3)]
-    samples = [sample(shifted(0.0), f) for f in feeds]
+    samples = evaluated(shifted(0.0), *feeds)
 
     def broken(f):
         return {"logits": np.full((*f["input_ids"].shape, 9), wrong, np.float32)}
 
     with np.errstate(invalid="ignore"):
-        assert not loss_of(broken, samples).upper <= 1e9
-    plain = [sample_of(lambda f: {"y": f["x"]}, f, f, (), ()) for f in ({"x": np.ones(3)},) * 2]
-    assert loss_of(lambda f: {"y": f["x"] * wrong}, plain).upper == np.inf
-    zero = [sample_of(lambda f: {"y": f["x"]}, f, f, (), ()) for f in ({"x": np.zeros(3)},) * 2]
-    assert loss_of(lambda f: {"y": f["x"] + 1}, zero).upper == np.inf
-    assert loss_of(lambda f: {"y": f["x"]}, zero).upper == 0
+        assert not samples.loss(broken).upper <= 1e9
+    ones = plain(same, [{"x": np.ones(3)}] * 2)
+    assert ones.loss(lambda f: {"y": f["x"] * wrong}).upper == np.inf
+    zero = plain(same, [{"x": np.zeros(3)}] * 2)
+    assert zero.loss(lambda f: {"y": f["x"] + 1}).upper == np.inf
+    assert zero.loss(same).upper == 0

@@ -96,7 +96,7 @@ def test_random_ids_are_drawn_anew_for_the_loss_and_judged_by_agreement(tmp_path
         **TINY,
     )
     budget = report.quantization["budget"]
-    assert (budget["evaluation"], budget["measure"]) == ("random token ids", "agreement")
+    assert (budget["evaluation"], budget["metric"]) == ("random token ids", "agreement")
     assert budget["loss"] < budget["loss_upper"] <= 0.1
 
 
@@ -142,7 +142,7 @@ def test_all_programs_are_judged_on_the_target(tmp_path: Path):
     for report in reports:
         budget = report.quantization["budget"]
         assert budget["measured_on"] == f"target {report.target}"
-        found = {name: loss["measure"] for name, loss in budget["programs"].items()}
+        found = {name: loss["metric"] for name, loss in budget["programs"].items()}
         # The decoder alone is judged with the encoder's result for the same samples.
         assert found == {"forward": "perplexity", "encode": "agreement", "decode": "perplexity"}
         assert budget["loss_upper"] <= 0.02

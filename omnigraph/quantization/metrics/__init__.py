@@ -1,0 +1,1 @@
+"""How much worse a quantized program is than the model: one module for each kind of metric."""
