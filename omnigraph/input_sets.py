@@ -22,6 +22,9 @@ _USUAL = ("batch", "sequence", "past", "decoder_sequence")
 #: A large set has at most this many positions: rows times lengths of an input. An attention over
 #: as many keeps their square.
 _MOST_POSITIONS = 2048
+#: The elements of one input: as many as its positions have of 1,024 features. A batch of images or
+#: of spectrograms, whose other axes are fixed, has few positions and many elements.
+_MOST_ELEMENTS = 2048 * 1024
 #: ... and at most this many products of a position with a weight: seconds on one core.
 _MOST_PRODUCTS = 2 * 10**10
 
@@ -81,7 +84,12 @@ def affordable(program: Program, sizes: Mapping[str, int]) -> bool:
     )
     parameters = getattr(program.module, "parameters", tuple)
     weights = sum(weight.numel() for weight in parameters())
-    return positions <= _MOST_POSITIONS and positions * weights <= _MOST_PRODUCTS
+    elements = max(
+        math.prod(evaluate_dim(d, sizes) if isinstance(d, str) else d for d in spec.shape)
+        for spec in program.inputs
+    )
+    few = positions <= _MOST_POSITIONS and elements <= _MOST_ELEMENTS
+    return few and positions * weights <= _MOST_PRODUCTS
 
 
 def _row(
