@@ -15,6 +15,8 @@ from omnigraph.tracing.reference import reference_for
 
 #: Samples that token ids are taken from.
 _ENOUGH_SAMPLES = 32
+#: Between the seeds of an input set and of what lies in its past.
+_PAST_SEED = 100
 #: Dimensions that count the positions of a call.
 _POSITIONS = ("decoder_sequence", "sequence")
 
@@ -34,26 +36,53 @@ def with_real_inputs(
 
 def _with_real_ids(program: Program, data: CalibrationData) -> Program:
     """A program whose own input sets have token ids from ``data`` where that has them."""
-    streams: dict[str, list[np.ndarray]] = {}
+    samples: dict[str, list[np.ndarray]] = {}
     for raw in islice(data.read(), _ENOUGH_SAMPLES):
         sample = data.named(raw, program.inputs)
         for spec in program.inputs:
             if spec.name in sample and spec.role == "tokens":
-                streams.setdefault(spec.name, []).append(_shown(sample, spec, program))
-    ids = {name: np.concatenate(parts) for name, parts in streams.items()}
+                samples.setdefault(spec.name, []).append(_shown(sample, spec, program))
+    texts = {name: _Texts(parts) for name, parts in samples.items() if any(map(len, parts))}
+    masks = {s.name: mask_of(s, program.inputs) for s in program.inputs if s.name in texts}
     make = program.make_inputs
 
     def make_inputs(case: Case) -> dict[str, Any]:
         inputs = make(case)
-        for name, stream in ids.items():
-            if name in inputs and stream.size and inputs[name].ndim == 2:
-                rows, length = inputs[name].shape
-                starts = (np.arange(rows) + case.seed) * length
-                place = (starts[:, None] + np.arange(length)) % stream.size
-                inputs[name] = inputs[name].new_tensor(stream[place])
+        for name, text in texts.items():
+            if name in inputs and inputs[name].ndim == 2:
+                mask = masks[name]
+                shown = np.asarray(inputs[mask.name]) if mask and mask.name in inputs else None
+                inputs[name] = inputs[name].new_tensor(text.rows(inputs[name].shape, case, shown))
         return inputs
 
     return replace(program, make_inputs=make_inputs)
+
+
+class _Texts:
+    """The token ids of some samples, one after the other."""
+
+    def __init__(self, samples: Sequence[np.ndarray]) -> None:
+        self._stream = np.concatenate(samples)
+        ends = np.cumsum([len(sample) for sample in samples])
+        self._starts = np.unique([0, *ends[:-1]])
+
+    def rows(self, shape: tuple[int, int], case: Case, shown: np.ndarray | None) -> np.ndarray:
+        """Ids [rows, positions]: each row is a sample from its beginning, and what follows it.
+
+        A model may treat the first token, or the one that begins every text, like no other: the
+        first position that a mask shows gets it, and what follows a past goes on behind it.
+
+        Args:
+            shown: the mask [rows, positions], if there is one.
+        """
+        rows, length = shape
+        chosen = (np.arange(rows) + case.seed % _PAST_SEED) % len(self._starts)
+        begin = self._starts[chosen]
+        if case.sizes.get("past"):
+            begin = begin + case.sizes["past"]
+        elif shown is not None and shown.shape == (rows, length):
+            begin = begin - np.argmax(shown != 0, axis=1)
+        return np.asarray(self._stream[(begin[:, None] + np.arange(length)) % self._stream.size])
 
 
 def _shown(sample: Feeds, tokens: TensorSpec, program: Program) -> np.ndarray:
@@ -104,7 +133,9 @@ def _with_real_past(program: Program) -> Program:
         if (sizes[positions], sizes["past"]) != (past, 0):
             return inputs
         before = replace(program, make_inputs=make)
-        outputs = reference_for(before, Case("past", sizes, case.padding, case.seed + 100)).outputs
+        outputs = reference_for(
+            before, Case("past", sizes, case.padding, case.seed + _PAST_SEED)
+        ).outputs
         for taken, given in program.state:
             if inputs[taken].shape == outputs[given].shape:
                 inputs[taken] = inputs[taken].new_tensor(outputs[given])
