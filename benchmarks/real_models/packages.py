@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 #: Where packages are kept between runs; git does not see it.
-_CACHE = Path(__file__).parents[2] / "build" / "packages"
+_CACHE = Path(__file__).parents[2] / ".packages"
 
 
 def unpacked(package: str, *options: str) -> Path:
