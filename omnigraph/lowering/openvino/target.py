@@ -38,6 +38,7 @@ from omnigraph.passes.emulate_group_quantization import EmulateGroupQuantization
 from omnigraph.passes.legalize_attention_axes import LegalizeAttentionAxes
 from omnigraph.passes.legalize_attention_past import LegalizeAttentionPast
 from omnigraph.passes.legalize_causal_mask import LegalizeCausalMask
+from omnigraph.passes.legalize_dropped_axes import LegalizeDroppedAxes
 from omnigraph.passes.legalize_extreme_reductions import LegalizeExtremeReductions
 from omnigraph.passes.legalize_integer_lookups import LegalizeIntegerLookups
 from omnigraph.passes.legalize_ragged_blocks import LegalizeRaggedBlocks
@@ -100,6 +101,7 @@ class OpenVinoTarget(Target):
             LegalizeAttentionPast(),
             LegalizeUnmaskedAttention(),
             LegalizeExtremeReductions(),
+            LegalizeDroppedAxes(),
             LegalizeRaggedBlocks(longer=True),
         )
         narrow = (CompressWeights(),) if PRECISIONS[precision].floats != "fp32" else ()
