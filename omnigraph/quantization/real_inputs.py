@@ -17,6 +17,8 @@ from omnigraph.tracing.reference import reference_for
 _ENOUGH_SAMPLES = 32
 #: Between the seeds of an input set and of what lies in its past.
 _PAST_SEED = 100
+#: Roles of numbers that data give: drawn ones would leave the ranges of real ones.
+_NUMBERS = ("features", "embeddings", "")
 #: Dimensions that count the positions of a call.
 _POSITIONS = ("decoder_sequence", "sequence")
 
@@ -24,25 +26,28 @@ _POSITIONS = ("decoder_sequence", "sequence")
 def with_real_inputs(
     programs: Sequence[Program], data: CalibrationData | None = None
 ) -> tuple[Program, ...]:
-    """Programs with real input sets: token ids from ``data``, and outputs of other programs.
+    """Programs with real input sets: ids and numbers of ``data``, and outputs of other programs.
 
     Args:
         programs: of one model.
-        data: samples with token ids; None leaves the ids as they are drawn.
+        data: samples; None leaves ids and numbers as they are drawn.
     """
-    real = [_with_real_ids(p, data) for p in programs] if data is not None else list(programs)
+    real = [_with_real_values(p, data) for p in programs] if data is not None else list(programs)
     return tuple(_with_real_past(_with_given(program, real)) for program in real)
 
 
-def _with_real_ids(program: Program, data: CalibrationData) -> Program:
-    """A program whose own input sets have token ids from ``data`` where that has them."""
-    samples: dict[str, list[np.ndarray]] = {}
+def _with_real_values(program: Program, data: CalibrationData) -> Program:
+    """A program whose own input sets have ids and numbers from ``data`` where that has them."""
+    ids: dict[str, list[np.ndarray]] = {}
+    numbers: dict[str, list[np.ndarray]] = {}
     for raw in islice(data.read(), _ENOUGH_SAMPLES):
         sample = data.named(raw, program.inputs)
         for spec in program.inputs:
             if spec.name in sample and spec.role == "tokens":
-                samples.setdefault(spec.name, []).append(_shown(sample, spec, program))
-    texts = {name: _Texts(parts) for name, parts in samples.items() if any(map(len, parts))}
+                ids.setdefault(spec.name, []).append(_shown(sample, spec, program))
+            elif spec.name in sample and spec.role in _NUMBERS and spec.dtype == "float32":
+                numbers.setdefault(spec.name, []).append(np.asarray(sample[spec.name]))
+    texts = {name: _Texts(parts) for name, parts in ids.items() if any(map(len, parts))}
     masks = {s.name: mask_of(s, program.inputs) for s in program.inputs if s.name in texts}
     make = program.make_inputs
 
@@ -53,9 +58,22 @@ def _with_real_ids(program: Program, data: CalibrationData) -> Program:
                 mask = masks[name]
                 shown = np.asarray(inputs[mask.name]) if mask and mask.name in inputs else None
                 inputs[name] = inputs[name].new_tensor(text.rows(inputs[name].shape, case, shown))
+        for name, samples in numbers.items():
+            if name in inputs:
+                found = _of_shape(samples[case.seed % len(samples)], inputs[name].shape)
+                inputs[name] = inputs[name] if found is None else inputs[name].new_tensor(found)
         return inputs
 
     return replace(program, make_inputs=make_inputs)
+
+
+def _of_shape(sample: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A sample cut to a shape, or repeated to fill it; None where it has other axes, or nothing."""
+    if sample.ndim != len(shape) or not sample.size:
+        return None
+    for axis, size in enumerate(shape):
+        sample = np.take(sample, np.arange(size) % sample.shape[axis], axis=axis)
+    return sample
 
 
 class _Texts:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import omnigraph
 from omnigraph.input_sets import contract_cases
 from omnigraph.program import Case
 from omnigraph.quantization.data import open_data
+from omnigraph.quantization.options import Quantization
 from omnigraph.quantization.real_inputs import with_real_inputs
 
 FIRST = 1
@@ -44,3 +48,30 @@ def test_what_follows_a_past_goes_on_behind_it(traced):
     whole = {**sizes, "sequence": 7, "past": 0}
     before = np.asarray(program.make_inputs(Case("any", whole, seed=103))["input_ids"])
     np.testing.assert_array_equal(after, before[:, 4:])
+
+
+class Scaled(torch.nn.Module):
+    """A layer on features whose channels are of unlike size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def test_numbers_are_those_of_the_data_so_that_ranges_fit(tmp_path: Path):
+    draw = np.random.default_rng(0)
+    sizes = np.exp(2 * draw.normal(size=32))
+    data = [{"x": (sizes * draw.normal(size=(1, 6, 32))).astype(np.float32)} for _ in range(40)]
+    (report,) = omnigraph.export(
+        Scaled().eval(),
+        "onnx",
+        precision="int8",
+        inputs={"x": torch.randn(2, 5, 32)},
+        quantization=Quantization(calibration=lambda: iter(data)),
+        out=tmp_path / "net",
+    )
+    assert report.path.exists()
