@@ -35,8 +35,11 @@ from omnigraph.quantization.options import Quantization
 
 THREADS = 2
 PRECISIONS = ("fp32", "int8", "int8-dynamic", "int8-weights", "int4-weights")
-#: ... and with weights whose rounding is learned, in the smallest groups that are usual.
-LEARNED = "int4-weights, learned, groups of 32"
+#: ... and with weights whose rounding is learned: the precision, and the terms with one scale.
+LEARNED = {
+    "int8-weights, learned": ("int8-weights", None),
+    "int4-weights, learned, groups of 32": ("int4-weights", 32),
+}
 #: Of tensorrt, by `--only` alone: what an engine is made of, which needs no GPU for its numbers.
 LOWERED = ("fp16", "int8", "int8-weights", "int4-weights")
 PEERS = ("int8", "int8-weights", "int4-weights", "int4-weights all")
@@ -85,7 +88,7 @@ def _contestants(model: RealModel, scratch: Path) -> dict[str, Callable[[], Call
     makers: dict[str, Callable[[], Call]] = {
         f"{target} {precision}": partial(_ours, model, target, precision, scratch)
         for target, precisions in targets.items()
-        for precision in (*precisions, LEARNED)
+        for precision in (*precisions, *LEARNED)
     }
     plain = cache(lambda: plain_openvino(model.module, model.example, scratch / "plain.xml"))
     makers |= {f"nncf {kind}": partial(_nncf, model, plain, kind, scratch) for kind in PEERS}
@@ -110,9 +113,10 @@ def _ours(model: RealModel, target: str, precision: str, scratch: Path) -> Call:
 
     out = scratch / f"{target}-{precision}"
     given: dict[str, Any] = {}
-    if precision == LEARNED:
-        learned = Quantization(calibration=calibration, rounding="learned", group_size=32)
-        precision, given["quantization"] = "int4-weights", learned
+    if precision in LEARNED:
+        precision, group = LEARNED[precision]
+        learned = Quantization(calibration=calibration, rounding="learned", group_size=group)
+        given["quantization"] = learned
     elif "int" in precision:
         given["calibration"] = calibration
     omnigraph.export(model.exported, target, precision=precision, out=out, **given, **model.options)
