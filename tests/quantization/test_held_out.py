@@ -126,6 +126,7 @@ def test_layers_that_lose_more_on_the_target_step_back(tmp_path: Path):
     assert reasons == {"beyond the budget on the target, within it in onnxruntime"}
 
 
+@pytest.mark.slow
 def test_all_programs_are_judged_on_the_target(tmp_path: Path):
     def both_sides() -> Iterator[dict[str, np.ndarray]]:
         return ({"input_ids": row[None], "decoder_input_ids": row[None, :9]} for row in TOKENS)

@@ -84,6 +84,7 @@ def test_programs_that_data_do_not_suit_use_what_others_observed(tmp_path: Path)
         }
 
 
+@pytest.mark.slow
 def test_a_model_of_hugging_face(tmp_path: Path):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
