@@ -1,7 +1,8 @@
-"""The numbers that a traced Graph compares its positions with, such as the width of a window.
+"""The numbers beyond which positions of a traced Graph may go wrong: the width of a window, 256.
 
-A mask computes them from values, so torch makes no guard of them: ``key > query - 100`` hides no
-key of a sequence shorter than 101. What a pass does wrong beyond such a number shows only there.
+A mask compares positions with values, so torch makes no guard of them: ``key > query - 100`` hides
+no key of a sequence shorter than 101. Positions as floats are exact in bf16 up to 256. What a pass
+or a target does wrong beyond such a number shows only there.
 """
 
 from __future__ import annotations
@@ -19,15 +20,34 @@ _THROUGH = frozenset(
 )
 #: Nodes between them, at most.
 _STEPS = 6
+#: bf16 holds every integer up to this.
+_EXACT_IN_BF16 = 256
+#: What makes positions.
+_COUNTS = frozenset("Range CumSum".split())
+_FLOATS = frozenset([ir.DataType.FLOAT, ir.DataType.DOUBLE])
 
 
 def compared_positions(graph: Graph) -> list[int]:
-    """The integers that values are compared with, after sums and differences, each once."""
+    """The integers that values are compared with, after sums and differences, each once.
+
+    256 is one of them where positions become floats.
+    """
     found: set[int] = set()
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
         if node.op_type in _COMPARISONS:
             found.update(_numbers(node, _STEPS))
+        elif node.op_type in ("Cast", "CastLike") and node.outputs[0].dtype in _FLOATS:
+            if _counts(node, _STEPS):
+                found.add(_EXACT_IN_BF16)
     return sorted(found)
+
+
+def _counts(node: ir.Node, steps: int) -> bool:
+    """Whether a node, or one before it, counts positions."""
+    if node.op_type in _COUNTS:
+        return True
+    producers = [value.producer() for value in node.inputs if value is not None]
+    return steps > 0 and any(_counts(one, steps - 1) for one in producers if one is not None)
 
 
 def _numbers(node: ir.Node, steps: int) -> Iterator[int]:

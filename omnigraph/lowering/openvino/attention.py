@@ -3,6 +3,10 @@
 The frontend pads the mask of an ONNX Attention to as many columns as there are keys, and replaces
 NaN, the result of a row without keys, by zero. Both prevent fusions: the CPU plugin takes a
 Transpose and a Reshape into the attention's kernel only where they follow it directly.
+
+It also keeps keys and values that are inputs of the program out of that kernel: the plugin of
+2026.4.1 takes their conversion to bf16 into it, and then reads memory that nothing has written
+where there is one query and one key.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from omnigraph.passes.matching import input_at, nodes_of, same_dim
 if TYPE_CHECKING:
     import openvino
 
-_MASK = 3
+_KEY, _VALUE, _MASK = 1, 2, 3
 _MOVES = ("Transpose", "Reshape")
 
 
@@ -34,6 +38,21 @@ def simplify_attention(model: openvino.Model, graph: Graph) -> None:
         if select.get_friendly_name() in whole:
             _drop_padding(attention)
         _sink(attention, select)
+        _keep_apart(attention)
+
+
+def _keep_apart(attention: Any) -> None:
+    """Put a Reshape that changes nothing between an attention and keys or values that are given.
+
+    It moves no numbers. The conversion to bf16 is done before it, by a kernel of its own.
+    """
+    from openvino import opset15
+
+    for place in (_KEY, _VALUE):
+        given = attention.input_value(place)
+        if given.get_node().get_type_name() == "Parameter":
+            same = opset15.reshape(given, opset15.constant([0, 0, -1, 0]), True)
+            attention.input(place).replace_source_output(same.output(0))
 
 
 def _has_all_columns(node: ir.Node) -> bool:

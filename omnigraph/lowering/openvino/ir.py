@@ -15,6 +15,8 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 
+from omnigraph.lowering.openvino.wide_positions import keep_positions_wide, mark
+
 #: Constants stand at multiples of this, a cache line and the widest vector.
 _ALIGNMENT = 64
 
@@ -132,6 +134,7 @@ def rewrite_ir(
                 data.set("stable", "true")  # of equal elements the first (ONNX TopK-24)
             elif layer.get("type") == "Parameter" and layer.get("name") in places:
                 _make_constant(layer, places[layer.attrib["name"]])
+    keep_positions_wide(tree.getroot())
     if half_matmuls:
         _mark_decompressions(tree.getroot())
     tree.write(out, encoding="utf-8", xml_declaration=True)
@@ -175,9 +178,7 @@ def _mark_decompressions(net: ElementTree.Element) -> None:
         if weight.get("type") != "Const" or convert.get("type") != "Convert" or data is None:
             continue
         if data.get("element_type") in _HALVES:
-            info = ElementTree.Element("rt_info")
-            ElementTree.SubElement(info, "attribute", name="decompression", version="0")
-            convert.insert(1, info)
+            mark(convert, "decompression")
 
 
 def _make_constant(layer: ElementTree.Element, place: WeightPlace) -> None:

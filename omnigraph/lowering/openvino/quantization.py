@@ -15,7 +15,8 @@ SCHEMES: Mapping[str, Scheme | None] = {
     "fp32": None,
     "fp16": None,
     "bf16": None,
-    "int8": Scheme(PER_CHANNEL, UNSIGNED, finer=Scheme(PER_CHANNEL, runtime_group=32)),
+    # A sensitive layer is multiplied in integers with groups of 128, and in bf16 with groups of 32.
+    "int8": Scheme(PER_CHANNEL, UNSIGNED, finer=Scheme(PER_CHANNEL, runtime_group=128)),
     # Where only weights are quantized, OpenVINO quantizes activations at run time, in groups whose
     # size the Session sets. Without groups, it dequantizes the weights, which is slower than bf16.
     "int8-dynamic": Scheme(PER_CHANNEL, runtime_group=128),
@@ -37,12 +38,15 @@ def runtime_details(precision: str) -> dict[str, Any]:
 
     Returns:
         ``execution``: by device, the type that floats are computed in. Where activations are
-        quantized at run time, ``dynamic_quantization_group``: the size of a group.
+        quantized at run time, of all layers or of sensitive ones, ``dynamic_quantization_group``:
+        the size of a group.
     """
     execution = {
         device: types.get(precision, _HALF[device]) for device, types in _EXECUTION.items()
     }
     details: dict[str, Any] = {"execution": execution}
-    if (scheme := SCHEMES[precision]) is not None and scheme.runtime_group is not None:
-        details["dynamic_quantization_group"] = scheme.runtime_group
+    if (scheme := SCHEMES[precision]) is not None:
+        group = (scheme.finer or scheme).runtime_group
+        if group is not None:
+            details["dynamic_quantization_group"] = group
     return details

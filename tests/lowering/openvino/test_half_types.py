@@ -1,0 +1,62 @@
+"""What is computed in bf16 on OpenVINO, where bf16 or the plugin has limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import omnigraph
+from omnigraph.contract.tolerance import deviation
+from omnigraph.errors import ContractError
+from omnigraph.lowering.openvino import ir
+
+SINUSOIDAL = {"config": "tiny", "settings": {"kind": "encoder", "positions": "sinusoidal"}}
+FAR = np.random.default_rng(0).integers(0, 256, (1, 1500))
+#: Rounding to bf16 (2⁻⁹ of a number at most) in two layers of a dozen roundings.
+NEAR = 0.02
+
+
+def test_positions_beyond_256_are_not_rounded(tmp_path: Path):
+    outputs = []
+    for precision in ("fp32", "bf16"):
+        (report,) = omnigraph.export(
+            "omninet", "openvino", precision=precision, out=tmp_path / precision, **SINUSOIDAL
+        )
+        with omnigraph.load(report.path, threads=1) as session:
+            outputs.append(next(iter(session.run(input_ids=FAR).values())))
+    assert deviation(outputs[1][:, 1000:], outputs[0][:, 1000:]).rms < NEAR
+
+
+def test_the_contract_sees_positions_that_are_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ir, "keep_positions_wide", lambda net: None)
+    with pytest.raises(ContractError, match="too far from the torch model"):
+        omnigraph.export("omninet", "openvino", precision="bf16", out=tmp_path / "a", **SINUSOIDAL)
+
+
+def test_one_query_of_one_given_key(tmp_path: Path):
+    """The plugin's kernel of an attention read unwritten memory there, or failed."""
+    wide = {"kind": "encoder-decoder", "hidden_size": 256, "num_heads": 8, "num_layers": 1}
+    settings = {**wide, "ffn_ratio": 1, "vocab_size": 97, "positions": "sinusoidal"}
+    draw, outputs = np.random.default_rng(0), []
+    given = {
+        "decoder_input_ids": np.array([[5]]),
+        "cross_key_values.0.key": draw.normal(size=(1, 8, 1, 32)).astype(np.float32),
+        "cross_key_values.0.value": draw.normal(size=(1, 8, 1, 32)).astype(np.float32),
+    }
+    for precision in ("fp32", "bf16"):
+        (report,) = omnigraph.export(
+            "omninet",
+            "openvino",
+            precision=precision,
+            settings=settings,
+            programs=["decode"],
+            out=tmp_path / precision,
+        )
+        with omnigraph.load(report.path, threads=1) as session:
+            outputs.append([session.run(program="decode", **given)["logits"] for _ in range(2)])
+    for found, expected in zip(outputs[1], outputs[0], strict=True):
+        assert deviation(found, expected).rms < NEAR
