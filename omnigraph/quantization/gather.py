@@ -36,8 +36,6 @@ from omnigraph.quantization.options import (
 from omnigraph.quantization.samples import Samples
 from omnigraph.quantization.sensitive import with_finer
 
-_FOUR_BITS = 4
-
 
 @dataclass(frozen=True)
 class Calibrator:
@@ -131,8 +129,7 @@ class Calibrator:
         """How weights of a grid are rounded: one of ``ROUNDINGS``."""
         if self.options.rounding is not None:
             return self.options.rounding
-        few = grid.dtype.bitwidth <= _FOUR_BITS
-        return COMPENSATED if few and self.samples.data is not None else NEAREST
+        return COMPENSATED if grid.is_integer and self.samples.data is not None else NEAREST
 
     def _rounded(
         self,
