@@ -42,6 +42,7 @@ from omnigraph.manifest import build_manifest, golden_name, write_golden
 from omnigraph.passes.calibrated_pass import QuantizationFacts
 from omnigraph.program import Case, Program, fit_sizes
 from omnigraph.progress import StepProgress, Steps
+from omnigraph.quantization.finer_cost import measured_cost
 from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.greedy import greedy_tokens
 from omnigraph.quantization.kv_cache import quantize_caches
@@ -297,6 +298,7 @@ class _Export:
             self._quantization(lowered, facts, budget) if job.quantizes else {},
             seconds,
             {done.program.name: places(done.program.graph) for done in lowered},
+            measured_cost(done.finer_milliseconds for done in lowered),
         )
         return product, replace(facts, choices={})
 
@@ -392,7 +394,7 @@ class _Export:
             product.records,
             product.ledger,
             product.layers,
-            product.quantization,
+            {**product.quantization, **product.measured},
             checked.tokens,
             remarks,
         )

@@ -102,3 +102,5 @@ class TargetProduct:
     seconds: dict[str, float] = field(default_factory=dict)
     #: For each program, by name of a node or of its outputs, the node for a person.
     places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    #: What is reported of the quantization, but not stored, since it differs from run to run.
+    measured: Mapping[str, Any] = field(default_factory=dict)

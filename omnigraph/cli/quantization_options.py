@@ -30,6 +30,7 @@ def quantization_of(args: argparse.Namespace) -> Quantization:
 def report_quantization(found: Mapping[str, Any]) -> None:
     """Print the plan of a budget and the calibration data; warn of random token ids."""
     from omnigraph.quantization.data import RANDOM
+    from omnigraph.quantization.finer_cost import TOKENS
     from omnigraph.quantization.held_out import ENOUGH
     from omnigraph.quantization.plan_report import loss_lines, plan_text
 
@@ -49,6 +50,15 @@ def report_quantization(found: Mapping[str, Any]) -> None:
         print(
             f"{len(finer)} layers keep 8 bits for their weights alone, since their products would "
             f"lose {least:.1%} to {most:.1%} (--preset fast quantizes all): {', '.join(finer)}",
+            file=sys.stderr,
+        )
+        if (cost := found.get("finer_milliseconds")) is not None:
+            print(f"they cost {cost:.2f} ms of a run of {TOKENS} tokens here", file=sys.stderr)
+    for layer, channels in found.get("outliers", {}).items():
+        named = ", ".join(str(channel) for channel in channels["channels"])
+        print(
+            f"outliers in what {layer} reads: channel {named}, up to {channels['times']:.0f} times "
+            "the usual channel",
             file=sys.stderr,
         )
     if unseen := found.get("unseen_weights"):

@@ -18,7 +18,9 @@ from omnigraph.ledger.precision import LayerPrecision, layer_precisions
 from omnigraph.lowering import Lowered
 from omnigraph.passes.base import Pass, PassRecord, run_passes
 from omnigraph.passes.calibrated_pass import QuantizationFacts
+from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.pipeline import Pipeline
+from omnigraph.quantization.finer_cost import finer_cost
 from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.quantize import Quantized, check_rounding, run_calibrated
 
@@ -31,6 +33,7 @@ class LoweredProgram:
         bounds: of its artifact.
         deviation: how far the quantized Graph is from torch; None where nothing was quantized.
         facts: all that is known of the model's activations and weights after it.
+        finer_milliseconds: what its finer layers cost (`finer_cost`); None where that is not known.
     """
 
     program: Lowered
@@ -40,6 +43,7 @@ class LoweredProgram:
     bounds: Bounds
     deviation: Deviation | None = None
     facts: QuantizationFacts = field(default_factory=QuantizationFacts)
+    finer_milliseconds: float | None = None
 
 
 def lower_program(
@@ -64,7 +68,7 @@ def lower_program(
     exact = exact_tolerance(item, options)
     runner = _Runner(job, item, calibrator)
     check = StageCheck(item, exact, graph)
-    done, deviation = Quantized(facts=facts), None
+    done, deviation, cost = Quantized(facts=facts), None, None
     for passes, rounding in _segments(job.pipeline, each=options.verify_each):
         first = len(done.records)
         done = runner.run(graph, passes, done)
@@ -74,6 +78,9 @@ def lower_program(
             continue
         before = graph.clone()
         done = runner.run(graph, (rounding,), done)
+        if isinstance(rounding, InsertQdq) and calibrator is not None and calibrator.keeps_finer:
+            timed = job.target, job.precision, job.settings
+            cost = finer_cost(before, done.facts, *timed, calibrator.progress)
         if done.records[-1].modified:
             check.rounded(before, graph, rounding, done.facts)
         if done.rounding is not None and deviation is None:
@@ -88,6 +95,7 @@ def lower_program(
         bounds,
         deviation,
         done.facts,
+        cost,
     )
 
 

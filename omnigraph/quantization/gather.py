@@ -79,15 +79,15 @@ class Calibrator:
         given = QuantizationFacts(statistics, facts.rounded, choices)
         pass_ = replace(pass_, facts=given)
         if isinstance(pass_, NormalizeTokens):
-            most = PRESETS[self.options.preset] if self._keeps_finer else math.inf
+            most = PRESETS[self.options.preset] if self.keeps_finer else math.inf
             pass_ = replace(pass_, most=most)
-        elif isinstance(pass_, QuantizingPass) and self._keeps_finer:
+        elif isinstance(pass_, QuantizingPass) and self.keeps_finer:
             facts = with_finer(pass_, graph, facts, PRESETS[self.options.preset])
             pass_ = replace(pass_, facts=replace(given, choices=own.choices or facts.choices))
         return pass_, facts
 
     @property
-    def _keeps_finer(self) -> bool:
+    def keeps_finer(self) -> bool:
         """Whether sensitive layers are found by a forecast: on DATA, where nothing else chooses."""
         options = self.options
         chosen = options.max_loss is not None or options.speed_gate is not None

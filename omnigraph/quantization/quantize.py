@@ -19,6 +19,7 @@ from omnigraph.precision import PRECISIONS, QUANTIZED
 from omnigraph.quantization.gather import Calibrator
 from omnigraph.quantization.noise import check_quantized, noise_of
 from omnigraph.quantization.options import Quantization
+from omnigraph.quantization.outliers import outlier_channels
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ def manifest_fields(
             "method": statistics.method,
             "samples": statistics.samples,
             "statistics": statistics.digest,
+            "outliers": outlier_channels(statistics),
         }
     return fields
 

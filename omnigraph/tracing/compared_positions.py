@@ -36,10 +36,13 @@ def compared_positions(graph: Graph) -> list[int]:
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
         if node.op_type in _COMPARISONS:
             found.update(_numbers(node, _STEPS))
-        elif node.op_type in ("Cast", "CastLike") and node.outputs[0].dtype in _FLOATS:
-            if _counts(node, _STEPS):
-                found.add(_EXACT_IN_BF16)
+        elif _gives_floats(node) and _counts(node, _STEPS):
+            found.add(_EXACT_IN_BF16)
     return sorted(found)
+
+
+def _gives_floats(node: ir.Node) -> bool:
+    return node.op_type in ("Cast", "CastLike") and node.outputs[0].dtype in _FLOATS
 
 
 def _counts(node: ir.Node, steps: int) -> bool:
