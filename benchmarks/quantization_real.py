@@ -14,6 +14,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import omnigraph
 from benchmarks.quantization_peers import (
     Call,
@@ -121,10 +123,19 @@ def _ours(model: RealModel, target: str, precision: str, scratch: Path) -> Call:
         given["calibration"] = calibration
     omnigraph.export(model.exported, target, precision=precision, out=out, **given, **model.options)
     if target == "tensorrt":
-        with run_lowered(Artifact(out), "forward") as lowered:
-            return lambda feeds: _only(lowered(feeds))
+        artifact = Artifact(out)
+        with run_lowered(artifact, "forward") as lowered:
+            return lambda feeds: _only(lowered(_with_defaults(feeds, artifact)))
     session = omnigraph.load(out, threads=THREADS)
     return lambda feeds: _only(session.run(feeds))
+
+
+def _with_defaults(feeds: Feeds, artifact: Artifact) -> Feeds:
+    """The feeds, and what a Session fills in where it is not given, in the shape of the tokens."""
+    like = next(iter(feeds.values()))
+    specs = artifact.programs["forward"].inputs
+    left_out = [s for s in specs if s.name not in feeds and s.default is not None]
+    return {**feeds, **{s.name: np.full_like(like, s.default) for s in left_out}}
 
 
 def _only(outputs: Mapping[str, Any]) -> Any:

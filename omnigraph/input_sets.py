@@ -27,6 +27,8 @@ _MOST_POSITIONS = 2048
 _MOST_ELEMENTS = 2048 * 1024
 #: ... and at most this many products of a position with a weight: seconds on one core.
 _MOST_PRODUCTS = 2 * 10**10
+#: ... four times as many in a set that goes past a number: there is one or two, of one row.
+_BEYOND_PRODUCTS = 4 * _MOST_PRODUCTS
 
 
 #: Numbers that positions are compared with, of which a set goes past: at most so many.
@@ -71,13 +73,17 @@ def _past(program: Program, length: int) -> dict[str, int] | None:
     least = fit_sizes(program, {}, default=0)
     for name in ("sequence", "decoder_sequence", "past"):
         sizes = fit_sizes(program, {**least, name: length})
-        if sizes.get(name) == length and affordable(program, sizes):
+        if sizes.get(name) == length and affordable(program, sizes, _BEYOND_PRODUCTS):
             return sizes
     return None
 
 
-def affordable(program: Program, sizes: Mapping[str, int]) -> bool:
-    """Whether a set of these sizes is small enough to be compared beside the usual ones."""
+def affordable(program: Program, sizes: Mapping[str, int], products: int = _MOST_PRODUCTS) -> bool:
+    """Whether a set of these sizes is small enough to be compared beside the usual ones.
+
+    Args:
+        products: of a position with a weight, at most.
+    """
     positions = max(
         math.prod(evaluate_dim(dim, sizes) for dim in spec.shape if isinstance(dim, str))
         for spec in program.inputs
@@ -89,7 +95,7 @@ def affordable(program: Program, sizes: Mapping[str, int]) -> bool:
         for spec in program.inputs
     )
     few = positions <= _MOST_POSITIONS and elements <= _MOST_ELEMENTS
-    return few and positions * weights <= _MOST_PRODUCTS
+    return few and positions * weights <= products
 
 
 def _row(
