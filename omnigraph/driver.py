@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from omnigraph.artifact import publish, seal, staging
 from omnigraph.artifact.signature import Signer
 from omnigraph.contract.comparison import NumberCheck, Openers, check_artifact
 from omnigraph.contract.graph_check import check_graph
 from omnigraph.contract.greedy_tokens import TokenAgreement, TokenCount
-from omnigraph.errors import ResourceError
 from omnigraph.export_job import TargetProduct, TracedProgram, traced_program
+from omnigraph.exporting.expendable import tried
 from omnigraph.exporting.lower_program import LoweredProgram, lower_program
+from omnigraph.exporting.memory_errors import memory_errors
 from omnigraph.exporting.options import ExportOptions
 from omnigraph.exporting.output_choice import OutputChoice
 from omnigraph.exporting.plan import (
@@ -56,31 +56,12 @@ from omnigraph.tracing.hidden_rows import hidden_row
 from omnigraph.tracing.names import output_specs
 from omnigraph.tracing.trace import check_trace, reference_for, trace_within_limits
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 _GOLDEN = {"batch": 2, "sequence": 5, "past": 3, "decoder_sequence": 4}
 #: Of no other input set; it stays, so that artifacts keep their bytes.
 _GOLDEN_SEED = 5
 
 
-def _memory_errors(export_: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Say what an export lacks where the system gives it no more memory."""
-
-    @functools.wraps(export_)
-    def named(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return export_(*args, **kwargs)
-        except MemoryError as error:
-            raise ResourceError(
-                "The export needs more memory than there is",
-                found=str(error) or None,
-                hint="give its dimensions smaller ranges with --dynamic, or use a larger machine",
-            ) from error
-
-    return named
-
-
-@_memory_errors
+@memory_errors
 def export(
     model: object,
     target: str | Sequence[str],
@@ -125,7 +106,7 @@ def _run(
     signer = Signer(sign) if sign is not None else None
     source, samples, facts = work.resolve(model, modes)
     paths = artifact_paths(source.name, jobs, out)
-    traced, variants = work.trace(source, samples)
+    source, traced, variants = work.trace(source, samples)
     remarks = Remarks(
         tuple(limit for item in traced for limit in item.limits),
         source.not_made,
@@ -219,18 +200,22 @@ class _Export:
 
     def trace(
         self, source: ModelSource, samples: Samples | None
-    ) -> tuple[list[TracedProgram], Variants | None]:
-        """Each program as a Graph with torch's results; and the variants with fewer heads."""
+    ) -> tuple[ModelSource, list[TracedProgram], Variants | None]:
+        """Each program as a Graph with torch's results; and the variants with fewer heads.
+
+        The source is without those that it need not have, and that cannot be traced.
+        """
         names = ", ".join(program.name for program in source.programs)
         with self.steps.step(f"trace {names}"):
-            done = [self._trace(program, samples) for program in source.programs]
+            done, why = tried(source.programs, lambda program: self._trace(program, samples))
         programs, traced = [program for program, _ in done], [item for _, item in done]
+        source = replace(source, programs=tuple(programs), not_made={**source.not_made, **why})
         importance = self.options.importance
         keeps = self.options.heads
         if not keeps:
-            return traced, None
+            return source, traced, None
         variants = make_variants(programs, traced, keeps, importance)
-        return [*traced, *variants.programs], variants
+        return source, [*traced, *variants.programs], variants
 
     def _trace(self, program: Program, samples: Samples | None) -> tuple[Program, TracedProgram]:
         """The program as far as its module goes, and its trace."""

@@ -212,6 +212,8 @@ class Program:
         limits: a sentence on each range that follows a limit of the module, found by running it.
         axes_hint: how to name the axes that vary, where the names were guessed; else "".
         left_out: what the module returns beside tensors, which no artifact gives: path and type.
+        expendable: an export that was not asked for it by name goes on without it where it cannot
+            be traced, and says why.
 
     Raises:
         UsageError: two tensors of one name, a dimension that is no name, or a role that there is
@@ -234,6 +236,7 @@ class Program:
     limits: tuple[str, ...] = ()
     axes_hint: str = ""
     left_out: tuple[str, ...] = ()
+    expendable: bool = False
 
     def __post_init__(self) -> None:
         names = [*(spec.name for spec in self.inputs), *self.outputs]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from omnigraph.errors import UsageError, suggest
+from omnigraph.errors import TraceError, UsageError, suggest
 from omnigraph.frontends.resolve import ModelSource
 from omnigraph.program import Dim, Program
 
@@ -14,7 +15,8 @@ def choose_programs(
 ) -> tuple[Program, ...]:
     """The programs of these names (None is all), with these ranges of dimensions.
 
-    Ranges that are not given are those that the module takes.
+    Ranges that are not given are those that the module takes. A program that is named is not
+    expendable.
 
     Raises:
         UsageError: there is no such program or dimension.
@@ -42,4 +44,15 @@ def choose_programs(
                     dim, dims, "`omnigraph inspect MODEL` shows the dimensions of each input"
                 ),
             )
-    return tuple(with_own_limits(program.with_dims(dynamic)) for program in chosen)
+    if names is not None:
+        chosen = [replace(program, expendable=False) for program in chosen]
+    limited = []
+    for program in chosen:
+        declared = program.with_dims(dynamic)
+        try:
+            limited.append(with_own_limits(declared))
+        except TraceError:
+            if not program.expendable:
+                raise
+            limited.append(declared)  # its trace says why it is left out
+    return tuple(limited)

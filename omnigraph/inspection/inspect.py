@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +65,17 @@ def inspect(
 
 
 def _inspect_model(subject: Subject) -> dict[str, Any]:
+    from omnigraph.exporting.expendable import tried
     from omnigraph.frontends.training_modes import TrainingModes
 
     pipeline = subject.pipeline()
     with TrainingModes() as modes:
         source = subject.source(modes)
-        programs = {
-            program.name: _inspect_program(program, pipeline) for program in source.programs
-        }
-    return {"model": {"config": dict(source.config)}, "name": source.name, "programs": programs}
+        programs, why = tried(
+            source.programs, lambda program: (program.name, _inspect_program(program, pipeline))
+        )
+    source = replace(source, not_made={**source.not_made, **why})
+    return {"model": source.to_dict(), "name": source.name, "programs": dict(programs)}
 
 
 def _inspect_program(program: Program, pipeline: Pipeline) -> dict[str, Any]:
