@@ -17,7 +17,8 @@ def longest_lengths(
 ) -> dict[str, int]:
     """The largest size of each dimension that a table of positions bounds.
 
-    A table of positions is one that is read at as many consecutive rows as the example is long.
+    A table of positions is one that is read at as many consecutive rows as the example is long; the
+    rows of a whole batch may stand in one axis.
 
     Args:
         run: runs the model on the example.
@@ -26,21 +27,32 @@ def longest_lengths(
     with _Lookups(model) as lookups:
         run()
     longest: dict[str, int] = {}
-    for rows, first, count in lookups.found:
+    for table, read in lookups.found:
         for dim, length in lengths.items():
-            if count == length:
-                longest[dim] = min(longest.get(dim, rows), rows - first)
+            if (first := _first_of(read, length)) is not None:
+                longest[dim] = min(longest.get(dim, table), table - first)
     return longest
 
 
+def _first_of(read: torch.Tensor, length: int) -> int | None:
+    """The first of ``length`` consecutive rows that are read, of any text of the batch."""
+    if read.shape[-1] != length:
+        one_run = bool((read.diff() == 1).all())
+        if read.ndim > 1 or read.shape[0] % length or one_run:
+            return None
+    texts = read.reshape(-1, length)
+    steps = (texts.diff(dim=-1) == 1).all(dim=-1)
+    return int(texts[steps, 0].min()) if steps.any() else None
+
+
 class _Lookups(TorchDispatchMode):
-    """Notes each lookup of consecutive rows: the table's rows, the first one, and how many."""
+    """Notes each lookup in a table of the model: how many rows it has, and those that are read."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         own = (*model.parameters(), *model.buffers())
         self._tables = {tensor.data_ptr() for tensor in own if tensor.ndim == 2}
-        self.found: list[tuple[int, int, int]] = []
+        self.found: list[tuple[int, torch.Tensor]] = []
 
     def __torch_dispatch__(
         self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -57,7 +69,4 @@ class _Lookups(TorchDispatchMode):
     def _note(self, table: torch.Tensor, rows: torch.Tensor) -> None:
         if table.data_ptr() not in self._tables or rows.dtype != torch.int64 or rows.ndim == 0:
             return
-        steps = (rows.diff(dim=-1) == 1).all(dim=-1)
-        if steps.any():
-            first = int(rows[..., 0][steps].min())
-            self.found.append((table.shape[0], first, rows.shape[-1]))
+        self.found.append((table.shape[0], rows))
