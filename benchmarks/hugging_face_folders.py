@@ -81,7 +81,7 @@ def _exported(folder: Path, targets: Sequence[str]) -> list[tuple[str, ...]]:
         with omnigraph.load(report.path) as session:
             error = worst_error(session, folder, source.programs[0])
             if "decode" in report.programs:
-                error = max(error, worst_step_error(session, folder))
+                error = max(error, worst_step_error(session, folder, source.programs))
         rows.append((folder.name, report.target, " ".join(report.programs), f"{error:.1e}", why))
     return rows
 

@@ -245,6 +245,13 @@ MODELS: dict[str, Model] = {
         "MarianMTModel", "MarianConfig", {**_SEQ2SEQ, "decoder_vocab_size": 61}, 6, "two texts"
     ),
     "mbart": Model("MBartForConditionalGeneration", "MBartConfig", _SEQ2SEQ, 6, "two texts"),
+    "m2m100": Model(
+        "M2M100ForConditionalGeneration",
+        "M2M100Config",
+        {**_SEQ2SEQ, "scale_embedding": False},
+        6,
+        "two texts",
+    ),
     "vit": Model(
         "ViTModel",
         "ViTConfig",

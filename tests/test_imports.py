@@ -238,6 +238,7 @@ TORCH = {
     "omnigraph.tracing.torch_export",
     "omnigraph.tracing.hidden_rows",
     "omnigraph.tracing.transformers_forms",
+    "omnigraph.frontends.encoder_decoder",
     "omnigraph.frontends.grouped_linear",
     "omnigraph.frontends.onnx_inputs",
     "omnigraph.frontends.onnx_module",

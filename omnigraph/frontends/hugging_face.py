@@ -11,7 +11,17 @@ import torch
 from torch import nn
 
 from omnigraph.errors import UsageError, suggest
+from omnigraph.frontends.encoder_decoder import NoSteps, encoder_decoder_programs
 from omnigraph.frontends.hidden_bars import hidden_bars
+from omnigraph.frontends.hugging_face_cache import (
+    cache_argument,
+    cache_of,
+    filled,
+    named,
+    whole_layers,
+    with_defaults,
+    with_longest,
+)
 from omnigraph.frontends.hugging_face_inputs import (
     BATCH,
     DECODER,
@@ -41,8 +51,6 @@ SETTINGS: Mapping[str, Sequence[str]] = {
     "dtype": ("float32", "bfloat16", "float16"),
 }
 _PAST = 3
-#: Layers of a past that `DynamicCache` can keep whole; a window is then in the mask alone.
-_WHOLE_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,9 @@ def model_from_folder(folder: Path, *, settings: Mapping[str, str] | None = None
     programs = [_forward(_Forward(model, pooling), examples, longest)]
     for name in examples.unused:
         not_made[f"forward with {name}"] = "the model runs without, and so does its program"
-    layers, why = _past(model)
-    if layers:
-        programs.append(_decode(model, layers, longest))
-    elif why:
-        not_made["decode"] = why
+    made, why = _steps(model, examples, longest)
+    programs += made
+    not_made |= why
     config = model.config
     described = {"model_type": config.model_type, "architectures": list(config.architectures)}
     return FolderModel(tuple(programs), described, not_made)
@@ -207,17 +213,12 @@ class _Decode(nn.Module):
 
     def __init__(self, model: nn.Module, layers: int) -> None:
         super().__init__()
-        self.model, self.layers, self.cache = model, layers, _cache_argument(model)
+        self.model, self.layers, self.cache = model, layers, cache_argument(model)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **past: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-        for layer in range(self.layers):
-            key, value = (past[f"past_key_values.{layer}.{part}"] for part in ("key", "value"))
-            cache.update(key, value, layer)
+        cache = filled(past, "past_key_values", self.layers)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -225,18 +226,32 @@ class _Decode(nn.Module):
             return_dict=True,
             **{self.cache: cache},
         )
-        present: list[Any] = list(cache.layers)
-        return {"logits": outputs.logits} | {
-            f"present_key_values.{layer}.{part}": tensor
-            for layer in range(self.layers)
-            for part, tensor in (("key", present[layer].keys), ("value", present[layer].values))
-        }
+        present = named(cache.layers, "present_key_values")
+        return {"logits": outputs.logits} | present
 
 
 def _forward(module: _Forward, examples: Examples, longest: Mapping[str, int]) -> Program:
     program = program_from_module(module, examples.inputs, dynamic=examples.axes)
     dims = {**program.dims, **examples.dims}
-    return _bounded(replace(_defaulted(program), dims=dims), longest)
+    return with_longest(replace(with_defaults(program), dims=dims), longest)
+
+
+def _steps(
+    model: Any, examples: Examples, longest: Mapping[str, int]
+) -> tuple[Sequence[Program], dict[str, str]]:
+    """The programs of a model that generates text; and those that are not made: why, by name."""
+    if not model.can_generate():
+        return [], {}
+    if model.config.is_encoder_decoder:
+        try:
+            return encoder_decoder_programs(model, examples, longest), {}
+        except NoSteps as none:
+            return [], {
+                "encode": "what it makes is for decode, which is not made",
+                "decode": str(none),
+            }
+    layers, why = _past(model)
+    return ([_decode(model, layers, longest)], {}) if layers else ([], {"decode": why})
 
 
 def _decode(model: Any, layers: Sequence[Any], longest: Mapping[str, int]) -> Program:
@@ -259,16 +274,13 @@ def _decode(model: Any, layers: Sequence[Any], longest: Mapping[str, int]) -> Pr
         _Decode(model, len(layers)), examples, name="decode", dynamic=axes
     )
     dims = {**program.dims, "past": Dim(0)}
-    return _bounded(replace(_defaulted(program), dims=dims, state=tuple(state)), longest)
+    program = replace(with_defaults(program), dims=dims, state=tuple(state), expendable=True)
+    return with_longest(program, longest)
 
 
 def _past(model: Any) -> tuple[list[Any], str]:
     """The layers of the past after a few tokens; or none, and why a step with them is not made."""
-    if not model.can_generate():
-        return [], ""
-    if model.config.is_encoder_decoder:
-        return [], "the step of a decoder with an encoder, which keeps two caches, is not made yet"
-    needed = {_cache_argument(model), "attention_mask", "input_ids"}
+    needed = {cache_argument(model), "attention_mask", "input_ids"}
     if missing := sorted(needed - arguments(model)):
         return [], f"the model takes no {' and no '.join(missing)}"
     ids = token_ids(model, _PAST)
@@ -282,25 +294,7 @@ def _past(model: Any) -> tuple[list[Any], str]:
             )
     except Exception as error:
         return [], f"the model does not run on tokens alone: {str(error).splitlines()[0][:200]}"
-    past = outputs.get(_cache_argument(model)) or outputs.get("past_key_values")
-    layers = list(getattr(past, "layers", ()))
-    others = {type(layer).__name__ for layer in layers} - _WHOLE_LAYERS
-    if not layers or others:
-        found = ", ".join(sorted(others)) or type(past).__name__
-        return [], f"its past is no keys and values that can be joined ({found})"
-    return layers, ""
-
-
-def _cache_argument(model: nn.Module) -> str:
-    """The name of a model's argument for its past: ``cache`` in newer ones."""
-    return "cache" if "cache" in arguments(model) else "past_key_values"
-
-
-def _defaulted(program: Program) -> Program:
-    """The program with inputs that may be left out: masks are ones then, all else is zeros."""
-    defaults = {"mask": 1, "past": 0, "segments": 0}
-    specs = (replace(spec, default=defaults.get(spec.role)) for spec in program.inputs)
-    return replace(program, inputs=tuple(specs))
+    return whole_layers(cache_of(model, outputs))
 
 
 def _longest(model: Any, examples: Examples) -> dict[str, int]:
@@ -312,14 +306,3 @@ def _longest(model: Any, examples: Examples) -> dict[str, int]:
         lambda: run(model, examples.inputs),
         {dim: length for dim, length in lengths.items() if dim in named},
     )
-
-
-def _bounded(program: Program, longest: Mapping[str, int]) -> Program:
-    dims = dict(program.dims)
-    for name, length in longest.items():
-        if name in dims:
-            dims[name] = Dim(dims[name].min, length)
-    if "past" in dims and (length := longest.get("sequence", 0)):
-        dims["past"] = Dim(0, length - 1)
-        dims["past + sequence"] = Dim(1, length)
-    return replace(program, dims=dims)

@@ -130,12 +130,8 @@ def test_layers_with_a_window_have_a_step(folder: Folder):
         assert not source.not_made
 
 
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [("t5", "keeps two caches"), ("bart", "keeps two caches"), ("mamba", "no keys and values")],
-)
-def test_a_program_that_is_not_made_has_a_reason(folder: Folder, name: str, why: str):
-    source = resolve(folder(name))
+def test_a_program_that_is_not_made_has_a_reason(folder: Folder):
+    source, why = resolve(folder("mamba")), "no keys and values"
     assert [program.name for program in source.programs] == ["forward"]
     assert why in source.not_made["decode"]
     assert source.to_dict()["not_made"] == source.not_made
