@@ -48,7 +48,9 @@ class ConvertPrecision(Pass):
     Graph inputs and outputs keep their names and types. Weights are converted when they are read,
     each once however many nodes share it. A finite constant beyond the half type, such as the
     least float32 in a mask, becomes the largest half of its sign. It does not become an infinity,
-    because an infinity times zero is not a number. An infinity stays one.
+    because an infinity times zero is not a number. An infinity stays one. A constant that is not
+    the largest of its own type becomes the largest half but one: `FuseAttention` writes the lowest
+    number of a mask so, because onnxruntime zeroes rows of the lowest.
 
     Args:
         precision: "fp16" or "bf16".
@@ -219,6 +221,8 @@ def _rounded(
 ) -> np.ndarray:
     """``array`` in a half type, with finite numbers beyond its range at the end of the range.
 
+    The largest of its own type becomes the largest half, and others the largest half but one.
+
     Args:
         least: the number that smaller ones become.
     """
@@ -226,7 +230,10 @@ def _rounded(
         half = array.astype(dtype)
     beyond = np.isinf(half) & np.isfinite(array)
     if beyond.any():
-        half[beyond] = np.copysign(limit, array[beyond]).astype(dtype)
+        largest = np.array(limit, dtype)
+        end = np.abs(array[beyond]) >= float(ml_dtypes.finfo(array.dtype).max)
+        size = np.where(end, largest, np.nextafter(largest, np.array(0, dtype)))
+        half[beyond] = np.copysign(size.astype(np.float32), array[beyond]).astype(dtype)
     return half if least is None else np.maximum(half, np.array(least, dtype))
 
 

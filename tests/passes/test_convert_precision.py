@@ -129,6 +129,26 @@ def test_least_float_in_a_mask_stays_finite_and_infinity_infinite(precision: str
     assert weights["endless"] == half.type(-np.inf)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_lowest_float_but_one_stays_the_lowest_but_one(precision: str) -> None:
+    """onnxruntime zeroes rows that the lowest number hides, and not those of another."""
+    graph = graph_of(
+        """
+        float[n, 4] x, bool[n, 4] seen => float[n, 4] y
+        {
+            y1 = Where(seen, x, least)
+            y = Add(y1, y1)
+        }
+        """,
+        least=np.nextafter(np.float32(LEAST), np.float32(0)),
+    )
+    convert(graph, precision)
+    half = HALVES[precision].numpy()
+    weights = {n: v.const_value.numpy() for n, v in graph.graph.initializers.items()}
+    lowest = np.array(ml_dtypes.finfo(half).min, half)
+    assert lowest < weights["least"] == np.nextafter(lowest, np.array(0, half))
+
+
 def test_huge_mask_made_of_integers_is_clipped_before_it_is_cast() -> None:
     text = """
         float[n, 4] x, int64[n, 4] mask => float[n, 4] y
