@@ -85,6 +85,22 @@ def test_openvino_decodes_as_generate_does(folder: Folder, tmp_path: Path):
         assert_right(lambda program, inputs: net.run(inputs, program=program), folder("t5"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_tensorrt_keeps_the_contract(folder: Folder, tmp_path: Path, name: str):
+    pytest.importorskip("tensorrt_rtx")
+    path = folder("bart")
+    if (
+        name == "t5"
+    ):  # not with the drawn weights, whose scores are large, and which T5 never scales
+        path = tmp_path / "t5"
+        config = transformers.T5Config(**FOLDERS["t5"][2])
+        transformers.T5ForConditionalGeneration(config).save_pretrained(path)
+    options = {"programs": STEP_PROGRAMS, "precision": "fp16", "out": tmp_path / "net.omni"}
+    (report,) = omnigraph.export(path, "tensorrt", **options)
+    assert report.programs == STEP_PROGRAMS
+
+
 def test_the_programs_have_the_names_of_omninet(folder: Folder):
     of_omninet = {p.name: p for p in resolve("omninet", config="tiny").programs}
     for program in resolve(folder("t5")).programs:
