@@ -24,6 +24,7 @@ from omnigraph.passes.insert_qdq import InsertQdq
 from omnigraph.passes.legalize_rotary_embedding import LegalizeRotaryEmbedding
 from omnigraph.passes.lift_constants import LiftConstants
 from omnigraph.passes.lower_sparse_attention import LowerSparseAttention
+from omnigraph.passes.narrow_attention_mask import NarrowAttentionMask
 from omnigraph.passes.narrow_stored_weights import NarrowStoredWeights
 from omnigraph.passes.normalize_tokens import NormalizeTokens
 from omnigraph.passes.pipeline import Pipeline
@@ -75,9 +76,10 @@ def fused() -> tuple[Pass, ...]:
         FuseSwiglu(),
         FuseRotary(),
         LegalizeRotaryEmbedding(),
-        # Attention after rotations, so that a query or key is one value. Then its masks are
-        # expanded, since runtimes do not broadcast them over queries.
+        # Attention after rotations, so that a query or key is one value. Then its masks are made
+        # once for all heads, and expanded, since runtimes do not broadcast them over queries.
         FuseAttention(),
+        NarrowAttentionMask(),
         ExpandAttentionMask(),
         *tidy(),
     )
