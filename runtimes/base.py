@@ -17,6 +17,7 @@ import numpy as np
 from omnigraph.artifact import Artifact, ProgramEntry
 from omnigraph.errors import DeviceError, InputError, OmniGraphError, RunError, UsageError, suggest
 from omnigraph.program import TensorSpec
+from omnigraph.runtimes.generation.session import GeneratesText
 from omnigraph.runtimes.golden import GoldenCheck, check_golden, with_golden
 from omnigraph.runtimes.input_binder import InputBinder, shapes_text
 from omnigraph.runtimes.kernels import Kernel
@@ -29,7 +30,7 @@ from omnigraph.runtimes.vendor_errors import message_of
 Executable = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 
 
-class Session(abc.ABC):
+class Session(GeneratesText, abc.ABC):
     """An artifact that is loaded and ready to run, in any vendor's runtime.
 
     The default program is compiled at once, others when they are first used. ``run`` may be called
@@ -112,7 +113,7 @@ class Session(abc.ABC):
     def _compile(self, name: str, entry: ProgramEntry) -> Executable:
         """Make one program ready to run."""
 
-    def _release(self) -> None:  # noqa: B027 (most runtimes free what they hold by themselves)
+    def _release(self) -> None:
         """Free what the device holds, after the programs are gone."""
 
     # What a user calls ----------------------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""``generate`` over any session: prompts in, tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from omnigraph.artifact import Artifact
+from omnigraph.errors import UsageError
+from omnigraph.runtimes.generation.beam_search import beam_search
+from omnigraph.runtimes.generation.config import GenerationConfig
+from omnigraph.runtimes.generation.decoder import Decoder
+from omnigraph.runtimes.generation.grouped_decoder import GroupedDecoder
+from omnigraph.runtimes.generation.plan import Plan, make_plan, split_options
+from omnigraph.runtimes.generation.prompt import Prompt, prompt_of
+from omnigraph.runtimes.generation.result import Generation, Token
+from omnigraph.runtimes.generation.search import Step, search
+from omnigraph.runtimes.generation.step_program import StepProgram
+from omnigraph.runtimes.generation.stopping import REASONS
+
+#: Opens a decoder of a program for so many rows, and a variant.
+Opener = Callable[[StepProgram, int, str | None], Decoder]
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def defaults_of(artifact: Artifact) -> GenerationConfig:
+    """The parameters that an artifact brings along, of its model's generation_config.json.
+
+    Raises:
+        UnsupportedError: one of them would change the result and is not made here.
+        UsageError: one of them has a value that it cannot have.
+    """
+    fields = artifact.manifest.get("generation", {}).get("defaults", {})
+    return GenerationConfig.from_dict(fields)
+
+
+def generate(
+    artifact: Artifact,
+    open_decoder: Opener,
+    input_ids: Any,
+    attention_mask: Any,
+    *,
+    stream: bool,
+    config: GenerationConfig | Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> Generation | Iterator[Token]:
+    """See ``Session.generate``."""
+    hooks, given = split_options(options)
+    chosen = _chosen(artifact, config, given)
+    program = StepProgram.of(artifact, hooks.program)
+    prompt = prompt_of(input_ids, attention_mask, chosen)
+    named = {*given, *(config if isinstance(config, Mapping) else ())}
+    if isinstance(config, GenerationConfig):
+        named |= {"max_length", "max_new_tokens"}
+    plan = make_plan(chosen, named, prompt, program.capacity, hooks)
+    decoder = _decoder(lambda rows: open_decoder(program, rows, hooks.variant), program, prompt)
+    if chosen.num_beams > 1:
+        if stream or hooks.on_token is not None:
+            raise UsageError(
+                "Beam search has no token before it has all",
+                expected="num_beams=1 with stream=True or on_token",
+                found=f"num_beams={chosen.num_beams}",
+                hint="leave stream and on_token out, or search greedily or by sampling",
+            )
+        return beam_search(decoder, plan)
+    return _tokens(decoder, plan) if stream else _whole(decoder, plan)
+
+
+def _chosen(
+    artifact: Artifact,
+    config: GenerationConfig | Mapping[str, Any] | None,
+    given: Mapping[str, Any],
+) -> GenerationConfig:
+    """The parameters: the caller's, then those of a config, then the artifact's."""
+    if isinstance(config, GenerationConfig):
+        own = defaults_of(artifact)
+        special = {n: getattr(own, n) for n in _SPECIAL if getattr(config, n) is None}
+        chosen = config.updated(special)
+    else:
+        chosen = defaults_of(artifact).updated(config or {})
+    if given.get("max_length") is not None and "max_new_tokens" not in given:
+        chosen = chosen.updated({"max_new_tokens": None})
+    return chosen.updated(given)
+
+
+def _decoder(
+    open_decoder: Callable[[int], Decoder], program: StepProgram, prompt: Prompt
+) -> Decoder:
+    """A decoder with a row for each prompt; those of unequal lengths run apart where they must."""
+    padding = prompt.compact().padding
+    if program.pads_left or not padding.any():
+        return open_decoder(len(prompt.ids))
+    return GroupedDecoder(open_decoder, padding)
+
+
+def _tokens(decoder: Decoder, plan: Plan) -> Iterator[Token]:
+    for step in search(decoder, plan):
+        for token in _of_step(step):
+            if plan.hooks.on_token is not None:
+                plan.hooks.on_token(token)
+            yield token
+
+
+def _of_step(step: Step) -> Iterator[Token]:
+    for row in np.flatnonzero(step.running):
+        probability = None if step.log_probs is None else float(step.log_probs[row])
+        finish = REASONS[step.ended[row]]
+        yield Token(int(step.tokens[row]), int(row), probability, finish)
+
+
+def _whole(decoder: Decoder, plan: Plan) -> Generation:
+    tokens, log_probs = [], []
+    rows = len(plan.generators)
+    lengths, reasons = np.zeros(rows, np.int64), np.zeros(rows, np.int8)
+    for step in search(decoder, plan):
+        if plan.hooks.on_token is not None:
+            for token in _of_step(step):
+                plan.hooks.on_token(token)
+        tokens.append(step.tokens)
+        lengths += step.running
+        reasons = np.where(step.running, step.ended, reasons)
+        if step.log_probs is not None:
+            log_probs.append(np.where(step.running, step.log_probs, np.float32(np.nan)))
+    prompt = np.repeat(plan.prompt.ids, rows // len(plan.prompt.ids), axis=0)
+    return Generation(
+        np.concatenate([prompt, np.stack(tokens, axis=1)], axis=1),
+        prompt.shape[1],
+        lengths,
+        tuple(REASONS[reason] for reason in reasons),
+        np.stack(log_probs, axis=1) if log_probs else None,
+    )
