@@ -78,15 +78,17 @@ def prompt_of(input_ids: Any, attention_mask: Any, config: GenerationConfig) -> 
 
 
 def _ragged(given: Any) -> list[np.ndarray] | None:
-    """Lists of ids, one for each prompt; None where one array was given, or one list."""
+    """Lists of ids of unequal lengths, one for each prompt; None where they are one array."""
     if not isinstance(given, Sequence) or isinstance(given, str) or not given:
         return None
-    if all(isinstance(token, int | np.integer) for token in given):
+    if any(not hasattr(row, "__len__") or isinstance(row, str) for row in given):
         return None
-    rows = [_integers(np.asarray(row)) for row in given]
+    rows = [np.asarray(row) for row in given]
+    if len({len(row) for row in rows}) == 1:
+        return None
     if any(row.ndim != 1 for row in rows):
         raise _no_ids("lists within lists")
-    return rows
+    return [_integers(row) for row in rows]
 
 
 def _ids(given: Any) -> np.ndarray:
