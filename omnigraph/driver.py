@@ -334,7 +334,7 @@ class _Export:
     ) -> _Checked:
         """Seal the staged artifact, run it, and compare every output with torch."""
         job, directory, product = staged.job, staged.directory, staged.product
-        manifest = build_manifest(source.name, source.to_dict(), job.target, product, traced)
+        manifest = build_manifest(source, job.target, product, traced)
         if variants is not None:
             manifest["variants"] = variants.manifest
         with self.steps.step(f"contract of {job.target.name}", product.seconds):

@@ -12,6 +12,7 @@ from omnigraph.contract.comparison import Bounds, Open, Run
 from omnigraph.contract.reference import Reference
 from omnigraph.contract.tolerance import Tolerance
 from omnigraph.export_job import TargetProduct, TracedProgram
+from omnigraph.frontends.resolve import ModelSource
 from omnigraph.lowering import Lowered, Target
 from omnigraph.lowering.emulation import run_lowered
 from omnigraph.manifest import build_manifest, golden_name, write_golden
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from omnigraph.runtimes.base import Session
 
 _NONE = Tolerance(0.0, 0.0)
+_SOURCE = ModelSource("bisection", ())
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,6 @@ class Emitter:
             graph=None,
         )
         write_golden(directory / golden_name(lowered.name), self.golden)
-        seal(directory, build_manifest("bisection", {"config": {}}, self.target, product, [traced]))
+        seal(directory, build_manifest(_SOURCE, self.target, product, [traced]))
         artifact = Artifact(directory, check_hashes=False)
         return Emitted(artifact, self.target.run_emitted if emission.executes_here else run_lowered)

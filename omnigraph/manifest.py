@@ -15,6 +15,7 @@ from omnigraph.artifact import ProgramEntry
 from omnigraph.artifact.schema import may_be_empty
 from omnigraph.contract.reference import Reference
 from omnigraph.export_job import TargetProduct, TracedProgram
+from omnigraph.frontends.resolve import ModelSource
 from omnigraph.lowering import Target
 from omnigraph.program import Dim, TensorSpec, dim_terms, evaluate_dim
 
@@ -34,17 +35,12 @@ def write_golden(path: Path, golden: Reference) -> None:
 
 
 def build_manifest(
-    name: str,
-    model: Mapping[str, Any],
+    source: ModelSource,
     target: Target,
     product: TargetProduct,
     traced: Sequence[TracedProgram],
 ) -> dict[str, Any]:
-    """The manifest but for its list of files: JSON-ready, and the same for the same export.
-
-    Args:
-        model: what `ModelSource.to_dict` says of the model.
-    """
+    """The manifest but for its list of files: JSON-ready, and the same for the same export."""
     emission = product.emission
     dims: dict[str, list[int | None]] = {}
     for item in traced:
@@ -76,7 +72,7 @@ def build_manifest(
         for item in traced
     }
     return {
-        "name": name,
+        "name": source.name,
         "target": target.name,
         "device": emission.device,
         "precision": product.precision,
@@ -86,7 +82,8 @@ def build_manifest(
         "programs": programs,
         "default_program": traced[0].name,
         "dimensions": dims,
-        "model": dict(model),
+        "model": source.to_dict(),
+        **source.text.manifest(),
         "tools": _tool_versions(),
     }
 

@@ -245,6 +245,7 @@ TORCH = {
     "omnigraph.frontends.onnx_program",
     "omnigraph.frontends.packed_folder",
     "omnigraph.frontends.packed_weights",
+    "omnigraph.frontends.left_padding",
     "omnigraph.frontends.position_tables",
     "omnigraph.frontends.pt2_file",
     "omnigraph.frontends.sentence_embedding",

@@ -47,6 +47,12 @@ def anything(value: Any, where: str) -> None:
     """Takes every value."""
 
 
+def flag(value: Any, where: str) -> None:
+    """Takes booleans."""
+    if not isinstance(value, bool):
+        raise Fault(where, "true or false", value)
+
+
 def integer(least: int | None = 0, most: int = 2**63 - 1) -> Check:
     """Takes whole numbers within bounds, and no booleans."""
 

@@ -16,6 +16,7 @@ from omnigraph.artifact.json_shape import (
     anything,
     each,
     either,
+    flag,
     integer,
     mapping,
     maybe,
@@ -143,6 +144,8 @@ _VARIANTS = record(
         ),
     },
 )
+#: Fields of a generation_config.json, which ``generate`` checks; and a fact of the programs.
+_GENERATION = record({}, {"defaults": mapping(anything), "pads_left": flag})
 _MANIFEST = record(
     {
         "format": one_of((FORMAT,)),
@@ -163,6 +166,7 @@ _MANIFEST = record(
         "quantization": mapping(anything),
         "model": mapping(anything),
         "variants": _VARIANTS,
+        "generation": _GENERATION,
     },
 )
 

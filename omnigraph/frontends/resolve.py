@@ -8,13 +8,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omnigraph.errors import OmniGraphError, UsageError, suggest
 from omnigraph.frontends.hidden_bars import hidden_bars
 from omnigraph.frontends.roles import with_roles
+from omnigraph.frontends.text_files import TextFiles, text_files
 from omnigraph.frontends.training_modes import TrainingModes, in_eval_mode
 from omnigraph.program import Program
 
@@ -32,12 +33,14 @@ class ModelSource:
 
     Args:
         not_made: programs that one would expect and that are not made: why, by name.
+        text: what it has for generating text.
     """
 
     name: str
     programs: tuple[Program, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     not_made: Mapping[str, str] = field(default_factory=dict)
+    text: TextFiles = field(default_factory=TextFiles)
 
     def to_dict(self) -> dict[str, Any]:
         """What a manifest says of the model: its configuration, and the programs not made."""
@@ -72,6 +75,21 @@ def resolve(
         UsageError: there is no such model, factory, configuration or field.
         TraceError: the module does not run on its example inputs.
     """
+    source = _resolve(model, config, settings, inputs, modes)
+    from omnigraph.frontends.left_padding import ignores_left_padding
+
+    if any(ignores_left_padding(program) for program in source.programs):
+        return replace(source, text=replace(source.text, pads_left=True))
+    return source
+
+
+def _resolve(
+    model: object,
+    config: str | None,
+    settings: Mapping[str, str] | None,
+    inputs: Mapping[str, Any] | None,
+    modes: TrainingModes | None,
+) -> ModelSource:
     settings, modes = dict(settings or {}), modes or TrainingModes()
     if isinstance(model, str):
         check_named(model)
@@ -187,12 +205,14 @@ def _from_folder(
             found=", ".join(inputs),
             hint="write a factory that gives the model and example inputs: file.py:factory",
         )
+    text = text_files(folder)
     if _is_omninet(folder):
-        return _from_checkpoint(folder, settings)
+        return replace(_from_checkpoint(folder, settings), text=text)
     from omnigraph.frontends.hugging_face import model_from_folder
 
     found = model_from_folder(folder, settings=settings)
-    return ModelSource(folder.resolve().name, found.programs, found.config, found.not_made)
+    name = folder.resolve().name
+    return ModelSource(name, found.programs, found.config, found.not_made, text)
 
 
 def _is_omninet(folder: Path) -> bool:

@@ -32,8 +32,11 @@ def defaults_of(artifact: Artifact) -> GenerationConfig:
         UnsupportedError: one of them would change the result and is not made here.
         UsageError: one of them has a value that it cannot have.
     """
-    fields = artifact.manifest.get("generation", {}).get("defaults", {})
-    return GenerationConfig.from_dict(fields)
+    return GenerationConfig.from_dict(_defaults(artifact))
+
+
+def _defaults(artifact: Artifact) -> Mapping[str, Any]:
+    return artifact.manifest.get("generation", {}).get("defaults", {})
 
 
 def generate(
@@ -74,15 +77,15 @@ def _chosen(
     given: Mapping[str, Any],
 ) -> GenerationConfig:
     """The parameters: the caller's, then those of a config, then the artifact's."""
+    fields = dict(_defaults(artifact))
+    if isinstance(config, Mapping):
+        fields |= config
+    if given.get("max_length") is not None:
+        fields.pop("max_new_tokens", None)
     if isinstance(config, GenerationConfig):
-        own = defaults_of(artifact)
-        special = {n: getattr(own, n) for n in _SPECIAL if getattr(config, n) is None}
-        chosen = config.updated(special)
-    else:
-        chosen = defaults_of(artifact).updated(config or {})
-    if given.get("max_length") is not None and "max_new_tokens" not in given:
-        chosen = chosen.updated({"max_new_tokens": None})
-    return chosen.updated(given)
+        own = {name: fields.get(name) for name in _SPECIAL if getattr(config, name) is None}
+        return config.updated({**own, **given})
+    return GenerationConfig.from_dict({**fields, **given})
 
 
 def _decoder(

@@ -60,6 +60,8 @@ def variants(**changes: object) -> Callable[[dict[str, Any]], None]:
 
 PROGRAM = "programs.forward"
 WRONG = {
+    "defaults of generation are a list": put("generation", {"defaults": []}),
+    "a fact of padding is text": put("generation", {"pads_left": "yes"}),
     "no programs": drop("programs"),
     "programs is a list": put("programs", []),
     "no program": put("programs", {}),

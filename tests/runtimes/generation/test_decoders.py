@@ -198,7 +198,7 @@ def test_prompts_of_unequal_lengths_are_right_whatever_a_program_has(exported, m
     with omnigraph.load(exported(*more)) as net:
         found = net.generate(prompts, max_new_tokens=6)
         program = StepProgram.of(net.artifact)
-        assert program.pads_left == (set(more) == {"attention_mask", "position_ids"})
+        assert program.pads_left == ("attention_mask" in more)
         assert program.capacity == 41
     for row, prompt in zip(found.new, prompts, strict=True):
         assert row.tolist() == greedy(prompt, 6, "position_ids" in more)
