@@ -338,6 +338,7 @@ class _Export:
         if variants is not None:
             manifest["variants"] = variants.manifest
         with self.steps.step(f"contract of {job.target.name}", product.seconds):
+            source.text.write(directory)
             for item in traced:
                 write_golden(directory / golden_name(item.name), item.golden)
             files = seal(directory, manifest)["files"]

@@ -167,6 +167,7 @@ _MANIFEST = record(
         "model": mapping(anything),
         "variants": _VARIANTS,
         "generation": _GENERATION,
+        "tokenizer": mapping(_file),
     },
 )
 
@@ -187,6 +188,9 @@ def check_manifest(manifest: Any) -> None:
     for program, entry in programs.items():
         _check_program(f"programs.{program}", entry, manifest)
     _check_variants(manifest.get("variants", {}), programs)
+    for file in manifest.get("tokenizer", {}).values():
+        if file not in manifest["files"]:
+            raise Fault("tokenizer", "files that the manifest lists", file)
 
 
 def _check_program(where: str, entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

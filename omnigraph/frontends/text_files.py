@@ -12,6 +12,13 @@ from omnigraph.errors import UsageError
 from omnigraph.frontends.json_fields import read_json
 
 _DEFAULTS, _CONFIG = "generation_config.json", "config.json"
+#: The files of a tokenizer; the first is what there must be for the others to count.
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -22,16 +29,27 @@ class TextFiles:
     Args:
         defaults: fields of a generation_config.json.
         pads_left: whether padding before a row changes nothing in it, where it is hidden.
+        tokenizer: the files of its tokenizer, by name.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
     pads_left: bool = False
+    tokenizer: Mapping[str, Path] = field(default_factory=dict)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest's entries; none where there is nothing to say."""
         said = {"defaults": dict(self.defaults)} if self.defaults else {}
         said |= {"pads_left": True} if self.pads_left else {}
-        return {"generation": said} if said else {}
+        entries: dict[str, Any] = {"generation": said} if said else {}
+        if self.tokenizer:
+            entries["tokenizer"] = {name: f"tokenizer/{name}" for name in self.tokenizer}
+        return entries
+
+    def write(self, directory: Path) -> None:
+        """Copy the files of the tokenizer into a staged artifact."""
+        for name, path in self.tokenizer.items():
+            (directory / "tokenizer").mkdir(exist_ok=True)
+            (directory / "tokenizer" / name).write_bytes(path.read_bytes())
 
 
 def text_files(folder: Path) -> TextFiles:
@@ -47,7 +65,8 @@ def text_files(folder: Path) -> TextFiles:
         for fields in (config, inner if isinstance(inner, dict) else {}):
             if defaults.get(name) is None and fields.get(name) is not None:
                 defaults[name] = fields[name]
-    return TextFiles(defaults)
+    files = {name: folder / name for name in _TOKENIZER if (folder / name).is_file()}
+    return TextFiles(defaults, tokenizer=files if _TOKENIZER[0] in files else {})
 
 
 def _fields(path: Path) -> dict[str, Any]:

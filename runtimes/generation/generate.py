@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from omnigraph.runtimes.generation.result import Generation, Token
 from omnigraph.runtimes.generation.search import Step, search
 from omnigraph.runtimes.generation.step_program import StepProgram
 from omnigraph.runtimes.generation.stopping import REASONS
+from omnigraph.runtimes.generation.tokenizer import ArtifactTokenizer
 
 #: Opens a decoder of a program for so many rows, and a variant.
 Opener = Callable[[StepProgram, int, str | None], Decoder]
@@ -52,6 +54,8 @@ def generate(
     """See ``Session.generate``."""
     hooks, given = split_options(options)
     chosen = _chosen(artifact, config, given)
+    if chosen.stop_strings and hooks.tokenizer is None and artifact.manifest.get("tokenizer"):
+        hooks = replace(hooks, tokenizer=ArtifactTokenizer(artifact))
     program = StepProgram.of(artifact, hooks.program)
     prompt = prompt_of(input_ids, attention_mask, chosen)
     named = {*given, *(config if isinstance(config, Mapping) else ())}

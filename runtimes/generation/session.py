@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from omnigraph.runtimes.generation.decoder import Decoder
     from omnigraph.runtimes.generation.result import Generation, Token
     from omnigraph.runtimes.generation.step_program import StepProgram
+    from omnigraph.runtimes.generation.tokenizer import ArtifactTokenizer
 
 
 class GeneratesText:
@@ -30,6 +32,18 @@ class GeneratesText:
         from omnigraph.runtimes.generation.generate import defaults_of
 
         return defaults_of(self.artifact)
+
+    @functools.cached_property
+    def tokenizer(self) -> ArtifactTokenizer:
+        """The tokenizer that the artifact brings along.
+
+        Raises:
+            UnsupportedError: it has none.
+            DeviceError: the package `tokenizers` is not installed.
+        """
+        from omnigraph.runtimes.generation.tokenizer import ArtifactTokenizer
+
+        return ArtifactTokenizer(self.artifact)
 
     @overload
     def generate(

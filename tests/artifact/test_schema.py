@@ -60,6 +60,7 @@ def variants(**changes: object) -> Callable[[dict[str, Any]], None]:
 
 PROGRAM = "programs.forward"
 WRONG = {
+    "a file of a tokenizer that is not there": put("tokenizer", {"tokenizer.json": "no.json"}),
     "defaults of generation are a list": put("generation", {"defaults": []}),
     "a fact of padding is text": put("generation", {"pads_left": "yes"}),
     "no programs": drop("programs"),
