@@ -19,7 +19,7 @@ from markdown_blocks import ROOT, Block, blocks
 #: Commands that set up a machine; no test runs them, and they need no mark.
 SET_UP = ("pip install ", "pre-commit install", ". .venv/bin/activate")
 #: These need no torch, and so each gets a process of its own, as on a reader's machine.
-_OWN_PROCESS = ("run", "verify", "targets")
+_OWN_PROCESS = ("run", "generate", "verify", "targets")
 _ENTRY_POINTS = re.compile(r'\[project\.entry-points\."(.+)"\]')
 
 

@@ -63,6 +63,7 @@ EMBEDDED = (
     "omnigraph.cli.artifact_commands",
     "omnigraph.cli.completion",
     "omnigraph.cli.export_command",
+    "omnigraph.cli.generate_command",
     "omnigraph.cli.main",
     "omnigraph.cli.model_commands",
     "omnigraph.cli.output",

@@ -38,17 +38,18 @@ def add_artifact_commands(commands: Any) -> None:
     run.add_argument("--out", metavar="FILE.npz", help="where to write the outputs, whole")
     run.add_argument("--program", metavar="NAME", help="default: the artifact's first")
     run.add_argument("--variant", metavar="NAME", help="auto (default), whole, heads=12, …")
-    _device_options(run)
+    add_device_options(run)
 
     verify = add_command(commands, "verify", _verify, "re-run the golden pair on this machine")
     verify.add_argument("artifact", metavar="ARTIFACT")
     verify.add_argument(
         "--allow-missing", action="store_true", help="pass over programs without a golden pair"
     )
-    _device_options(verify)
+    add_device_options(verify)
 
 
-def _device_options(command: argparse.ArgumentParser) -> None:
+def add_device_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of what runs an artifact."""
     command.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, gpu, npu")
     command.add_argument("--threads", type=int, metavar="N", help="threads of one run")
     add_trusted(command)
@@ -64,14 +65,15 @@ def add_trusted(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _load(args: argparse.Namespace) -> Session:
+def load_session(args: argparse.Namespace) -> Session:
+    """The artifact of a command, open."""
     return omnigraph.load(
         args.artifact, device=args.device, threads=args.threads, trusted=args.trusted
     )
 
 
 def _run(args: argparse.Namespace) -> int:
-    with _load(args) as session:
+    with load_session(args) as session:
         specs = {spec.name: spec for spec in session.entry(args.program).inputs}
         feeds = {}
         for text in args.inputs:
@@ -157,7 +159,7 @@ def _write_npz(path: Path, outputs: dict[str, np.ndarray]) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    with _load(args) as session:
+    with load_session(args) as session:
         checks = session.verify(allow_missing=args.allow_missing)
     failed = [check for check in checks if not check.passed]
     if args.json:

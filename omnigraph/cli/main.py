@@ -14,6 +14,7 @@ import omnigraph
 from omnigraph.cli.artifact_commands import add_artifact_commands
 from omnigraph.cli.completion import SCRIPTS, candidates, install, users_shell
 from omnigraph.cli.export_command import add_export_command
+from omnigraph.cli.generate_command import add_generate_command
 from omnigraph.cli.model_commands import add_model_commands
 from omnigraph.cli.output import print_json
 from omnigraph.cli.parser import Parser
@@ -81,5 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     add_export_command(commands)
     add_artifact_commands(commands)
+    add_generate_command(commands)
     add_model_commands(commands)
     return parser

@@ -64,6 +64,14 @@ def _bert(path: Path) -> None:
     model.save_pretrained(path)
 
 
+def _chat_model(path: Path) -> None:
+    from chat_tokenizers import make_tokenizer
+    from hugging_face_folders import save
+
+    save("llama", path)
+    make_tokenizer(path)
+
+
 def _export(path: Path, save: Callable[..., object]) -> None:
     """The model of ``mine.py``, as torch exports it."""
     import torch
@@ -98,4 +106,5 @@ _MAKERS: Mapping[str, Callable[[Path], object]] = {
     "net.onnx": lambda path: _export(path, _onnx),
     "net.pt2": lambda path: _export(path, _pt2),
     "bert": _bert,
+    "chat-model": _chat_model,
 }

@@ -14,7 +14,17 @@ from omnigraph.lowering import targets
 from omnigraph.quantization.metrics.registry import METRICS
 from omnigraph.quantization.options import GROUP_SIZE, METHODS, Quantization
 
-COMMANDS = ("export", "run", "verify", "inspect", "explain", "bisect", "passes", "targets")
+COMMANDS = (
+    "export",
+    "run",
+    "generate",
+    "verify",
+    "inspect",
+    "explain",
+    "bisect",
+    "passes",
+    "targets",
+)
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
