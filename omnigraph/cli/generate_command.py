@@ -96,7 +96,7 @@ def _numbers(
     session: Session, args: argparse.Namespace, ids: Sequence[int], options: dict[str, Any]
 ) -> int:
     """Print new ids on one line."""
-    finish, found = "", []
+    finish, found = "", list[int]()
     for each, reason in _tokens(session, ids, options):
         if not args.json:
             print("" if not found else " ", each, sep="", end="", flush=True)

@@ -78,9 +78,10 @@ def resolve(
     source = _resolve(model, config, settings, inputs, modes)
     from omnigraph.frontends.left_padding import ignores_left_padding
 
-    if any(ignores_left_padding(program) for program in source.programs):
-        return replace(source, text=replace(source.text, pads_left=True))
-    return source
+    if all(spec.role != "past" for program in source.programs for spec in program.inputs):
+        return replace(source, text=replace(source.text, defaults={}))
+    pads_left = any(ignores_left_padding(program) for program in source.programs)
+    return replace(source, text=replace(source.text, pads_left=pads_left))
 
 
 def _resolve(

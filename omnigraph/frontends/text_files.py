@@ -38,7 +38,7 @@ class TextFiles:
 
     def manifest(self) -> dict[str, Any]:
         """The manifest's entries; none where there is nothing to say."""
-        said = {"defaults": dict(self.defaults)} if self.defaults else {}
+        said: dict[str, Any] = {"defaults": dict(self.defaults)} if self.defaults else {}
         said |= {"pads_left": True} if self.pads_left else {}
         entries: dict[str, Any] = {"generation": said} if said else {}
         if self.tokenizer:

@@ -194,7 +194,7 @@ def _may_improve(
     length = most if config.early_stopping == "never" and penalty > 0 else now
     best = running.scores[:, :1] / np.float32(length**penalty)
     worst = np.where(finished.finished, finished.scores.min(axis=1, keepdims=True), _NONE)
-    return (best > worst).any(axis=1, keepdims=True)
+    return np.any(best > worst, axis=1, keepdims=True)
 
 
 def _result(plan: Plan, finished: _Beams) -> Generation:

@@ -14,7 +14,7 @@ from omnigraph.errors import UnsupportedError, UsageError, suggest
 DEFAULT_NEW_TOKENS = 20
 #: Fields of transformers that change the result and that this loop does not have, with the values
 #: at which they change nothing.
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
+REFUSED: Mapping[str, tuple[Any, ...]] = {
     "guidance_scale": (None, 1, 1.0),
     "watermarking_config": (None,),
     "token_healing": (None, False),
@@ -238,7 +238,7 @@ class GenerationConfig:
         """
         known = {each.name: each.default for each in dataclasses.fields(self)}
         del known["ignored"]
-        for name, harmless in _REFUSED.items():
+        for name, harmless in REFUSED.items():
             if name in fields and fields[name] not in harmless:
                 raise UnsupportedError(
                     f"Generation with {name} is not made here, and would give other tokens without",
@@ -246,7 +246,7 @@ class GenerationConfig:
                     found=repr(fields[name])[:80],
                     hint="leave it out, or pass logits_processor= a callable that does it",
                 )
-        others = [name for name in fields if name not in known and name not in _REFUSED]
+        others = [name for name in fields if name not in known and name not in REFUSED]
         if strict and others:
             raise UsageError(
                 f"A generation has no parameter {others[0]!r}",
@@ -254,7 +254,7 @@ class GenerationConfig:
                 found=others[0],
                 hint=suggest(others[0], known, "docs/generation.md lists the parameters"),
             )
-        given = {
+        given: dict[str, Any] = {
             name: known[name] if value is None else value
             for name, value in fields.items()
             if name in known

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from omnigraph.errors import InputError, RunError, UsageError, suggest
-from omnigraph.runtimes.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
+from omnigraph.runtimes.generation.config import DEFAULT_NEW_TOKENS, REFUSED, GenerationConfig
 from omnigraph.runtimes.generation.processors import Processor, ValidValues, processors
 from omnigraph.runtimes.generation.prompt import Prompt
 from omnigraph.runtimes.generation.result import Token
@@ -59,9 +59,8 @@ def split_options(options: Mapping[str, Any]) -> tuple[Hooks, dict[str, Any]]:
     """
     hooks = {field.name for field in fields(Hooks)}
     parameters = {field.name for field in fields(GenerationConfig)} - {"ignored"}
-    for name in options:
-        # Fields of transformers that change no token are taken, and those it refuses say why.
-        if name not in hooks | parameters and name not in _OF_TRANSFORMERS:
+    for name in options:  # the config says why it refuses some
+        if name not in hooks | parameters | REFUSED.keys():
             raise UsageError(
                 f"generate has no parameter {name!r}",
                 expected="a field of generation_config.json, or " + ", ".join(sorted(hooks)),
@@ -71,21 +70,6 @@ def split_options(options: Mapping[str, Any]) -> tuple[Hooks, dict[str, Any]]:
     chosen = {name: value for name, value in options.items() if name in hooks}
     rest = {name: value for name, value in options.items() if name not in hooks}
     return Hooks(**chosen), rest
-
-
-#: Fields of a generation_config.json that are no parameters here: the config says which it refuses.
-_OF_TRANSFORMERS = {
-    "use_cache",
-    "guidance_scale",
-    "watermarking_config",
-    "token_healing",
-    "penalty_alpha",
-    "dola_layers",
-    "num_beam_groups",
-    "diversity_penalty",
-    "constraints",
-    "force_words_ids",
-}
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,8 +47,8 @@ class ValidValues:
     """Puts 0 for NaN, and the largest numbers for infinities (``remove_invalid_values``)."""
 
     def __call__(self, ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        ends = np.finfo(np.float32)
-        return np.nan_to_num(scores, nan=0.0, posinf=ends.max, neginf=ends.min)
+        most = float(np.finfo(np.float32).max)
+        return np.nan_to_num(scores, nan=0.0, posinf=most, neginf=-most)
 
 
 @dataclass(frozen=True)

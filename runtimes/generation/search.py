@@ -76,7 +76,7 @@ def _choose(scores: np.ndarray, plan: Plan, running: np.ndarray) -> np.ndarray:
     if not plan.config.do_sample:
         return scores.argmax(axis=1)
     tokens = np.zeros(len(scores), np.int64)
-    for row in np.flatnonzero(running):
+    for row in np.flatnonzero(running).tolist():
         tokens[row] = draw(scores[row], plan.generators[row])
     return tokens
 

@@ -139,7 +139,8 @@ class GeneratesText:
         self, ended: threading.Event, ids: Any, mask: Any, options: Mapping[str, Any]
     ) -> Generation:
         try:
-            return await asyncio.to_thread(self.generate, ids, mask, **options)
+            run: Any = self.generate
+            return await asyncio.to_thread(run, ids, mask, **options)
         finally:
             ended.set()
 
@@ -147,7 +148,8 @@ class GeneratesText:
         self, ended: threading.Event, ids: Any, mask: Any, options: Mapping[str, Any]
     ) -> AsyncIterator[Token]:
         try:
-            tokens: Any = await asyncio.to_thread(self.generate, ids, mask, **options)
+            run: Any = self.generate
+            tokens: Any = await asyncio.to_thread(run, ids, mask, **options)
             while (token := await asyncio.to_thread(next, tokens, None)) is not None:
                 yield token
         finally:

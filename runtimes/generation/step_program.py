@@ -13,7 +13,8 @@ from omnigraph.program import Dim, DimLike, TensorSpec
 #: How an artifact gets a program with a past.
 _HOW = (
     "export a folder of a causal language model, or omninet with --set kind=decoder, with its "
-    "program decode; for a module of your own, give Programs whose inputs have the role past"
+    "program decode; for a module of your own, give a Program whose state pairs each past with "
+    "its present"
 )
 
 

@@ -14,6 +14,7 @@ import omnigraph
 from omnigraph.errors import UnsupportedError, UsageError
 from omnigraph.frontends.hugging_face import model_from_folder
 from omnigraph.frontends.left_padding import ignores_left_padding
+from omnigraph.frontends.resolve import resolve
 from omnigraph.frontends.text_files import TextFiles, text_files
 from omnigraph.models import OmniNet, OmniNetConfig
 from omnigraph.models.programs import programs
@@ -83,6 +84,12 @@ def test_an_artifact_generates_as_its_folder_says(tmp_path):
         assert net.artifact.manifest["generation"]["pads_left"] is True
         assert net.generate([5, 6]).ids.shape == (1, 6)
         assert net.generate([5, 6], max_new_tokens=2).ids.shape == (1, 4)
+
+
+def test_a_model_that_does_not_generate_has_no_defaults(tmp_path):
+    save("bert", tmp_path)
+    assert text_files(tmp_path).defaults
+    assert resolve(tmp_path).text == TextFiles()
 
 
 def test_what_a_folder_asks_for_and_is_not_made_is_said_when_it_generates(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -133,3 +134,12 @@ def test_a_task_that_is_cancelled_ends_the_generation(pair, prompts):
 
     asyncio.run(cancelled())
     assert 0 < len(steps) < 40
+
+
+def test_several_threads_generate_at_a_time(pair, prompts):
+    wanted = [pair.session.generate(prompts[[row]], max_new_tokens=9).ids for row in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        rows = [0, 1, 2] * 4
+        found = pool.map(lambda r: pair.session.generate(prompts[[r]], max_new_tokens=9).ids, rows)
+        for row, ids in zip(rows, found, strict=True):
+            np.testing.assert_array_equal(ids, wanted[row])
