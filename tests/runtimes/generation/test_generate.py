@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:transformers.*")
 
 NEW = {"max_new_tokens": 14}
-#: An end that comes early in no text, one that comes now and then, and several.
-ENDS = {"none": None, "one": 2, "several": [2, 11, 17, 23, 31]}
+#: Ids that end texts: none, some that these models like, and a quarter of all.
+ENDS = {"none": None, "several": [2, 17, 18, 37, 57], "many": list(range(2, 61, 4))}
 PROCESSORS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "repetition_penalty": {"repetition_penalty": 1.4},
@@ -44,7 +48,7 @@ def check_same(pair, ids, mask=None, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-@pytest.mark.parametrize("ends", ["one", "several"])
+@pytest.mark.parametrize("ends", ["several", "many"])
 def test_greedy_tokens_are_those_of_transformers(pair, prompts, name: str, ends: str):
     fields = {**NEW, "eos_token_id": ENDS[ends], "pad_token_id": 3, **PROCESSORS[name]}
     check_same(pair, prompts, **fields)
@@ -71,6 +75,16 @@ def test_a_longest_length_of_the_model_ends_the_default(pair):
     if pair.folder.name == "llama":  # rotary positions end nowhere: 20 tokens, as asked
         found = found[:, : wanted.shape[1]]
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_texts_of_these_tests_end_at_many_lengths(pair, prompts):
+    found = [
+        pair.session.generate(prompts, eos_token_id=ENDS[ends], num_beams=beams, **NEW)
+        for ends in ("several", "many")
+        for beams in (1, 4)
+    ]
+    assert len({length for each in found for length in each.lengths.tolist()}) >= 4
+    assert {reason for each in found for reason in each.finish} == {"eos", "length"}
 
 
 BEAMS: dict[str, dict[str, Any]] = {
@@ -113,3 +127,30 @@ def test_a_pad_id_within_a_prompt_is_no_token(pair, prompts):
     ids = prompts.copy()
     ids[0, 2] = ids[1, :3] = ids[1, 4] = 3
     check_same(pair, ids, eos_token_id=2, pad_token_id=3, **NEW)
+
+
+IDS = st.lists(st.integers(4, 60), min_size=1, max_size=8, unique=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_beams=st.sampled_from([1, 1, 2, 5]),
+    early_stopping=st.sampled_from([True, False, "never"]),
+    length_penalty=st.sampled_from([-1.5, 0.0, 0.5, 1.0, 2.5]),
+    eos_token_id=IDS,
+    max_new_tokens=st.integers(1, 16),
+    repetition_penalty=st.sampled_from([0.8, 1.0, 1.5]),
+    no_repeat_ngram_size=st.integers(0, 3),
+    min_new_tokens=st.sampled_from([None, 0, 5]),
+    suppress_tokens=st.none() | IDS,
+    begin_suppress_tokens=st.none() | IDS,
+    bad_words_ids=st.none() | st.lists(IDS, min_size=1, max_size=3, unique_by=tuple),
+    renormalize_logits=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_parameters_give_the_tokens_of_transformers(pair, seed: int, **fields: Any):
+    rng = np.random.default_rng(seed)
+    ids, shown = rng.integers(4, 61, (2, 5)), np.ones((2, 5), np.int64)
+    shown[1, : rng.integers(0, 5)] = 0
+    given_ = {name: value for name, value in fields.items() if value is not None}
+    check_same(pair, padded(ids, shown), shown, pad_token_id=3, **given_)
