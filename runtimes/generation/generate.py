@@ -85,7 +85,7 @@ def _chosen(
     if isinstance(config, Mapping):
         fields |= config
     if given.get("max_length") is not None:
-        fields.pop("max_new_tokens", None)
+        given = {"max_new_tokens": None, **given}  # the caller's length counts more
     if isinstance(config, GenerationConfig):
         own = {name: fields.get(name) for name in _SPECIAL if getattr(config, name) is None}
         return config.updated({**own, **given})

@@ -23,12 +23,13 @@ class Prompt:
     def compact(self) -> Prompt:
         """The same prompts without hidden tokens between those that are shown: what a model reads.
 
-        Positions count tokens that are shown, and nothing looks at the others.
+        Positions count tokens that are shown, and nothing looks at the others. Those have the id 0,
+        which every model has: a pad id may be none of its vocabulary.
         """
         order = np.argsort(self.shown, axis=1, kind="stable")  # hidden ones first
         longest = int(self.shown.sum(axis=1).max())
         ids, shown = (np.take_along_axis(a, order, axis=1) for a in (self.ids, self.shown))
-        return Prompt(ids[:, -longest:], shown[:, -longest:])
+        return Prompt(np.where(shown, ids, 0)[:, -longest:], shown[:, -longest:])
 
     @property
     def padding(self) -> np.ndarray:

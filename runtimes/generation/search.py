@@ -46,26 +46,26 @@ def search(decoder: Decoder, plan: Plan) -> Iterator[Step]:
     logits = prefill(decoder, prompt, config.prefill_chunk_size)[copies]
     decoder.reorder(copies)
     length = prompt.ids.shape[1]
-    ids = np.full((len(copies), plan.longest), config.pad, np.int64)
-    ids[:, :length] = prompt.ids[copies]
+    ids = prompt.ids[copies]
     running = np.ones(len(copies), bool)
     while True:
         scores = plan.processed(ids[:, :length], logits)
-        tokens = _choose(scores, plan, running)
-        ids[running, length] = tokens[running]
+        tokens = np.where(running, _choose(scores, plan, running), config.pad)
+        if length == ids.shape[1]:  # room for as many again
+            ids = np.concatenate([ids, np.full_like(ids, config.pad)], axis=1)
+        ids[:, length] = tokens
         length += 1
         ended = np.where(running, plan.stopping(ids[:, :length]), 0).astype(np.int8)
         if plan.hooks.cancelled():
             ended[running & (ended == 0)] = CANCELLED
-        chosen = ids[:, length - 1].copy()
-        yield Step(chosen, running.copy(), ended, _log_probs(logits, chosen, plan))
+        yield Step(tokens, running.copy(), ended, _log_probs(logits, tokens * running, plan))
         still = running & (ended == 0)
         if not still.any():
             return
         if (still != running).any():  # rows that ended are read no more
             decoder.reorder(np.flatnonzero(still[running]))
             running = still
-        found = decoder.feed(chosen[running, None])
+        found = decoder.feed(tokens[running, None])
         logits = np.zeros((len(ids), found.shape[1]), np.float32)
         logits[running] = found
 

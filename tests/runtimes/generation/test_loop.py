@@ -47,6 +47,16 @@ def test_rows_that_have_ended_are_read_no_more():
     assert found.finish == ("eos", "eos") and found.lengths.tolist() == [3, 3]
 
 
+def test_a_pad_id_may_be_none_of_the_vocabulary(pair):
+    fields = {"max_new_tokens": 6, "pad_token_id": 99, "eos_token_id": list(range(2, 61, 4))}
+    found = pair.session.generate([[5, 6, 7], [8]], log_probs=True, **fields)
+    assert (
+        found.ids[1].tolist()
+        == [99, 99, 8, *found.new[1], *[99] * (6 - found.lengths[1])][: found.ids.shape[1]]
+    )
+    assert np.isfinite(found.log_probs[1, : found.lengths[1]]).all()
+
+
 # Streams, callbacks, log-probabilities -----------------------------------------------------------
 
 

@@ -135,6 +135,16 @@ def test_a_max_length_that_is_asked_for_goes_before_the_artifacts_number_of_new_
     found = pair.session.generate(prompts, generation_config=config, max_length=8)
     assert found.ids.shape[1] == 8
     assert pair.session.generate(prompts, generation_config=config).ids.shape[1] == 9
+    whole = GenerationConfig(max_new_tokens=3)
+    assert pair.session.generate(prompts, generation_config=whole).ids.shape[1] == 9
+    found = pair.session.generate(prompts, generation_config=whole, max_length=8)
+    assert found.ids.shape[1] == 8
+
+
+def test_a_length_without_end_takes_no_memory():
+    fixed = Fixed(1, lambda length: np.eye(9)[length % 8 if length < 300 else 8])
+    plan = plan_of([[1]], eos_token_id=8, max_new_tokens=10**12)
+    assert _whole(fixed, plan).lengths.tolist() == [300]
 
 
 def test_every_token_forbidden_and_numbers_that_are_none_are_refused():
