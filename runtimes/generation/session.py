@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -138,6 +137,8 @@ class GeneratesText:
     async def _await(
         self, ended: threading.Event, ids: Any, mask: Any, options: Mapping[str, Any]
     ) -> Generation:
+        import asyncio  # not at load, which need not wait for it
+
         try:
             run: Any = self.generate
             return await asyncio.to_thread(run, ids, mask, **options)
@@ -147,6 +148,8 @@ class GeneratesText:
     async def _stream(
         self, ended: threading.Event, ids: Any, mask: Any, options: Mapping[str, Any]
     ) -> AsyncIterator[Token]:
+        import asyncio
+
         try:
             run: Any = self.generate
             tokens: Any = await asyncio.to_thread(run, ids, mask, **options)
