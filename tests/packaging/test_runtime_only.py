@@ -54,11 +54,15 @@ def test_the_targets_are_listed(alone: Environment, target: str, tmp_path: Path)
         ("--version",),
         ("run", "NET", "--input", "input_ids=1,2,3"),
         ("run", "NET", "--input", "input_ids=1,2,3", "--program", "decode", "--json"),
+        ("generate", "NET", "--prompt-ids", "5,6", "--set", "do_sample=true"),
         ("verify", "NET"),
         ("inspect", "NET"),
         ("inspect", "NET", "--json"),
         ("inspect", "NET", "--kernels"),
-        *((name, "--help") for name in "export run verify inspect explain bisect passes".split()),
+        *(
+            (name, "--help")
+            for name in "export run generate verify inspect explain bisect passes".split()
+        ),
     ],
     ids=" ".join,
 )
