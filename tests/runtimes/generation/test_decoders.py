@@ -204,6 +204,19 @@ def test_prompts_of_unequal_lengths_are_right_whatever_a_program_has(exported, m
         assert row.tolist() == greedy(prompt, 6, "position_ids" in more)
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_prompt_is_read_in_calls_of_as_many_tokens_as_a_program_takes(tmp_path, most: int):
+    program = attending("attention_mask").with_dims({"sequence": Dim(1, most)})
+    omnigraph.export([program], "onnx", out=tmp_path / "net.omni")
+    with omnigraph.load(tmp_path / "net.omni") as net:
+        assert StepProgram.of(net.artifact).most_tokens == most
+        found = net.generate([[1, 2, 3, 4, 5], [6]], max_new_tokens=6).new
+    assert [row.tolist() for row in found] == [
+        greedy([1, 2, 3, 4, 5], 6, positions=False),
+        greedy([6], 6, positions=False),
+    ]
+
+
 def test_a_past_that_cannot_be_empty_cannot_begin(exported):
     with (
         omnigraph.load(exported(least=1)) as net,
