@@ -55,10 +55,10 @@ def _depends_on_length(module: object) -> bool:
 def _last_logits(program: Program, name: str, padding: int) -> torch.Tensor:
     """The scores [V] after a few tokens that have padding before them, without a past."""
     (tokens,), (mask,) = _named(program, "tokens"), _named(program, "mask")
-    sizes = {dim: 0 if dim == "past" else _TOKENS for dim in program.dim_names()}
-    sizes = {**fit_sizes(program, {**sizes, "batch": 1, "sequence": _TOKENS, "past": 0})}
-    inputs = program.make_inputs(Case("padding", sizes, seed=7))
-    ids = inputs[tokens.name][:, :_TOKENS]
+    growing = {dim for spec in _named(program, "past") for dim in spec.shape[1:]}
+    sizes = {dim: 0 if dim in growing else _TOKENS for dim in program.dim_names()}
+    inputs = program.make_inputs(Case("padding", fit_sizes(program, sizes), seed=7))
+    ids = inputs[tokens.name]
     before = ids[:, :1].expand(-1, padding)
     inputs[tokens.name] = torch.cat([before, ids], dim=1)
     shown = torch.ones_like(inputs[tokens.name], dtype=inputs[mask.name].dtype)
