@@ -65,7 +65,8 @@ def check_room(decoder: Decoder, more: int) -> None:
             "The keys and values have no room for more tokens",
             expected=f"at most {capacity} positions, the greatest length that the artifact takes",
             found=f"{decoder.length} and {more} more",
-            hint="ask for fewer new tokens, or export with a longer past: --dynamic past=0:N",
+            hint="ask for fewer; an export with --dynamic past=0:N has room for more, as far as "
+            "the model has positions",
         )
 
 

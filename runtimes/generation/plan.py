@@ -180,7 +180,8 @@ def longest_of(
             "The artifact has no room for so many tokens",
             expected=f"at most {capacity + 1}, prompt and new ones together",
             found=f"{prompt_length} and {longest - prompt_length}",
-            hint="ask for fewer, or export with a longer past: --dynamic past=0:N",
+            hint="ask for fewer; an export with --dynamic past=0:N has room for more, as far as "
+            "the model has positions",
         )
     return capacity + 1
 
