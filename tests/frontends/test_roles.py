@@ -136,7 +136,21 @@ def hugging_face(name: str) -> Any:
                 },
             },
         ),
-        ("t5", {"forward": {**TEXT, **TARGET, "logits": "logits"}}),
+        (
+            "t5",
+            {
+                "forward": {**TEXT, **TARGET, "logits": "logits"},
+                "encode": {**TEXT, "last_hidden_state": "embeddings", **cache("cross", "", 1)},
+                "decode": {
+                    **TARGET,
+                    "attention_mask": "mask",
+                    **cache("cross", "", 1),
+                    **cache("past", "past", 1),
+                    **cache("present", "present", 1),
+                    "logits": "logits",
+                },
+            },
+        ),
     ],
 )  # fmt: skip
 def test_folders_of_hugging_face(tmp_path: Path, name: str, expected: dict[str, Any]):
