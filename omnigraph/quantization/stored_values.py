@@ -240,7 +240,9 @@ def _bound(wide: np.ndarray, stored: StoredValue) -> np.ndarray:
         least, most = float(info.smallest_subnormal), float(info.max)
         # A scale is never rounded to 0, so that half a step may be a whole one.
         beyond = np.where(np.isfinite(size), np.maximum(size - most, 0), 0)
-        return np.minimum(size, most) * float(info.eps) / 2 * _SLACK + least + beyond
+        # What lies beyond the range becomes its end, or the number before it.
+        units = np.where(beyond > 0, 1.0, 0.5)
+        return np.minimum(size, most) * float(info.eps) * units * _SLACK + least + beyond
     if dtype == _WIDE:
         return np.zeros_like(size)
     assert stored.scales is not None
