@@ -146,12 +146,14 @@ def test_a_constant_without_axes_is_compared_too():
     assert check(before, after) == 1
 
 
-def test_infinities_and_numbers_beyond_a_half_are_where_rounding_puts_them():
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_infinities_and_numbers_beyond_a_half_are_where_rounding_puts_them(precision: str):
     text = "g (float[N,4] x, float[4] m) => (float[N,4] y) { y = Add(x, m) }"
-    mask = np.array([0.0, -np.inf, -3.4e38, 1.0], np.float32)
+    lowest = np.finfo(np.float32).min
+    mask = np.array([0.0, -np.inf, lowest, np.nextafter(lowest, np.float32(0))], np.float32)
     before = graph_with_weights(text, m=mask)
     after = before.clone()
-    run_passes(after, [ConvertPrecision("fp16")])
+    run_passes(after, [ConvertPrecision(precision)])
     assert check(before, after) == 1
 
 
