@@ -19,7 +19,7 @@ _TOKENIZER = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+_SPECIAL = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)

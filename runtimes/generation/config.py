@@ -179,6 +179,7 @@ class GenerationConfig:
 
     pad_token_id: int | None = _id()
     bos_token_id: int | None = _id()
+    decoder_start_token_id: int | None = _id()
     eos_token_id: tuple[int, ...] | None = _ids()
 
     ignored: tuple[str, ...] = ()

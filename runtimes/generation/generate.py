@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from omnigraph.artifact import Artifact
-from omnigraph.errors import UsageError
+from omnigraph.errors import InputError, UsageError
 from omnigraph.runtimes.generation.beam_search import beam_search
 from omnigraph.runtimes.generation.config import GenerationConfig
 from omnigraph.runtimes.generation.decoder import Decoder
@@ -17,14 +17,15 @@ from omnigraph.runtimes.generation.grouped_decoder import GroupedDecoder
 from omnigraph.runtimes.generation.plan import Plan, make_plan, split_options
 from omnigraph.runtimes.generation.prompt import Prompt, prompt_of
 from omnigraph.runtimes.generation.result import Generation, Token
+from omnigraph.runtimes.generation.runner import Runner
 from omnigraph.runtimes.generation.search import Step, search
 from omnigraph.runtimes.generation.step_program import StepProgram
 from omnigraph.runtimes.generation.stopping import REASONS
 from omnigraph.runtimes.generation.tokenizer import ArtifactTokenizer
 
-#: Opens a decoder of a program for so many rows, and a variant.
-Opener = Callable[[StepProgram, int, str | None], Decoder]
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+#: Opens a decoder of a program for so many rows, of a variant, with inputs that stay the same.
+Opener = Callable[[StepProgram, int, str | None, Mapping[str, np.ndarray]], Decoder]
+_SPECIAL = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
 
 
 def defaults_of(artifact: Artifact) -> GenerationConfig:
@@ -42,7 +43,7 @@ def _defaults(artifact: Artifact) -> Mapping[str, Any]:
 
 
 def generate(
-    artifact: Artifact,
+    session: Runner,
     open_decoder: Opener,
     input_ids: Any,
     attention_mask: Any,
@@ -52,17 +53,25 @@ def generate(
     options: Mapping[str, Any],
 ) -> Generation | Iterator[Token]:
     """See ``Session.generate``."""
+    artifact = session.artifact
     hooks, given = split_options(options)
     chosen = _chosen(artifact, config, given)
     if chosen.stop_strings and hooks.tokenizer is None and artifact.manifest.get("tokenizer"):
         hooks = replace(hooks, tokenizer=ArtifactTokenizer(artifact))
     program = StepProgram.of(artifact, hooks.program)
+    source, fixed = None, {}
+    if (encoder := program.encoder) is not None:
+        source, fixed = encoder.read(session, input_ids, attention_mask, hooks.variant)
+        input_ids = _begun(hooks.decoder_input_ids, chosen, len(source))
+        attention_mask = np.ones(input_ids.shape, np.int64)  # a start may be the pad id
     prompt = prompt_of(input_ids, attention_mask, chosen)
     named = {*given, *(config if isinstance(config, Mapping) else ())}
     if isinstance(config, GenerationConfig):
         named |= {"max_length", "max_new_tokens"}
-    plan = make_plan(chosen, named, prompt, program.capacity, hooks)
-    decoder = _decoder(lambda rows: open_decoder(program, rows, hooks.variant), program, prompt)
+    plan = make_plan(chosen, named, prompt, program.capacity, hooks, source)
+    decoder = _decoder(
+        lambda rows: open_decoder(program, rows, hooks.variant, fixed), program, prompt
+    )
     if chosen.num_beams > 1:
         if stream or hooks.on_token is not None:
             raise UsageError(
@@ -73,6 +82,30 @@ def generate(
             )
         return beam_search(decoder, plan)
     return _tokens(decoder, plan) if stream else _whole(decoder, plan)
+
+
+def _begun(given: Any, config: GenerationConfig, rows: int) -> np.ndarray:
+    """The decoder's own prompts, one for each source."""
+    if given is None:
+        start = config.decoder_start_token_id
+        start = config.bos_token_id if start is None else start
+        if start is None:
+            raise UsageError(
+                "A decoder with an encoder needs a first token",
+                expected="decoder_start_token_id or decoder_input_ids",
+                found="neither, and none in the artifact",
+                hint="net.generate(ids, decoder_start_token_id=…), as the model was trained",
+            )
+        return np.full((rows, 1), start, np.int64)
+    ids = np.atleast_2d(np.asarray(given))
+    if len(ids) not in (1, rows) or ids.ndim != 2:
+        raise InputError(
+            "decoder_input_ids are not one prompt for each source",
+            expected=f"ids [{rows}, P], or [P] for all",
+            found=f"an array {list(ids.shape)}",
+            hint="prompts of one length; leave them out to begin with decoder_start_token_id",
+        )
+    return np.broadcast_to(ids, (rows, ids.shape[1]))
 
 
 def _chosen(

@@ -32,6 +32,7 @@ class Hooks:
         seed: of sampling; None is another one each time.
         program: the program with a past; None finds it.
         variant: of ``Session.run``.
+        decoder_input_ids: the prompts of a decoder with an encoder, [B, P] or [P].
     """
 
     logits_processor: Processor | Sequence[Processor] = ()
@@ -43,6 +44,7 @@ class Hooks:
     seed: int | None = None
     program: str | None = None
     variant: str | None = None
+    decoder_input_ids: Any = None
 
     def cancelled(self) -> bool:
         """Whether the caller wants no more tokens."""
@@ -112,13 +114,19 @@ class Plan:
 
 
 def make_plan(
-    config: GenerationConfig, given: set[str], prompt: Prompt, capacity: int | None, hooks: Hooks
+    config: GenerationConfig,
+    given: set[str],
+    prompt: Prompt,
+    capacity: int | None,
+    hooks: Hooks,
+    source: np.ndarray | None = None,
 ) -> Plan:
     """The plan of a request.
 
     Args:
         given: the parameters that the caller named.
         capacity: of the decoder: positions at most.
+        source: what an encoder read, ids [B, S] or features; None where there is no encoder.
 
     Raises:
         UsageError: parameters that cannot be together, or that need what is missing.
@@ -139,7 +147,7 @@ def make_plan(
         config,
         prompt,
         longest,
-        processors(config, prompt.ids, shown, longest, own),
+        processors(config, prompt.ids if source is None else source, shown, longest, own),
         Stopping(config, longest, _several(hooks.stopping_criteria), hooks.tokenizer),
         _generators(hooks.seed, rows),
         hooks,

@@ -61,7 +61,7 @@ class Normalized:
 
 def processors(
     config: GenerationConfig,
-    prompt: np.ndarray,
+    source: np.ndarray,
     shown: np.ndarray,
     longest: int,
     own: Sequence[Processor] = (),
@@ -69,7 +69,7 @@ def processors(
     """All processors of one request.
 
     Args:
-        prompt: [B, P] int64, a row for each prompt.
+        source: [B, S] int64, a row for each prompt: the prompts, or what an encoder read.
         shown: [R, P] bool, which positions are no padding, a row for each row of scores.
         longest: positions at most, prompt included.
         own: the caller's, which stand before what only sampling uses.
@@ -77,22 +77,22 @@ def processors(
     Raises:
         UsageError: a parameter needs an end-of-sequence id, and there is none.
     """
-    made = [*_always(config, prompt, shown, longest), *own]
+    made = [*_always(config, source, shown, longest), *own]
     if config.do_sample:
         made += _of_sampling(config)
     return [*made, Normalized()] if config.renormalize_logits else made
 
 
 def _always(
-    config: GenerationConfig, prompt: np.ndarray, shown: np.ndarray, longest: int
+    config: GenerationConfig, source: np.ndarray, shown: np.ndarray, longest: int
 ) -> Iterator[Processor]:
     """What acts on greedy decoding, too."""
-    length, eos = prompt.shape[1], config.eos_token_id or ()
+    length, eos = shown.shape[1], config.eos_token_id or ()
     if config.sequence_bias is not None:
         yield SequenceBias(dict(config.sequence_bias))
     if config.encoder_repetition_penalty != 1:
-        repeats = len(shown) // len(prompt)
-        yield PromptReward(config.encoder_repetition_penalty, np.repeat(prompt, repeats, axis=0))
+        repeats = len(shown) // len(source)
+        yield PromptReward(config.encoder_repetition_penalty, np.repeat(source, repeats, axis=0))
     if config.repetition_penalty != 1:
         yield RepetitionPenalty(config.repetition_penalty, shown.argmax(axis=1))
     if config.presence_penalty or config.frequency_penalty:
@@ -100,7 +100,7 @@ def _always(
     if config.no_repeat_ngram_size:
         yield NoRepeatedNgram(config.no_repeat_ngram_size)
     if config.encoder_no_repeat_ngram_size:
-        yield NoPromptNgram(config.encoder_no_repeat_ngram_size, prompt)
+        yield NoPromptNgram(config.encoder_no_repeat_ngram_size, source)
     if config.bad_words_ids is not None:
         yield SequenceBias(without_ends(config.bad_words_ids, eos))
     least = config.min_length

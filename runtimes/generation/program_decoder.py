@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from omnigraph.runtimes.generation.decoder import check_room
-from omnigraph.runtimes.generation.step_program import Runner, StepProgram
+from omnigraph.runtimes.generation.runner import Runner
+from omnigraph.runtimes.generation.step_program import StepProgram
 
 
 class ProgramDecoder:
@@ -17,14 +19,21 @@ class ProgramDecoder:
 
     Args:
         variant: of ``Session.run``; None is what the session was loaded with.
+        given: inputs that stay the same for each row, such as what an encoder gave, by name.
     """
 
     def __init__(
-        self, session: Runner, program: StepProgram, rows: int, variant: str | None = None
+        self,
+        session: Runner,
+        program: StepProgram,
+        rows: int,
+        variant: str | None = None,
+        given: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self._session, self._program, self._variant = session, program, variant
         self._shown = np.ones((rows, 0), bool)
         self._state: dict[str, np.ndarray] = {}
+        self._given = dict(given or {})
 
     @property
     def rows(self) -> int:
@@ -57,6 +66,7 @@ class ProgramDecoder:
             return
         self._shown = self._shown[rows]
         self._state = {name: array[rows] for name, array in self._state.items()}
+        self._given = {name: array[rows] for name, array in self._given.items()}
 
     def truncate(self, length: int) -> None:
         """Forget all positions from ``length`` on."""
@@ -79,7 +89,7 @@ class ProgramDecoder:
                 positions = np.arange(seen.shape[1] - count, seen.shape[1])
             feeds[program.positions.name] = positions.astype(program.positions.dtype)
         outputs = self._session.run(
-            {**feeds, **self._state}, program=program.name, variant=self._variant
+            {**feeds, **self._given, **self._state}, program=program.name, variant=self._variant
         )
         self._state = {past: outputs[present] for past, (present, _) in program.state.items()}
         self._shown = seen

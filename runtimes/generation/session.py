@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from omnigraph.artifact import Artifact
     from omnigraph.runtimes.generation.config import GenerationConfig
     from omnigraph.runtimes.generation.decoder import Decoder
@@ -81,14 +83,18 @@ class GeneratesText:
 
         Args:
             input_ids: ids [B, P] or [P] of any integer type, or lists of ids of unequal lengths.
+                Of a decoder with an encoder, the source: ids [B, S], or features.
             attention_mask: [B, P], 1 for a token and 0 for padding before it. Without it, ids that
-                are the pad id are padding, if that is no end of texts.
+                are the pad id are padding, if that is no end of texts. Of a source [B, S], whose
+                padding may be anywhere.
             stream: give an iterator of `Token` that runs the model as it is read. An iterator that
                 is closed, or forgotten, computes no more.
             generation_config: parameters in place of the artifact's.
             options: fields of `GenerationConfig`, such as ``max_new_tokens=64``, and of `Hooks`:
                 ``seed``, ``tokenizer``, ``log_probs``, ``on_token``, ``cancel``,
-                ``logits_processor``, ``stopping_criteria``, ``program``, ``variant``.
+                ``logits_processor``, ``stopping_criteria``, ``program``, ``variant``, and
+                ``decoder_input_ids`` of a decoder with an encoder, its own prompt; without them, it
+                begins with ``decoder_start_token_id``.
 
         Returns:
             A `Generation`, whose ``ids`` [R, L] hold the prompts, too; R is B times
@@ -103,8 +109,9 @@ class GeneratesText:
         """
         from omnigraph.runtimes.generation.generate import generate
 
+        session: Any = self
         return generate(
-            self.artifact,
+            session,
             self._open_decoder,
             input_ids,
             attention_mask,
@@ -158,8 +165,14 @@ class GeneratesText:
         finally:
             ended.set()
 
-    def _open_decoder(self, program: StepProgram, rows: int, variant: str | None) -> Decoder:
+    def _open_decoder(
+        self,
+        program: StepProgram,
+        rows: int,
+        variant: str | None,
+        given: Mapping[str, np.ndarray],
+    ) -> Decoder:
         """A decoder that has read nothing; a runtime may keep keys and values in its own memory."""
         from omnigraph.runtimes.generation.program_decoder import ProgramDecoder
 
-        return ProgramDecoder(self, program, rows, variant)  # type: ignore[arg-type]
+        return ProgramDecoder(self, program, rows, variant, given)  # type: ignore[arg-type]

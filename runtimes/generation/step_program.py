@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from omnigraph.artifact import Artifact, ProgramEntry
 from omnigraph.errors import UnsupportedError
 from omnigraph.program import Dim, DimLike, TensorSpec
+from omnigraph.runtimes.generation.encoder import Encoder
 
 #: How an artifact gets a program with a past.
 _HOW = (
@@ -16,17 +16,6 @@ _HOW = (
     "program decode; for a module of your own, give a Program whose state pairs each past with "
     "its present"
 )
-
-
-class Runner(Protocol):
-    """What is needed of a session."""
-
-    artifact: Artifact
-
-    def run(
-        self, feeds: Mapping[str, Any], /, *, program: str | None, variant: str | None
-    ) -> dict[str, Any]:
-        """Run one program on named inputs."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +32,7 @@ class StepProgram:
         capacity: how many positions a row may have; None is no bound.
         most_tokens: how many tokens one call may take; None is no bound.
         pads_left: whether padding before a row changes nothing in it.
+        encoder: the program that reads the source of a decoder with an encoder.
     """
 
     name: str
@@ -54,6 +44,7 @@ class StepProgram:
     capacity: int | None
     most_tokens: int | None
     pads_left: bool
+    encoder: Encoder | None = None
 
     @classmethod
     def of(cls, artifact: Artifact, name: str | None = None) -> StepProgram:
@@ -71,7 +62,13 @@ class StepProgram:
             for role in ("tokens", "mask", "positions")
         )
         state = _state(found, entry)
-        known = {*state, *(spec.name for spec in (tokens, *masks, *positions))}
+        known = {*state, *(spec.name for spec in (tokens, *positions))}
+        encoder = Encoder.of(artifact, [s.name for s in entry.inputs if s.name not in known])
+        if encoder is not None:
+            known |= {*encoder.gives}
+            masks = [m for m in masks if encoder.mask is None or m.name != encoder.mask.name]
+            known |= {encoder.mask.name} if encoder.shows and encoder.mask is not None else set()
+        known |= {mask.name for mask in masks}
         _check_inputs(found, [s for s in entry.inputs if s.name not in known], masks)
         ranges = artifact.manifest["dimensions"]
         capacity, most = _limits(found, tokens, entry, state, ranges)
@@ -89,6 +86,7 @@ class StepProgram:
                 any(len(spec.shape) == 2 for spec in positions)
                 or bool(artifact.manifest.get("generation", {}).get("pads_left"))
             ),
+            encoder=encoder,
         )
 
 
@@ -145,8 +143,8 @@ def _check_inputs(name: str, others: Sequence[TensorSpec], masks: Sequence[Tenso
             f"Program {name!r} cannot generate by itself: it needs {found.name!r}",
             expected="inputs that are tokens, a mask, positions and a past",
             found=f"{found.name}, {found.dtype} {list(found.shape)}",
-            hint="a decoder with an encoder, or with images, has no generation loop yet; "
-            "`Session.run` takes all inputs",
+            hint="no program of the artifact gives it: export a decoder with its encoder, as "
+            "--programs encode,decode; `Session.run` takes all inputs",
         )
     if masks and len(masks[0].shape) != 2:
         raise UnsupportedError(
