@@ -85,27 +85,30 @@ def generate(
 
 
 def _begun(given: Any, config: GenerationConfig, rows: int) -> np.ndarray:
-    """The decoder's own prompts, one for each source."""
+    """The decoder's own prompts, one for each source; they begin with its start, if it has one."""
+    start = config.decoder_start_token_id
+    start = config.bos_token_id if start is None else start
+    if given is None and start is None:
+        raise UsageError(
+            "A decoder with an encoder needs a first token",
+            expected="decoder_start_token_id or decoder_input_ids",
+            found="neither, and none in the artifact",
+            hint="net.generate(ids, decoder_start_token_id=…), as the model was trained",
+        )
     if given is None:
-        start = config.decoder_start_token_id
-        start = config.bos_token_id if start is None else start
-        if start is None:
-            raise UsageError(
-                "A decoder with an encoder needs a first token",
-                expected="decoder_start_token_id or decoder_input_ids",
-                found="neither, and none in the artifact",
-                hint="net.generate(ids, decoder_start_token_id=…), as the model was trained",
-            )
         return np.full((rows, 1), start, np.int64)
     ids = np.atleast_2d(np.asarray(given))
-    if len(ids) not in (1, rows) or ids.ndim != 2:
+    if len(ids) not in (1, rows) or ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
         raise InputError(
             "decoder_input_ids are not one prompt for each source",
             expected=f"ids [{rows}, P], or [P] for all",
-            found=f"an array {list(ids.shape)}",
+            found=f"an array of {ids.dtype} {list(ids.shape)}",
             hint="prompts of one length; leave them out to begin with decoder_start_token_id",
         )
-    return np.broadcast_to(ids, (rows, ids.shape[1]))
+    ids = np.broadcast_to(ids, (rows, ids.shape[1])).astype(np.int64)
+    if start is not None and (ids[:, 0] != start).all():  # as transformers does
+        ids = np.concatenate([np.full((rows, 1), start, np.int64), ids], axis=1)
+    return ids
 
 
 def _chosen(

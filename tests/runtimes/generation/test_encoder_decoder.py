@@ -83,6 +83,7 @@ def test_what_cannot_be_read_is_said(pair: tuple[Any, Any]):
         session.generate(SOURCE, decoder_input_ids=np.zeros((3, 1), np.int64))
 
 
+@pytest.mark.slow
 def test_a_start_is_needed_and_an_encoder(tmp_path: Path):
     settings = {"kind": "encoder-decoder"}
     (report,) = omnigraph.export(
@@ -105,8 +106,6 @@ def test_a_start_is_needed_and_an_encoder(tmp_path: Path):
     )
     with (
         omnigraph.load(report.path, threads=1) as session,
-        pytest.raises(
-            UnsupportedError, match="cannot generate by itself"
-        ),
+        pytest.raises(UnsupportedError, match="cannot generate by itself"),
     ):
         session.generate([[5, 6, 7]], decoder_start_token_id=1)
