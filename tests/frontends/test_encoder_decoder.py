@@ -24,7 +24,7 @@ from omnigraph.program import Dim
 #: Positions that are relative, learned, fixed, and counted without padding; texts and sounds.
 NAMES = ("t5", "bart", "whisper", "pegasus", "m2m100", "marian", "mbart")
 #: Exported here always.
-FAST = ("t5", "whisper")
+FAST = ("t5",)
 STEPS = 12
 #: Rounding of fp32, of the depth of these models.
 TOLERANCE = 4e-6

@@ -23,7 +23,7 @@ from omnigraph.testing import tolerance_of
 from omnigraph.tracing.trace import check_trace, reference_for, trace
 
 #: Forms of a model that is here in its other form, and takes long.
-LONG = {("t5", "sdpa"), ("bart", "eager")}
+LONG = {("t5", "sdpa"), ("t5", "eager"), ("bart", "eager")}
 
 
 def cases() -> list[object]:

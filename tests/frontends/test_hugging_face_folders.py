@@ -12,7 +12,7 @@ from omnigraph.errors import ContractError, TraceError
 from omnigraph.frontends.resolve import resolve
 
 #: Here always: two kinds of inputs, convolutions of waves, and windows in the past.
-FAST = ("clip", "wav2vec2", "gemma3")
+FAST = ("clip", "wav2vec2")
 #: Its layers run a loop over the tokens, whose length the trace fixes.
 REFUSED = "mamba"
 #: Its buckets are ceilings of logarithms, and OpenVINO's logarithm differs from torch's in the last

@@ -31,6 +31,7 @@ from omnigraph.lowering.openvino.ir import (
 from omnigraph.lowering.openvino.quantization import SCHEMES, runtime_details
 from omnigraph.lowering.openvino.support import computed_wrongly
 from omnigraph.lowering.openvino.unrounded import run_unrounded
+from omnigraph.lowering.openvino.wide_positions import separate_conversions
 from omnigraph.passes.compress_weights import CompressWeights
 from omnigraph.passes.convert_precision import ConvertPrecision
 from omnigraph.passes.decompose_partial_rotary import DecomposePartialRotary
@@ -126,6 +127,7 @@ class OpenVinoTarget(Target):
             places = weights_as_inputs(proto)
             model = _convert(program, proto)
             simplify_attention(model, program.graph)
+            separate_conversions(model)
             _bound_and_name(model, program)
             out = directory / f"{program.name}.xml"
             with tempfile.TemporaryDirectory() as scratch:

@@ -6,13 +6,47 @@ number: at the 1,000th token, sinusoidal positions were off by half their size.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    import openvino
 
 _INTEGERS = frozenset(["I32", "I64", "U32", "U64"])
 #: Their results are no positions any more: they are of one size, whatever the position.
 _BOUNDED = frozenset(["Sin", "Cos"])
 #: A row of a table, which is read by position, is no position.
 _TABLES = frozenset(["Gather", "GatherElements", "GatherND"])
+
+
+def separate_conversions(model: openvino.Model) -> None:
+    """Put a Reshape that changes nothing behind each conversion of integers to f32.
+
+    Where a model has quantized weights, the plugin takes an integer, its conversion and a product
+    with a constant for a dequantization. It makes another node of them, without attributes.
+
+    Args:
+        model: OpenVINO's, changed in place.
+    """
+    from openvino import opset15
+
+    for convert in model.get_ordered_ops():
+        if convert.get_type_name() != "Convert":
+            continue
+        before, after = (
+            each.get_element_type().to_string() for each in (convert.input(0), convert.output(0))
+        )
+        shape = convert.get_output_partial_shape(0)
+        if after != "f32" or before not in ("i32", "i64", "u32", "u64") or shape.rank.is_dynamic:
+            continue
+        moving = [axis for axis, dim in enumerate(shape) if dim.is_dynamic]
+        readers = list(convert.output(0).get_target_inputs())
+        if not moving or not readers:
+            continue
+        sizes = [-1 if axis == moving[-1] else 0 for axis in range(len(shape))]
+        same = opset15.reshape(convert.output(0), opset15.constant(sizes), True)
+        for reader in readers:
+            reader.replace_source_output(same.output(0))
 
 
 def keep_positions_wide(net: ElementTree.Element) -> None:

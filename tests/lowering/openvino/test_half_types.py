@@ -19,22 +19,33 @@ NEAR = 0.02
 
 
 def test_positions_beyond_256_are_not_rounded(tmp_path: Path):
-    outputs = []
-    for precision in ("fp32", "bf16"):
+    outputs = {}
+    for precision in ("fp32", "bf16", "int8-weights"):
         (report,) = omnigraph.export(
-            "omninet", "openvino", precision=precision, out=tmp_path / precision, **SINUSOIDAL
+            "omninet",
+            "openvino",
+            precision=precision,
+            programs=["forward"],
+            out=tmp_path / precision,
+            **SINUSOIDAL,
         )
         with omnigraph.load(report.path, threads=1) as session:
-            outputs.append(next(iter(session.run(input_ids=FAR).values())))
-    assert deviation(outputs[1][:, 1000:], outputs[0][:, 1000:]).rms < NEAR
+            (outputs[precision],) = session.run(input_ids=FAR).values()
+    exact = outputs.pop("fp32")
+    for found in outputs.values():
+        assert deviation(found[:, 1000:], exact[:, 1000:]).rms < NEAR
 
 
+@pytest.mark.slow
 def test_the_contract_sees_positions_that_are_rounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(ir, "keep_positions_wide", lambda net: None)
-    with pytest.raises(ContractError, match="too far from the torch model"):
-        omnigraph.export("omninet", "openvino", precision="bf16", out=tmp_path / "a", **SINUSOIDAL)
+    for precision in ("bf16", "int8"):
+        with pytest.raises(ContractError, match="too far from the torch model"):
+            omnigraph.export(
+                "omninet", "openvino", precision=precision, out=tmp_path / "a", **SINUSOIDAL
+            )
 
 
 def test_one_query_of_one_given_key(tmp_path: Path):

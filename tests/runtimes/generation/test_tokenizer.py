@@ -101,6 +101,7 @@ def test_a_text_that_ends_a_row_is_read_with_it(session: Session):
     assert session.tokenizer.decode(ended.new[0]).count(stop) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_tokenizer_and_none_are_said(tmp_path, path: Path, tiny_artifacts):
     directory = unpacked(path, tmp_path / "net")
     (directory / "tokenizer" / "tokenizer.json").write_text("{}")
