@@ -283,6 +283,7 @@ VENDOR_FILES = {
     "omnigraph.lowering.openvino.attention": {"openvino"},
     "omnigraph.lowering.openvino.ir": {"openvino"},
     "omnigraph.lowering.openvino.unrounded": {"openvino"},
+    "omnigraph.lowering.openvino.wide_positions": {"openvino"},
     "omnigraph.lowering.tensorrt.target": {"tensorrt", "tensorrt_rtx"},
     "omnigraph.lowering.tensorrt.build": {"tensorrt", "tensorrt_rtx"},
     "omnigraph.runtimes.onnx": {"onnxruntime"},
