@@ -37,10 +37,15 @@ from omnigraph.quantization.options import Quantization
 
 THREADS = 2
 PRECISIONS = ("fp32", "int8", "int8-dynamic", "int8-weights", "int4-weights")
-#: ... and with weights whose rounding is learned: the precision, and the terms with one scale.
-LEARNED = {
-    "int8-weights, learned": ("int8-weights", None),
-    "int4-weights, learned, groups of 32": ("int4-weights", 32),
+#: ... and in other ways: the precision, and the options of quantization.
+WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "int8, fast": ("int8", {"preset": "fast"}),
+    "int8-weights, learned": ("int8-weights", {"rounding": "learned"}),
+    "int4-weights, learned, groups of 32": (
+        "int4-weights",
+        {"rounding": "learned", "group_size": 32},
+    ),
+    "int4-weights, 0.5% lost": ("int4-weights", {"max_loss": 0.005, "metric": "cosine"}),
 }
 #: Of tensorrt, by `--only` alone: what an engine is made of, which needs no GPU for its numbers.
 LOWERED = ("fp16", "int8", "int8-weights", "int4-weights")
@@ -90,7 +95,7 @@ def _contestants(model: RealModel, scratch: Path) -> dict[str, Callable[[], Call
     makers: dict[str, Callable[[], Call]] = {
         f"{target} {precision}": partial(_ours, model, target, precision, scratch)
         for target, precisions in targets.items()
-        for precision in (*precisions, *LEARNED)
+        for precision in (*precisions, *WAYS)
     }
     plain = cache(lambda: plain_openvino(model.module, model.example, scratch / "plain.xml"))
     makers |= {f"nncf {kind}": partial(_nncf, model, plain, kind, scratch) for kind in PEERS}
@@ -115,10 +120,9 @@ def _ours(model: RealModel, target: str, precision: str, scratch: Path) -> Call:
 
     out = scratch / f"{target}-{precision}"
     given: dict[str, Any] = {}
-    if precision in LEARNED:
-        precision, group = LEARNED[precision]
-        learned = Quantization(calibration=calibration, rounding="learned", group_size=group)
-        given["quantization"] = learned
+    if precision in WAYS:
+        precision, options = WAYS[precision]
+        given["quantization"] = Quantization(calibration=calibration, **options)
     elif "int" in precision:
         given["calibration"] = calibration
     omnigraph.export(model.exported, target, precision=precision, out=out, **given, **model.options)

@@ -59,7 +59,8 @@ def generate(
     if chosen.stop_strings and hooks.tokenizer is None and artifact.manifest.get("tokenizer"):
         hooks = replace(hooks, tokenizer=ArtifactTokenizer(artifact))
     program = StepProgram.of(artifact, hooks.program)
-    source, fixed = None, {}
+    source: np.ndarray | None = None
+    fixed: Mapping[str, np.ndarray] = {}
     if (encoder := program.encoder) is not None:
         source, fixed = encoder.read(session, input_ids, attention_mask, hooks.variant)
         input_ids = _begun(hooks.decoder_input_ids, chosen, len(source))
