@@ -221,7 +221,8 @@ class _Export:
         """The program as far as its module goes, and its trace."""
         program, graph = trace_within_limits(program)
         check_graph(graph, "trace")
-        cases = contract_cases(program, compared_positions(graph))
+        rounds = any(job.rounds_floats for job in self.jobs)
+        cases = contract_cases(program, compared_positions(graph, rounds=rounds))
         references = [reference_for(program, case) for case in cases]
         check_trace(program, graph, references)
         golden = Case("golden", fit_sizes(program, _GOLDEN), "left", seed=_GOLDEN_SEED)

@@ -38,6 +38,11 @@ class TargetJob:
         """Whether weights become integers or float8."""
         return self.target.schemes[self.precision] is not None
 
+    @property
+    def rounds_floats(self) -> bool:
+        """Whether floats are computed in a half type."""
+        return self.target.rounding(self.precision) != "fp32"
+
     def judges(self, options: Quantization) -> bool:
         """Whether a loss is measured, to choose the precision of each layer within a bound."""
         return options.with_defaults(self.asked, runs_here=False).max_loss is not None

@@ -132,7 +132,7 @@ class _Bisection:
         """Where the numbers of one program differ, and all facts known then."""
         self._report(program, "trace")
         program, graph = trace_within_limits(program)
-        cases = contract_cases(program, compared_positions(graph))
+        cases = contract_cases(program, compared_positions(graph, rounds=self.job.rounds_floats))
         references = [reference_for(program, case) for case in cases]
         try:
             check_trace(program, graph, references)

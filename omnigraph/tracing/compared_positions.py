@@ -27,16 +27,19 @@ _COUNTS = frozenset("Range CumSum".split())
 _FLOATS = frozenset([ir.DataType.FLOAT, ir.DataType.DOUBLE])
 
 
-def compared_positions(graph: Graph) -> list[int]:
+def compared_positions(graph: Graph, *, rounds: bool = True) -> list[int]:
     """The integers that values are compared with, after sums and differences, each once.
 
-    256 is one of them where positions become floats.
+    256 is one of them where positions become floats that a target rounds.
+
+    Args:
+        rounds: whether a target computes floats in a half type.
     """
     found: set[int] = set()
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
         if node.op_type in _COMPARISONS:
             found.update(_numbers(node, _STEPS))
-        elif _gives_floats(node) and _counts(node, _STEPS):
+        elif rounds and _gives_floats(node) and _counts(node, _STEPS):
             found.add(_EXACT_IN_BF16)
     return sorted(found)
 

@@ -23,8 +23,6 @@ from omnigraph.program import Dim
 
 #: Positions that are relative, learned, fixed, and counted without padding; texts and sounds.
 NAMES = ("t5", "bart", "whisper", "pegasus", "m2m100", "marian", "mbart")
-#: Exported here always.
-FAST = ("t5",)
 STEPS = 12
 #: Rounding of fp32, of the depth of these models.
 TOLERANCE = 4e-6
@@ -71,9 +69,8 @@ def test_steps_are_those_of_generate(folder: Folder, name: str):
     assert_right(in_torch(source.programs), folder(name))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in NAMES]
-)
+@pytest.mark.slow  # T5's artifact generates in tests/runtimes/generation
+@pytest.mark.parametrize("name", NAMES)
 def test_an_artifact_decodes_as_generate_does(folder: Folder, tmp_path: Path, name: str):
     with omnigraph.load(exported(folder(name), "onnx", tmp_path / "net.omni")) as net:
         assert_right(lambda program, inputs: net.run(inputs, program=program), folder(name))
