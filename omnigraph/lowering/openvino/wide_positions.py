@@ -1,7 +1,7 @@
 """Keeps positions in f32 in an OpenVINO IR that is computed in a half type.
 
-No bf16 holds every integer above 256, so the sine of a position that was rounded is another
-number: at the 1,000th token, sinusoidal positions were off by half their size.
+No bf16 holds every integer above 256, and the sine of a position that was rounded is another
+number.
 """
 
 from __future__ import annotations

@@ -12,28 +12,34 @@ from omnigraph.contract.tolerance import deviation
 from omnigraph.errors import ContractError
 from omnigraph.lowering.openvino import ir
 
+#: Its layers are too narrow to be quantized: only its table is, which rounds by less than bf16.
+NARROW = {
+    "settings": {
+        "kind": "decoder", "hidden_size": 8, "num_heads": 1, "num_layers": 2, "vocab_size": 97,
+        "positions": "sinusoidal", "scale_embeddings": True, "attention_bias": False,
+    }
+}  # fmt: skip
 SINUSOIDAL = {"config": "tiny", "settings": {"kind": "encoder", "positions": "sinusoidal"}}
 FAR = np.random.default_rng(0).integers(0, 256, (1, 1500))
 #: Rounding to bf16 (2⁻⁹ of a number at most) in two layers of a dozen roundings.
 NEAR = 0.02
 
 
-def test_positions_beyond_256_are_not_rounded(tmp_path: Path):
-    outputs = {}
-    for precision in ("fp32", "bf16", "int8-weights"):
+@pytest.mark.parametrize(("precision", "model"), [("bf16", SINUSOIDAL), ("int8", NARROW)])
+def test_positions_beyond_256_are_not_rounded(tmp_path: Path, precision: str, model: dict):
+    outputs = []
+    for each in ("fp32", precision):
         (report,) = omnigraph.export(
             "omninet",
             "openvino",
-            precision=precision,
+            precision=each,
             programs=["forward"],
-            out=tmp_path / precision,
-            **SINUSOIDAL,
+            out=tmp_path / each,
+            **model,
         )
         with omnigraph.load(report.path, threads=1) as session:
-            (outputs[precision],) = session.run(input_ids=FAR).values()
-    exact = outputs.pop("fp32")
-    for found in outputs.values():
-        assert deviation(found[:, 1000:], exact[:, 1000:]).rms < NEAR
+            outputs += session.run(input_ids=FAR % 97).values()
+    assert deviation(outputs[1][:, 1000:], outputs[0][:, 1000:]).rms < NEAR
 
 
 @pytest.mark.slow
